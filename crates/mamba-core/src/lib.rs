@@ -1,1 +1,3 @@
-
+pub mod norm;
+pub mod sampling;
+pub mod transformer;
