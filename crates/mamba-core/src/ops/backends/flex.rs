@@ -1,0 +1,1 @@
+impl crate::ops::extension::MambaOps for burn::backend::Flex {}
