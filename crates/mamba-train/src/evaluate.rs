@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::Tensor;
-use mamba_core::language_model::LanguageModel;
+use mamba_core::LanguageModel;
 use serde::{Deserialize, Serialize};
 
 use crate::windows::TokenBatch;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use burn::module::Module;
 use burn::store::ModuleRecord;
 use burn::tensor::Device;
-use mamba_core::language_model::LanguageModel;
+use mamba_core::LanguageModel;
 
 use crate::experiment::Experiment;
 use crate::learner::LmTraining;

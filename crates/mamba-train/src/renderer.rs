@@ -34,7 +34,7 @@ pub struct PlainRenderer<W: Write = io::Stdout> {
     training: bool,
     names: Vec<(MetricId, String)>,
     interval: Interval,
-    valid_loss: Mean,
+    valid_loss: f64,
     started: Instant,
 }
 
@@ -81,7 +81,7 @@ impl<W: Write> PlainRenderer<W> {
             training: true,
             names: Vec::new(),
             interval: Interval::default(),
-            valid_loss: Mean::default(),
+            valid_loss: f64::NAN,
             started: Instant::now(),
         }
     }
@@ -154,10 +154,10 @@ impl<W: Write + Send + Sync> MetricsRendererTraining for PlainRenderer<W> {
     }
 
     fn update_valid(&mut self, state: MetricState) {
-        if let Some((entry, value)) = batch_value(&state)
+        if let MetricState::Numeric(entry, Some(NumericEntry::Final(value))) = &state
             && self.name(entry) == "Loss"
         {
-            self.valid_loss.push(value);
+            self.valid_loss = *value;
         }
     }
 }
@@ -180,7 +180,6 @@ impl<W: Write + Send + Sync> TrainingProgressLogger for PlainRenderer<W> {
 
     fn start_split(&mut self, split: &str, _total_items: usize) {
         self.training = split == "train";
-        self.valid_loss = Mean::default();
     }
 
     fn update_split(&mut self, _items_processed: usize) {
@@ -195,12 +194,8 @@ impl<W: Write + Send + Sync> TrainingProgressLogger for PlainRenderer<W> {
 
     fn end_split(&mut self) {
         if !self.training {
-            let loss = self.valid_loss.value();
-            self.print(&format!(
-                "step {} | valid loss {loss:.4} | valid ppl {:.1}",
-                self.step,
-                loss.exp()
-            ));
+            let (step, loss) = (self.step, self.valid_loss);
+            self.print(&format!("step {step} | valid loss {loss:.4} | valid ppl {:.1}", loss.exp()));
         }
     }
 
@@ -232,5 +227,62 @@ impl<W: Write + Send + Sync> MetricsRenderer for PlainRenderer<W> {
 
     fn register_metric(&mut self, definition: MetricDefinition) {
         self.names.push((definition.metric_id, definition.name.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::train::metric::{Metric, SerializedEntry};
+
+    use crate::learner::{ThroughputMetric, TokenLossMetric};
+
+    fn id(name: &str) -> MetricId {
+        MetricId::new(std::sync::Arc::new(name.into()))
+    }
+
+    fn state(name: &str, value: NumericEntry) -> MetricState {
+        let entry = MetricEntry::new(id(name), SerializedEntry::new(String::new(), String::new()));
+        MetricState::Numeric(entry, Some(value))
+    }
+
+    fn register<W: Write + Send + Sync>(renderer: &mut PlainRenderer<W>, metric: &impl Metric) {
+        renderer.register_metric(MetricDefinition::new(id(&metric.name()), metric));
+    }
+
+    #[test]
+    fn one_line_every_few_steps_and_one_an_evaluation() {
+        let options = PlainOptions { start_step: 4, total_steps: 9, every: 2 };
+        let mut renderer = PlainRenderer::with_output(options, Vec::new());
+        register(&mut renderer, &TokenLossMetric::default());
+        register(&mut renderer, &ThroughputMetric::default());
+        renderer.start(2, 1, None, None);
+        renderer.update_epoch(1);
+        renderer.start_split("train", 5);
+        for loss in [4.0, 2.0, 1.0] {
+            renderer.update_train(state("Loss", NumericEntry::Value(loss)));
+            renderer.update_train(state("Tokens/s", NumericEntry::Value(100.0)));
+            renderer.update_split(0);
+        }
+        renderer.update_train(state("Loss", NumericEntry::Final(9.0)));
+        renderer.end_split();
+        renderer.start_split("valid", 3);
+        renderer.update_valid(state("Loss", NumericEntry::Value(7.0)));
+        renderer.update_split(1);
+        renderer.update_valid(state("Loss", NumericEntry::Final(2.5)));
+        renderer.end_split();
+
+        let text = String::from_utf8(renderer.out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].starts_with("step 6/9 | epoch 2 | loss 3.0000 | ppl 20.1 |"), "{text}");
+        assert!(lines[0].contains("| 100 tok/s | eta "), "{text}");
+        assert_eq!(lines[1], "step 7 | valid loss 2.5000 | valid ppl 12.2");
+    }
+
+    #[test]
+    fn durations_are_short() {
+        let text = |seconds| format_duration(Duration::from_secs(seconds));
+        assert_eq!([text(9), text(432), text(3720)], ["9s", "7m12s", "1h02m"]);
     }
 }

@@ -9,8 +9,8 @@ mod training;
 
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Result, ensure};
-use mamba_core::language_model::LanguageModelConfig;
+use anyhow::{Result, anyhow, ensure};
+use mamba_core::LanguageModelConfig;
 use serde::{Deserialize, Serialize};
 
 pub use training::{OptimizerKind, TrainingConfig};
@@ -148,6 +148,7 @@ impl Experiment {
             "sample.temperature: must not be negative, got {}",
             self.sample.temperature
         );
+        self.model.validate().map_err(|problem| anyhow!("model.{problem}"))?;
         self.training.validate()
     }
 }

@@ -2,38 +2,46 @@
 
 use std::sync::Arc;
 
-use burn::tensor::TensorReadError;
+use burn::tensor::{Tensor, TensorReadError};
 use burn::train::metric::state::{FormatOptions, NumericMetricState};
 use burn::train::metric::{
-    LossInput, LossMetric, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric,
-    NumericAttributes, NumericEntry, SerializedEntry,
+    Metric, MetricAttributes, MetricMetadata, MetricName, Numeric, NumericAttributes, NumericEntry,
+    SerializedEntry,
 };
 
 use crate::hardware::resident_memory;
 
-/// The exponential of the mean loss.
+/// The input of [`TokenLossMetric`] and [`PerplexityMetric`].
+pub struct TokenLossInput {
+    /// Mean cross-entropy in nats. Shape `[1]`.
+    pub loss: Tensor<1>,
+    /// The tokens it is a mean over.
+    pub tokens: usize,
+}
+
+/// The mean cross-entropy a token, in nats.
+///
+/// burn-train's own loss metric weighs every batch alike, also a shorter last one.
 #[derive(Clone)]
-pub struct PerplexityMetric {
+pub struct TokenLossMetric {
     name: MetricName,
-    loss: LossMetric,
+    state: NumericMetricState,
 }
 
-impl Default for PerplexityMetric {
+impl Default for TokenLossMetric {
     fn default() -> Self {
-        Self { name: Arc::new("Perplexity".into()), loss: LossMetric::new() }
+        Self { name: Arc::new("Loss".into()), state: NumericMetricState::new() }
     }
 }
 
-impl PerplexityMetric {
-    fn entry(&self) -> SerializedEntry {
-        let epoch = self.running_value().map_or(f64::NAN, |entry| entry.current());
-        let batch = self.value().map_or(f64::NAN, |entry| entry.current());
-        SerializedEntry::new(format!("epoch {epoch:.2} - batch {batch:.2}"), batch.to_string())
+impl TokenLossMetric {
+    fn format(&self) -> FormatOptions {
+        FormatOptions::new(self.name.clone()).precision(4)
     }
 }
 
-impl Metric for PerplexityMetric {
-    type Input = LossInput;
+impl Metric for TokenLossMetric {
+    type Input = TokenLossInput;
 
     fn name(&self) -> MetricName {
         self.name.clone()
@@ -45,7 +53,72 @@ impl Metric for PerplexityMetric {
 
     fn update(
         &mut self,
-        input: &LossInput,
+        input: &TokenLossInput,
+        _metadata: &MetricMetadata,
+    ) -> Result<SerializedEntry, TensorReadError> {
+        let loss = input.loss.clone().try_into_scalar::<f64>()?;
+        self.state.update(loss, input.tokens);
+        Ok(self.state.compute_update(self.format()))
+    }
+
+    fn compute(&mut self) -> Result<SerializedEntry, TensorReadError> {
+        Ok(self.state.compute_final(self.format()))
+    }
+
+    fn clear(&mut self) {
+        self.state.reset();
+    }
+}
+
+impl Numeric for TokenLossMetric {
+    fn value(&self) -> Option<NumericEntry> {
+        Some(self.state.current_value())
+    }
+
+    fn running_value(&self) -> Option<NumericEntry> {
+        Some(self.state.running_value())
+    }
+
+    fn final_value(&self) -> NumericEntry {
+        self.state.final_value()
+    }
+}
+
+/// The exponential of the mean loss.
+#[derive(Clone)]
+pub struct PerplexityMetric {
+    name: MetricName,
+    loss: TokenLossMetric,
+}
+
+impl Default for PerplexityMetric {
+    fn default() -> Self {
+        Self { name: Arc::new("Perplexity".into()), loss: TokenLossMetric::default() }
+    }
+}
+
+impl PerplexityMetric {
+    fn entry(&self) -> SerializedEntry {
+        let epoch = self.loss.state.running_value().current().exp();
+        let batch = self.loss.state.current_value().current().exp();
+        SerializedEntry::new(format!("epoch {epoch:.2} - batch {batch:.2}"), batch.to_string())
+    }
+}
+
+impl Metric for PerplexityMetric {
+    type Input = TokenLossInput;
+
+    fn name(&self) -> MetricName {
+        self.name.clone()
+    }
+
+    fn attributes(&self) -> MetricAttributes {
+        NumericAttributes { unit: None, higher_is_better: false }.into()
+    }
+
+    fn update(
+        &mut self,
+        input: &TokenLossInput,
         metadata: &MetricMetadata,
     ) -> Result<SerializedEntry, TensorReadError> {
         self.loss.update(input, metadata)?;
@@ -209,20 +282,20 @@ impl_gauge!(MemoryMetric, (), |_| {
 mod tests {
     use super::*;
     use burn::data::dataloader::Progress;
-    use burn::tensor::{Device, Tensor};
+    use burn::tensor::Device;
 
     fn metadata() -> MetricMetadata {
         MetricMetadata { progress: Progress::new(1, 1, None), iteration: None, lr: None }
     }
 
     #[test]
-    fn perplexity_is_the_exponential_of_the_mean_loss() {
+    fn perplexity_is_the_exponential_of_the_mean_over_tokens() {
         let mut metric = PerplexityMetric::default();
-        for loss in [1.0, 3.0] {
+        for (loss, tokens) in [(1.0, 3), (5.0, 1)] {
             let loss = Tensor::<1>::from_floats([loss], &Device::default());
-            metric.update(&LossInput::new(loss), &metadata()).unwrap();
+            metric.update(&TokenLossInput { loss, tokens }, &metadata()).unwrap();
         }
-        assert!((metric.value().unwrap().current() - 3f64.exp()).abs() < 1e-4);
+        assert!((metric.value().unwrap().current() - 5f64.exp()).abs() < 1e-4);
         assert!((metric.final_value().current() - 2f64.exp()).abs() < 1e-4);
     }
 

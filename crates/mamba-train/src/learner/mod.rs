@@ -12,7 +12,10 @@ mod state;
 mod strategy;
 
 pub use loader::{Order, TokenLoader};
-pub use metrics::{MemoryMetric, PerplexityMetric, ThroughputMetric};
+pub use metrics::{
+    MemoryMetric, PerplexityMetric, ThroughputInput, ThroughputMetric, TokenLossInput,
+    TokenLossMetric,
+};
 pub use module::{LmOutput, LmTraining};
 pub use plan::Plan;
 pub use state::{Best, LossWindow, TrainState};

@@ -3,13 +3,13 @@
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
-use burn::std::ExecutionError;
+use burn::backend::ExecutionError;
 use burn::tensor::Tensor;
-use burn::train::metric::{Adaptor, LossInput};
+use burn::train::metric::Adaptor;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
-use mamba_core::language_model::LanguageModel;
+use mamba_core::LanguageModel;
 
-use super::metrics::ThroughputInput;
+use super::metrics::{ThroughputInput, TokenLossInput};
 use crate::optimizer::clip_global_norm;
 use crate::windows::TokenBatch;
 
@@ -86,9 +86,9 @@ impl ItemLazy for LmOutput {
     }
 }
 
-impl Adaptor<LossInput> for LmOutput {
-    fn adapt(&self) -> LossInput {
-        LossInput::new(self.loss.clone())
+impl Adaptor<TokenLossInput> for LmOutput {
+    fn adapt(&self) -> TokenLossInput {
+        TokenLossInput { loss: self.loss.clone(), tokens: self.tokens }
     }
 }
 

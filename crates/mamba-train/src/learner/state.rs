@@ -26,7 +26,7 @@ pub struct TrainState {
     pub evaluated_step: Option<usize>,
     /// The evaluation before the first step.
     pub before: Option<Evaluation>,
-    /// The best evaluation so far.
+    /// The best evaluation so far, the one before the first step left out.
     pub best: Option<Best>,
     /// Evaluations since the best one.
     pub evaluations_since_best: usize,
@@ -67,11 +67,13 @@ impl LossWindow {
 }
 
 impl TrainState {
-    /// Takes note of an evaluation on the valid split, and returns whether it is the best so far.
+    /// Takes note of an evaluation on the valid split, and returns whether it is the best after
+    /// any step so far.
     pub fn record_evaluation(&mut self, evaluation: Evaluation) -> bool {
         self.evaluated_step = Some(self.step);
         if self.step == 0 {
             self.before = Some(evaluation);
+            return false;
         }
         let improved = self.best.is_none_or(|best| evaluation.loss < best.loss);
         if improved {
@@ -91,17 +93,18 @@ mod tests {
     #[test]
     fn evaluations_without_improvement_are_counted() {
         let mut state = TrainState::default();
-        let improved: Vec<bool> = [3.0, 2.0, 2.5, 2.0, 1.0]
+        let seen: Vec<(bool, usize)> = [0.5, 3.0, 2.0, 2.5, 2.0, 1.0]
             .into_iter()
             .enumerate()
             .map(|(step, loss)| {
                 state.step = step;
-                state.record_evaluation(Evaluation { loss, tokens: 1 })
+                let improved = state.record_evaluation(Evaluation { loss, tokens: 1 });
+                (improved, state.evaluations_since_best)
             })
             .collect();
-        assert_eq!(improved, [true, true, false, false, true]);
-        assert_eq!(state.best, Some(Best { step: 4, loss: 1.0 }));
-        assert_eq!(state.evaluations_since_best, 0);
-        assert_eq!(state.before.unwrap().loss, 3.0);
+        let expected = [(false, 0), (true, 0), (true, 0), (false, 1), (false, 2), (true, 0)];
+        assert_eq!(seen, expected);
+        assert_eq!(state.best, Some(Best { step: 5, loss: 1.0 }));
+        assert_eq!(state.before.unwrap().loss, 0.5);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use burn::data::dataloader::{DataLoaderIterator, Progress};
+use burn::module::Module;
 use burn::optim::GradientsAccumulator;
 use burn::tensor::{Device, Tensor};
 use burn::train::{
@@ -167,7 +168,7 @@ impl Loop<'_> {
             let mut improved = false;
             if self.evaluation_due() {
                 match self.evaluate()? {
-                    Some(best) => improved = best && step > 0,
+                    Some(best) => improved = best,
                     None => return self.interrupt(),
                 }
             }

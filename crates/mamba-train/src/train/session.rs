@@ -10,14 +10,14 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
-use burn::train::metric::{LearningRateMetric, LossMetric, MetricDefinition, NumericEntry};
+use burn::train::metric::{LearningRateMetric, MetricDefinition, NumericEntry};
 use burn::train::renderer::MetricsRenderer;
 use burn::train::renderer::tui::TuiMetricsRendererWrapper;
 use burn::train::{
     ApplicationLoggerInstaller, FileApplicationLoggerInstaller, Learner, SupervisedTraining,
     TrainingStrategy,
 };
-use mamba_core::language_model::LanguageModel;
+use mamba_core::LanguageModel;
 
 use super::{Display, Outcome, TrainEvent, TrainOptions};
 use crate::cache::write_atomic;
@@ -30,7 +30,7 @@ use crate::hardware::{Hardware, peak_memory};
 use crate::history::{EvalRecord, History, Record, read_history};
 use crate::learner::{
     LmTraining, MemoryMetric, PerplexityMetric, Plan, StepStrategy, Stop, ThroughputMetric,
-    TokenLoader, TrainState,
+    TokenLoader, TokenLossMetric, TrainState,
 };
 use crate::load::load_training;
 use crate::optimizer::build_optimizer;
@@ -179,8 +179,8 @@ impl Session {
             self.train_batches(first_batch),
             self.valid_batches(),
         )
-        .metric_train_numeric(LossMetric::new())
-        .metric_valid_numeric(LossMetric::new())
+        .metric_train_numeric(TokenLossMetric::default())
+        .metric_valid_numeric(TokenLossMetric::default())
         .metric_train_numeric(PerplexityMetric::default())
         .metric_valid_numeric(PerplexityMetric::default())
         .metric_train_numeric(LearningRateMetric::new())
