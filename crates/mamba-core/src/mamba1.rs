@@ -262,7 +262,7 @@ impl Mamba1 {
         let [d_model, _] = self.in_proj.weight.dims();
         let [d_inner, d_state] = self.a_log.dims();
         let [dt_rank, _] = self.dt_proj.weight.dims();
-        assert_shape!(input, [.., .., d_model]);
+        assert_shape!(input, [_, _, d_model]);
         let (conv_state, ssm_state) = state.map(|state| (state.conv, state.ssm)).unzip();
 
         let xz = self.in_proj.forward(input); // [batch, seq_len, 2 d_inner]

@@ -61,7 +61,7 @@ impl KvCache {
     }
 
     /// The size of both buffers in bytes, room for tokens to come included.
-    pub fn bytes(&self) -> usize {
+    pub fn num_bytes(&self) -> usize {
         [&self.keys, &self.values]
             .map(|buffer| buffer.shape().num_elements() * buffer.dtype().size())
             .iter()
@@ -146,7 +146,7 @@ mod tests {
 
         assert_eq!(cache.len(), 198);
         assert_eq!(cache.capacity(), 256);
-        assert_eq!(cache.bytes(), 2 * (2 * 3 * 256 * 4) * 4);
+        assert_eq!(cache.num_bytes(), 2 * (2 * 3 * 256 * 4) * 4);
         let (keys, values) = (Tensor::cat(keys, 2), Tensor::cat(values, 2));
         cache.keys().to_data().assert_eq(&keys.to_data(), true);
         cache.values().to_data().assert_eq(&values.to_data(), true);
