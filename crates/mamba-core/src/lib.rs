@@ -50,6 +50,7 @@
 #![recursion_limit = "256"]
 
 mod block;
+pub mod device;
 mod generate;
 mod language_model;
 mod mamba1;
