@@ -92,14 +92,12 @@ impl KvCache {
 
         // Owned all the way: a second handle on a buffer would turn each write into a copy of it.
         let write = |buffer: Tensor<4>, tokens: Tensor<4>| {
-            let buffer = match end <= capacity {
-                true => buffer,
-                false => {
-                    let shape = [batch, num_kv_heads, end.next_power_of_two(), head_dim];
-                    let seen = buffer.narrow(2, 0, start);
-                    Tensor::zeros(shape, (&tokens.device(), tokens.dtype()))
-                        .slice_assign(s![.., .., ..start, ..], seen)
-                }
+            let buffer = if end <= capacity {
+                buffer
+            } else {
+                let shape = [batch, num_kv_heads, end.next_power_of_two(), head_dim];
+                Tensor::zeros(shape, (&tokens.device(), tokens.dtype()))
+                    .slice_assign(s![.., .., ..start, ..], buffer.narrow(2, 0, start))
             };
             buffer.slice_assign(s![.., .., start..end, ..], tokens)
         };
