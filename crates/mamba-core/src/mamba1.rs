@@ -2,7 +2,7 @@
 
 use burn::config::Config;
 use burn::module::{
-    Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param, ParamId,
+    Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param,
 };
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape, s};
@@ -160,7 +160,7 @@ fn projection(d_input: usize, d_output: usize, bias: bool, device: &Device) -> L
 }
 
 fn parameter<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
-    Param::initialized(ParamId::new(), tensor.detach().require_grad())
+    Param::from_tensor(tensor)
 }
 
 /// The selective state-space mixer of Mamba-1.
