@@ -13,6 +13,8 @@
 
 mod backends;
 mod causal_conv1d;
+#[cfg(feature = "flex")]
+pub mod cpu;
 pub mod extension;
 mod linear_cross_entropy;
 #[cfg(feature = "fusion")]
