@@ -163,15 +163,18 @@ impl LanguageModelConfig {
         let factor = (branches as f64).sqrt().recip();
         match kind {
             MixerKind::Mamba1 => {
-                let config = self.mamba1.clone().with_d_model(self.d_model);
+                let mut config = self.mamba1.clone();
+                config.d_model = self.d_model;
                 Mixer::Mamba1(config.init(device).rescale_residual(factor))
             }
             MixerKind::Attention => {
-                let config = self.attention.clone().with_d_model(self.d_model);
+                let mut config = self.attention.clone();
+                config.d_model = self.d_model;
                 Mixer::Attention(config.init(device).rescale_residual(factor))
             }
             MixerKind::Mlp => {
-                let config = self.mlp.clone().with_d_model(self.d_model);
+                let mut config = self.mlp.clone();
+                config.d_model = self.d_model;
                 Mixer::Mlp(config.init(device).rescale_residual(factor))
             }
         }

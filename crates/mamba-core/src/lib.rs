@@ -15,7 +15,7 @@
 //! # Train a tiny model
 //!
 //! ```
-//! use burn::module::AutodiffModule;
+//! use burn::module::Module;
 //! use burn::optim::{AdamConfig, GradientsParams};
 //! use burn::tensor::{Device, Int, Tensor};
 //! use mamba_core::{LanguageModelConfig, Sampler, SamplingConfig};
@@ -36,7 +36,7 @@
 //! for _ in 0..60 {
 //!     let loss = model.loss(inputs.clone(), targets.clone());
 //!     let gradients = GradientsParams::from_grads(loss.backward(), &model);
-//!     model = optimizer.step(1e-2.into(), model, gradients);
+//!     model = optimizer.step(1e-2, model, gradients);
 //! }
 //! let last = model.loss(inputs, targets).into_scalar::<f32>();
 //! assert!(last < 0.1 * first, "loss went from {first} to {last}");
@@ -50,6 +50,7 @@
 #![recursion_limit = "256"]
 
 mod block;
+pub mod device;
 mod generate;
 mod language_model;
 mod mamba1;

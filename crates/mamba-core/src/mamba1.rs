@@ -2,7 +2,7 @@
 
 use burn::config::Config;
 use burn::module::{
-    Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param, ParamId,
+    Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param,
 };
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape, s};
@@ -160,7 +160,7 @@ fn projection(d_input: usize, d_output: usize, bias: bool, device: &Device) -> L
 }
 
 fn parameter<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
-    Param::initialized(ParamId::new(), tensor.detach().require_grad())
+    Param::from_tensor(tensor)
 }
 
 /// The selective state-space mixer of Mamba-1.
@@ -262,7 +262,7 @@ impl Mamba1 {
         let [d_model, _] = self.in_proj.weight.dims();
         let [d_inner, d_state] = self.a_log.dims();
         let [dt_rank, _] = self.dt_proj.weight.dims();
-        assert_shape!(input, [.., .., d_model]);
+        assert_shape!(input, [_, _, d_model]);
         let (conv_state, ssm_state) = state.map(|state| (state.conv, state.ssm)).unzip();
 
         let xz = self.in_proj.forward(input); // [batch, seq_len, 2 d_inner]

@@ -3,158 +3,16 @@
 //! Plain Rust on a slice, so that it works behind any backend. The filters come in the order of
 //! Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
 
+mod config;
+mod error;
 mod filters;
 mod rng;
 
+pub use config::SamplingConfig;
+pub use error::SamplingError;
+
 use filters::{Candidate, Filters};
 use rng::SplitMix64;
-use serde::{Deserialize, Serialize};
-use std::fmt;
-
-/// How a [`Sampler`] chooses. The default samples from the whole distribution.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SamplingConfig {
-    /// Divides the logits; 0 always takes the most likely token. Default: 1
-    pub temperature: f32,
-    /// Keep the `k` most likely tokens, and those tied with the last of them. Default: all
-    pub top_k: Option<usize>,
-    /// Keep the fewest most likely tokens whose probabilities reach this sum. Default: 1
-    pub top_p: f32,
-    /// Drop tokens less likely than this fraction of the most likely one. Default: 0
-    pub min_p: f32,
-    /// Logits of tokens in the history are divided by this if positive, multiplied if negative.
-    /// Default: 1
-    pub repetition_penalty: f32,
-    /// Where the random numbers start. Default: 0
-    pub seed: u64,
-}
-
-impl Default for SamplingConfig {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: None,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: 0,
-        }
-    }
-}
-
-impl SamplingConfig {
-    /// Checks that every field is in its range.
-    ///
-    /// # Errors
-    ///
-    /// [`SamplingError::InvalidConfig`] names the first field that is not.
-    pub fn validate(&self) -> Result<(), SamplingError> {
-        let finite = |value: f32| value.is_finite();
-        // Written so that NaN fails each of them.
-        let rules = [
-            (
-                finite(self.temperature) && self.temperature >= 0.0,
-                "temperature",
-                "a finite number >= 0 (0 is greedy)",
-                self.temperature,
-            ),
-            (
-                self.top_k != Some(0),
-                "top_k",
-                ">= 1 (leave it out to keep all tokens)",
-                0.0,
-            ),
-            (
-                self.top_p > 0.0 && self.top_p <= 1.0,
-                "top_p",
-                "above 0 and at most 1",
-                self.top_p,
-            ),
-            (
-                (0.0..1.0).contains(&self.min_p),
-                "min_p",
-                "at least 0 and below 1",
-                self.min_p,
-            ),
-            (
-                finite(self.repetition_penalty) && self.repetition_penalty > 0.0,
-                "repetition_penalty",
-                "a finite number above 0 (1 is none)",
-                self.repetition_penalty,
-            ),
-        ];
-        match rules.into_iter().find(|(holds, ..)| !holds) {
-            None => Ok(()),
-            Some((_, field, expected, got)) => Err(SamplingError::InvalidConfig {
-                field,
-                expected,
-                got,
-            }),
-        }
-    }
-}
-
-/// Why no token could be chosen.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum SamplingError {
-    /// A field of [`SamplingConfig`] is out of its range.
-    InvalidConfig {
-        /// The field's name.
-        field: &'static str,
-        /// What it must be.
-        expected: &'static str,
-        /// What it is.
-        got: f32,
-    },
-    /// A logit is NaN or positive infinity: the model diverged or its weights are damaged.
-    InvalidLogit {
-        /// The token with the first such logit.
-        token: usize,
-        /// The logit.
-        value: f32,
-    },
-    /// There are no logits, or all are negative infinity: every token is forbidden.
-    NoCandidate {
-        /// How many logits were given.
-        vocab_size: usize,
-    },
-    /// A token of the history has no logit.
-    UnknownToken {
-        /// The token.
-        token: u32,
-        /// How many logits were given.
-        vocab_size: usize,
-    },
-}
-
-impl fmt::Display for SamplingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InvalidConfig {
-                field,
-                expected,
-                got,
-            } => write!(f, "sampling: {field} must be {expected}, got {got}"),
-            Self::InvalidLogit { token, value } => write!(
-                f,
-                "sampling: the logit of token {token} is {value}; the model diverged or its \
-                 weights are damaged"
-            ),
-            Self::NoCandidate { vocab_size } => write!(
-                f,
-                "sampling: none of the {vocab_size} logits is finite, so that no token is allowed"
-            ),
-            Self::UnknownToken { token, vocab_size } => write!(
-                f,
-                "sampling: token {token} of the history must be < the vocabulary size {vocab_size}"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for SamplingError {}
 
 /// Chooses tokens one by one; the same seed and logits give the same tokens.
 ///
@@ -233,11 +91,11 @@ impl Sampler {
                 .get_mut(token as usize)
                 .ok_or(SamplingError::UnknownToken { token, vocab_size })?;
             // The bounds keep an extreme penalty from making infinities.
-            *logit = match *logit > 0.0 {
-                true => (*logit / penalty).min(f32::MAX),
-                false if logit.is_finite() => (*logit * penalty).max(f32::MIN),
-                false => *logit,
-            };
+            if *logit > 0.0 {
+                *logit = (*logit / penalty).min(f32::MAX);
+            } else if logit.is_finite() {
+                *logit = (*logit * penalty).max(f32::MIN);
+            }
         }
         Ok(())
     }

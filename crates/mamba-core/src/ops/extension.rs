@@ -74,7 +74,7 @@ pub struct ScanOutputs<B: Backend> {
     /// The state after the last position, `[batch, d_inner, d_state]`.
     pub final_state: FloatTensor<B>,
     /// The states before positions `0, K, 2K, ..` with `K =` [`SCAN_CHECKPOINT_INTERVAL`]
-    /// (`[batch, ceil(seq_len / K), d_inner, d_state]`), when they were asked for.
+    /// (`[batch, ceil(seq_len / K), d_state, d_inner]`), when they were asked for.
     #[extension_type]
     pub checkpoints: OptionalFloat<B>,
 }

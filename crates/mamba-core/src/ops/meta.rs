@@ -17,7 +17,7 @@ pub(super) fn scan(inputs: &ScanInputsMetadata, save_checkpoints: &bool) -> Scan
     let [batch, seq_len, d_inner] = inputs.u.shape.dims();
     let [_, d_state] = inputs.a.shape.dims();
     let chunks = seq_len.div_ceil(SCAN_CHECKPOINT_INTERVAL);
-    let checkpoints = spec(&inputs.u, [batch, chunks, d_inner, d_state]);
+    let checkpoints = spec(&inputs.u, [batch, chunks, d_state, d_inner]);
     ScanOutputsMetadata {
         y: inputs.u.clone(),
         final_state: spec(&inputs.u, [batch, d_inner, d_state]),

@@ -13,6 +13,8 @@
 
 mod backends;
 mod causal_conv1d;
+#[cfg(feature = "flex")]
+pub mod cpu;
 pub mod extension;
 mod linear_cross_entropy;
 #[cfg(feature = "fusion")]
@@ -45,7 +47,7 @@ impl Strategy {
     /// What [`Strategy::Auto`] stands for on `device`; the others stand for themselves.
     pub fn resolve(self, device: &Device) -> Self {
         match self {
-            Self::Auto if has_ops(device.as_dispatch()) => Self::Fused,
+            Self::Auto if has_ops(device.clone().without_autodiff().as_dispatch()) => Self::Fused,
             Self::Auto => Self::Reference,
             strategy => strategy,
         }
@@ -61,7 +63,6 @@ fn has_ops(device: &DispatchDevice) -> bool {
         DispatchDevice::NdArray(_) => true,
         #[cfg(feature = "cube")]
         DispatchDevice::Cube(_) => true,
-        DispatchDevice::Autodiff(device) => has_ops(&device.inner),
         #[allow(unreachable_patterns)] // which backends exist is another crate's features
         _ => false,
     }

@@ -22,12 +22,11 @@ fn chi_square(counts: &[usize], weights: &[f64]) -> f64 {
         .zip(weights)
         .map(|(&count, weight)| {
             let expected = draws as f64 * weight / total;
-            match expected > 0.0 {
-                true => (count as f64 - expected).powi(2) / expected,
-                false => {
-                    assert_eq!(count, 0, "a token of probability 0 was drawn");
-                    0.0
-                }
+            if expected > 0.0 {
+                (count as f64 - expected).powi(2) / expected
+            } else {
+                assert_eq!(count, 0, "a token of probability 0 was drawn");
+                0.0
             }
         })
         .sum()

@@ -1,3 +1,4 @@
+use super::causal::causal_attention;
 use super::init::{linear, rescale};
 use super::kv_cache::KvCache;
 use super::packing::Packing;
@@ -111,9 +112,9 @@ impl AttentionConfig {
 /// - token `t` of a sequence sees tokens `0..=t` of it, those in the cache included
 ///
 /// The scores go through Burn's attention op. Outside of training no backend need hold all of them:
-/// Flex keeps one head's while they fit into its cache and works by tiles from there on. Under
-/// autodiff Burn 0.22 falls back to separate operations that keep
-/// `[batch, num_heads, seq_len, seq_len]` scores for the backward pass.
+/// Flex keeps those of one head and one block of queries. Under autodiff Burn 0.22 falls back to
+/// separate operations, which keep the scores of all heads for the backward pass: a few times
+/// `4 * num_heads * seq_len` bytes a token, on Flex about half of it.
 ///
 /// Should be created using [`AttentionConfig`].
 #[derive(Module, Debug)]
@@ -295,21 +296,10 @@ impl Attention {
         mask: Option<Tensor<4, Bool>>,
     ) -> Tensor<3> {
         let [batch, seq_len, num_heads, head_dim] = query.dims();
-        // The op aligns its causal mask at the last key, which is the last query's own.
-        let options = AttentionModuleOptions {
-            is_causal: true,
-            ..Default::default()
-        };
-        attention(
-            query.swap_dims(1, 2),
-            self.repeat_heads(key),
-            self.repeat_heads(value),
-            mask,
-            None,
-            options,
-        )
-        .swap_dims(1, 2)
-        .reshape([batch, seq_len, num_heads * head_dim])
+        let (key, value) = (self.repeat_heads(key), self.repeat_heads(value));
+        causal_attention(query.swap_dims(1, 2), key, value, mask)
+            .swap_dims(1, 2)
+            .reshape([batch, seq_len, num_heads * head_dim])
     }
 
     /// `[batch, num_kv_heads, seen, head_dim]` to `[batch, num_heads, seen, head_dim]`; only some

@@ -89,14 +89,17 @@ fn forward_matches_the_formula() {
     for num_kv_heads in [6, 2, 1] {
         let config = AttentionConfig::new(24, 6).with_num_kv_heads(Some(num_kv_heads));
         let module = attention_from(&config, &device);
-        let x = input([2, 17, 24], &device);
-
-        let context = attend_by_hand(&module, &x);
-        let context = Tensor::<1>::from_floats(context.as_slice(), &device).reshape([2, 17, 24]);
-        assert_close(
-            module.forward_sequence(x, None),
-            module.out_proj.forward(context),
-        );
+        // The last one is several blocks of queries long.
+        for seq_len in [1, 17, 300] {
+            let x = input([2, seq_len, 24], &device);
+            let context = attend_by_hand(&module, &x);
+            let context =
+                Tensor::<1>::from_floats(context.as_slice(), &device).reshape([2, seq_len, 24]);
+            assert_close(
+                module.forward_sequence(x, None),
+                module.out_proj.forward(context),
+            );
+        }
     }
 }
 
@@ -126,12 +129,12 @@ fn split_sequences_equal_whole_ones() {
     let device = Device::flex();
     for config in configs() {
         let module = attention_from(&config, &device);
-        let x = input([2, 23, 24], &device);
+        let x = input([2, 306, 24], &device);
         let expected = module.forward_sequence(x.clone(), None);
 
         let mut cache = None;
         let mut parts = Vec::new();
-        for (start, len) in [(0, 5), (5, 1), (6, 17)] {
+        for (start, len) in [(0, 5), (5, 1), (6, 140), (146, 160)] {
             let (y, next) = module.forward(x.clone().narrow(1, start, len), cache);
             parts.push(y);
             cache = Some(next);
@@ -143,10 +146,13 @@ fn split_sequences_equal_whole_ones() {
 #[test]
 fn packed_sequences_equal_separate_ones() {
     let device = Device::flex();
-    let lengths = [4, 1, 7];
-    for config in configs() {
+    for (config, lengths) in configs()
+        .into_iter()
+        .flat_map(|config| [[4, 1, 7], [150, 1, 149]].map(|lengths| (config.clone(), lengths)))
+    {
+        let seq_len = lengths.iter().sum();
         let module = attention_from(&config, &device);
-        let x = input([2, 12, 24], &device);
+        let x = input([2, seq_len, 24], &device);
         // The first value comes back: another sequence, not the same one.
         let row: Vec<i32> = [9, 3, 9]
             .into_iter()
@@ -163,7 +169,7 @@ fn packed_sequences_equal_separate_ones() {
                 Some(module.forward_sequence(part, None))
             })
             .collect();
-        let packed = module.forward_sequence(x, Some(seq_idx.expand([2, 12])));
+        let packed = module.forward_sequence(x, Some(seq_idx.expand([2, seq_len])));
         assert_close(packed, Tensor::cat(separate, 1));
     }
 }

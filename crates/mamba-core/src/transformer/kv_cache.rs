@@ -61,7 +61,7 @@ impl KvCache {
     }
 
     /// The size of both buffers in bytes, room for tokens to come included.
-    pub fn bytes(&self) -> usize {
+    pub fn num_bytes(&self) -> usize {
         [&self.keys, &self.values]
             .map(|buffer| buffer.shape().num_elements() * buffer.dtype().size())
             .iter()
@@ -92,14 +92,12 @@ impl KvCache {
 
         // Owned all the way: a second handle on a buffer would turn each write into a copy of it.
         let write = |buffer: Tensor<4>, tokens: Tensor<4>| {
-            let buffer = match end <= capacity {
-                true => buffer,
-                false => {
-                    let shape = [batch, num_kv_heads, end.next_power_of_two(), head_dim];
-                    let seen = buffer.narrow(2, 0, start);
-                    Tensor::zeros(shape, (&tokens.device(), tokens.dtype()))
-                        .slice_assign(s![.., .., ..start, ..], seen)
-                }
+            let buffer = if end <= capacity {
+                buffer
+            } else {
+                let shape = [batch, num_kv_heads, end.next_power_of_two(), head_dim];
+                Tensor::zeros(shape, (&tokens.device(), tokens.dtype()))
+                    .slice_assign(s![.., .., ..start, ..], buffer.narrow(2, 0, start))
             };
             buffer.slice_assign(s![.., .., start..end, ..], tokens)
         };
@@ -146,7 +144,7 @@ mod tests {
 
         assert_eq!(cache.len(), 198);
         assert_eq!(cache.capacity(), 256);
-        assert_eq!(cache.bytes(), 2 * (2 * 3 * 256 * 4) * 4);
+        assert_eq!(cache.num_bytes(), 2 * (2 * 3 * 256 * 4) * 4);
         let (keys, values) = (Tensor::cat(keys, 2), Tensor::cat(values, 2));
         cache.keys().to_data().assert_eq(&keys.to_data(), true);
         cache.values().to_data().assert_eq(&values.to_data(), true);

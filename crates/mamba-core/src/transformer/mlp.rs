@@ -45,19 +45,22 @@ pub struct MlpConfig {
 impl MlpConfig {
     /// Width between the layers.
     pub fn d_hidden(&self) -> usize {
-        self.d_hidden
-            .unwrap_or_else(|| match self.activation.is_gated() {
-                true => (8 * self.d_model).div_ceil(3).next_multiple_of(8),
-                false => 4 * self.d_model,
-            })
+        self.d_hidden.unwrap_or_else(|| {
+            if self.activation.is_gated() {
+                (8 * self.d_model).div_ceil(3).next_multiple_of(8)
+            } else {
+                4 * self.d_model
+            }
+        })
     }
 
     /// Initialises an [`Mlp`]: weights `N(0, 0.02)`, biases zero.
     pub fn init(&self, device: &Device) -> Mlp {
         let d_hidden = self.d_hidden();
-        let d_in = match self.activation.is_gated() {
-            true => 2 * d_hidden,
-            false => d_hidden,
+        let d_in = if self.activation.is_gated() {
+            2 * d_hidden
+        } else {
+            d_hidden
         };
         Mlp {
             fc_in: linear(self.d_model, d_in, self.bias, device),

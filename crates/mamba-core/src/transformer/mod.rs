@@ -8,6 +8,7 @@
 //! | Llama | `RmsNorm` | rotary (`rotary_dim = head_dim`) | [`Activation::SwiGlu`] without bias |
 
 mod attention;
+mod causal;
 mod init;
 mod kv_cache;
 mod mlp;

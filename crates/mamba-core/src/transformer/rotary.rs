@@ -89,9 +89,10 @@ impl RotaryEmbedding {
             "RotaryEmbedding::forward: head_dim must be >= rotary_dim {rotary_dim}, got {head_dim}"
         );
 
-        let (pairs, axis) = match self.interleaved {
-            true => ([batch, seq_len, heads, rotary_dim / 2, 2], 4),
-            false => ([batch, seq_len, heads, 2, rotary_dim / 2], 3),
+        let (pairs, axis) = if self.interleaved {
+            ([batch, seq_len, heads, rotary_dim / 2, 2], 4)
+        } else {
+            ([batch, seq_len, heads, 2, rotary_dim / 2], 3)
         };
         let (cos, sin) = self.cos_sin(positions, x.dtype().into());
         let (cos, sin) = (cos.unsqueeze_dim::<5>(axis), sin.unsqueeze_dim::<5>(axis));
@@ -157,9 +158,10 @@ mod tests {
         let mut y = x.to_vec();
         for i in 0..rotary_dim / 2 {
             let angle = position * 10000f64.powf(-2.0 * i as f64 / rotary_dim as f64);
-            let (a, b) = match interleaved {
-                true => (2 * i, 2 * i + 1),
-                false => (i, i + rotary_dim / 2),
+            let (a, b) = if interleaved {
+                (2 * i, 2 * i + 1)
+            } else {
+                (i, i + rotary_dim / 2)
             };
             let (xa, xb) = (f64::from(x[a]), f64::from(x[b]));
             y[a] = (xa * angle.cos() - xb * angle.sin()) as f32;

@@ -71,10 +71,6 @@ impl<B: Backend> Prim<B> {
         Self(B::float_cat(parts.into_iter().map(|part| part.0).collect(), dim))
     }
 
-    pub(crate) fn expand<const D: usize>(&self, dims: [usize; D]) -> Self {
-        Self(B::float_expand(self.0.clone(), dims.into()))
-    }
-
     pub(crate) fn matmul(&self, other: &Self) -> Self {
         Self(B::float_matmul(self.0.clone(), other.0.clone()))
     }

@@ -121,7 +121,7 @@ pub(crate) fn forward<B: Backend>(
     let mut checkpoints = Vec::new();
     for t in 0..seq_len {
         if save_checkpoints && t % SCAN_CHECKPOINT_INTERVAL == 0 {
-            checkpoints.push(state.reshape([batch, 1, d_inner, d_state]));
+            checkpoints.push(state.transpose().reshape([batch, 1, d_state, d_inner]));
         }
         state = scan.advance(&state, &scan.decay_at(t), t);
         rows.push(scan.read(&state, t));
@@ -211,7 +211,7 @@ pub(crate) fn backward<B: Backend>(
     for chunk in (0..seq_len.div_ceil(SCAN_CHECKPOINT_INTERVAL)).rev() {
         let start = chunk * SCAN_CHECKPOINT_INTERVAL;
         let end = (start + SCAN_CHECKPOINT_INTERVAL).min(seq_len);
-        let mut states = vec![checkpoints.narrow(1, chunk, 1).reshape([batch, d_inner, d_state])];
+        let mut states = vec![checkpoints.narrow(1, chunk, 1).reshape([batch, d_state, d_inner]).transpose()];
         let decays: Vec<_> = (start..end).map(|t| scan.decay_at(t)).collect();
         for t in start..end {
             states.push(scan.advance(&states[t - start], &decays[t - start], t));

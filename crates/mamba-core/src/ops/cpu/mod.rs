@@ -1,0 +1,14 @@
+//! Fused kernels for the CPU on plain `f32` slices: no tensor library above them.
+//!
+//! The README beside this file says what each kernel owns, saves, recomputes and moves.
+
+pub mod causal_conv1d;
+pub mod linear_cross_entropy;
+mod rows;
+pub mod selective_scan;
+pub mod simd;
+
+pub use rows::Rows;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,181 @@
+//! One task owns one sequence and one block of 16 channels, one channel a lane. It walks the
+//! chunks in order; within a chunk, groups of [`GROUP`] states run through all positions with
+//! their states in registers, while step sizes and outputs of the chunk stay in the L1 cache.
+
+use super::*;
+use super::super::{
+    rows::SharedRows,
+    simd::{
+        Kernel, dispatch,
+        math::{TO_EXP2, exp2, silu, softplus},
+    },
+};
+use rayon::prelude::*;
+
+/// Runs the scan; see [`ScanInputs`] for what it computes.
+///
+/// With `save_checkpoints` the states that [`backward`](super::backward) starts from are returned
+/// too: `d_state / CHECKPOINT_INTERVAL` times the memory of `u`.
+///
+/// # Panics
+/// If an input's size does not fit `dims`.
+pub fn forward(inputs: &ScanInputs, save_checkpoints: bool) -> ScanOutputs {
+    inputs.check("selective_scan");
+    let dims = inputs.dims;
+    let ScanDims { batch, d_inner, d_state, .. } = dims;
+
+    let mut y = vec![0.0; dims.rows() * d_inner];
+    let mut final_state = vec![0.0; batch * d_inner * d_state];
+    let mut checkpoints = save_checkpoints.then(|| vec![0.0; dims.checkpoint_len()]);
+
+    let output = Output {
+        y: SharedRows::new(&mut y, d_inner),
+        final_state: SharedRows::new(&mut final_state, d_inner * d_state),
+        checkpoints: checkpoints.as_mut().map(|data| SharedRows::new(data, d_inner)),
+    };
+    (0..batch * dims.blocks()).into_par_iter().for_each(|task| {
+        let (batch, block) = (task / dims.blocks(), task % dims.blocks());
+        dispatch(Task { inputs, output: &output, batch, channels: dims.channels(block) });
+    });
+    ScanOutputs { y, final_state, checkpoints }
+}
+
+struct Output<'a> {
+    y: SharedRows<'a>,
+    final_state: SharedRows<'a>,
+    checkpoints: Option<SharedRows<'a>>,
+}
+
+struct Task<'a> {
+    inputs: &'a ScanInputs<'a>,
+    output: &'a Output<'a>,
+    batch: usize,
+    channels: Range<usize>,
+}
+
+/// One chunk of one lane block.
+struct Chunk {
+    dt: [Lanes; CHECKPOINT_INTERVAL],
+    dt_u: [Lanes; CHECKPOINT_INTERVAL],
+    y: [Lanes; CHECKPOINT_INTERVAL],
+    resets: [bool; CHECKPOINT_INTERVAL],
+}
+
+impl Kernel for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Self { inputs, output, batch, ref channels } = self;
+        let dims = &inputs.dims;
+        let n = dims.d_state;
+
+        let mut a = vec![Lanes::ZERO; n];
+        load_transposed(inputs.a, n, channels, &mut a);
+        for lanes in &mut a {
+            (V::load(lanes) * V::splat(TO_EXP2)).store(lanes);
+        }
+        let states = batch * dims.d_inner * n..(batch + 1) * dims.d_inner * n;
+        let mut state = vec![Lanes::ZERO; n];
+        if let Some(initial) = inputs.initial_state {
+            load_transposed(&initial[states], n, channels, &mut state);
+        }
+
+        let zeros = [Lanes::ZERO; CHECKPOINT_INTERVAL];
+        let mut chunk =
+            Chunk { dt: zeros, dt_u: zeros, y: zeros, resets: [false; CHECKPOINT_INTERVAL] };
+        for index in 0..dims.checkpoints() {
+            if let Some(checkpoints) = &output.checkpoints {
+                let first = (batch * dims.checkpoints() + index) * n;
+                for (row, lanes) in (first..).zip(&state) {
+                    // SAFETY: this task alone writes these channels of this sequence.
+                    let to = unsafe { checkpoints.columns(row, channels.clone()) };
+                    V::load(lanes).store_cut(to);
+                }
+            }
+            let rows = chunk_rows(dims, batch, index);
+            inputs.resets(rows.clone(), &mut chunk.resets);
+            prepare::<V>(inputs, &rows, channels, &mut chunk);
+
+            let grouped = n - n % GROUP;
+            for first in (0..grouped).step_by(GROUP) {
+                advance::<V, GROUP>(inputs, &rows, first, &a, &mut state, &mut chunk);
+            }
+            for first in grouped..n {
+                advance::<V, 1>(inputs, &rows, first, &a, &mut state, &mut chunk);
+            }
+            for (row, lanes) in rows.zip(&chunk.y) {
+                let mut y = V::load(lanes);
+                if let Some(z) = inputs.z {
+                    y = y * silu(V::load_padded(z.get(row, channels.clone())));
+                }
+                // SAFETY: this task alone writes these channels of this sequence.
+                let to = unsafe { output.y.columns(row, channels.clone()) };
+                y.store_cut(to);
+            }
+        }
+        // SAFETY: this task alone writes the final states of these channels.
+        let to = unsafe {
+            output.final_state.columns(batch, channels.start * n..channels.end * n)
+        };
+        store_transposed(&state, to);
+    }
+}
+
+/// Step sizes, and outputs as far as the states have no part in them.
+#[inline(always)]
+fn prepare<V: Vector>(
+    inputs: &ScanInputs,
+    rows: &Range<usize>,
+    channels: &Range<usize>,
+    chunk: &mut Chunk,
+) {
+    let d = load_channels::<V>(inputs.d, channels);
+    let bias = load_channels::<V>(inputs.delta_bias, channels);
+    for (t, row) in rows.clone().enumerate() {
+        let u = V::load_padded(inputs.u.get(row, channels.clone()));
+        let mut dt = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
+        if inputs.delta_softplus {
+            dt = softplus(dt);
+        }
+        dt.store(&mut chunk.dt[t]);
+        (dt * u).store(&mut chunk.dt_u[t]);
+        (d * u).store(&mut chunk.y[t]);
+    }
+}
+
+/// Takes the `G` states from `first` through the chunk.
+#[inline(always)]
+fn advance<V: Vector, const G: usize>(
+    inputs: &ScanInputs,
+    rows: &Range<usize>,
+    first: usize,
+    a: &[Lanes],
+    state: &mut [Lanes],
+    chunk: &mut Chunk,
+) {
+    let mut h = [V::zero(); G];
+    let mut decay = [V::zero(); G];
+    for g in 0..G {
+        h[g] = V::load(&state[first + g]);
+        decay[g] = V::load(&a[first + g]);
+    }
+    for (t, row) in rows.clone().enumerate() {
+        if chunk.resets[t] {
+            h = [V::zero(); G];
+        }
+        let b = inputs.b.get(row, first..first + G);
+        let c = inputs.c.get(row, first..first + G);
+        let dt = V::load(&chunk.dt[t]);
+        let dt_u = V::load(&chunk.dt_u[t]);
+        let mut y = V::load(&chunk.y[t]);
+        for g in 0..G {
+            h[g] = exp2(dt * decay[g]).mul_add(h[g], dt_u * V::splat(b[g]));
+            y = h[g].mul_add(V::splat(c[g]), y);
+        }
+        y.store(&mut chunk.y[t]);
+    }
+    for g in 0..G {
+        h[g].store(&mut state[first + g]);
+    }
+}

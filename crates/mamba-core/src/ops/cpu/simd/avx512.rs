@@ -1,0 +1,131 @@
+//! One 512-bit register.
+//!
+//! SAFETY of every block: a value of this type exists only under `dispatch`, which has detected
+//! the features; references bound all reads and writes.
+
+use super::{LANES, Lanes, Vector, math::exp2_fraction};
+use std::{
+    arch::x86_64::*,
+    ops::{Add, Mul, Sub},
+};
+
+#[derive(Clone, Copy)]
+pub struct F32x16(__m512);
+
+impl Add for F32x16 {
+    type Output = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+}
+
+impl Sub for F32x16 {
+    type Output = Self;
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+}
+
+impl Mul for F32x16 {
+    type Output = Self;
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+}
+
+impl Vector for F32x16 {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    fn load(from: &Lanes) -> Self {
+        Self(unsafe { _mm512_load_ps(from.0.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut Lanes) {
+        unsafe { _mm512_store_ps(to.0.as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    fn load_array(from: &[f32; LANES]) -> Self {
+        Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn store_array(self, to: &mut [f32; LANES]) {
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, term.0) })
+    }
+
+    #[inline(always)]
+    fn neg_mul_add(self, factor: Self, term: Self) -> Self {
+        Self(unsafe { _mm512_fnmadd_ps(self.0, factor.0, term.0) })
+    }
+
+    // The instruction returns its second operand when one is NaN.
+    #[inline(always)]
+    fn at_most(self, bound: Self) -> Self {
+        Self(unsafe { _mm512_min_ps(bound.0, self.0) })
+    }
+
+    #[inline(always)]
+    fn at_least(self, bound: Self) -> Self {
+        Self(unsafe { _mm512_max_ps(bound.0, self.0) })
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(unsafe { _mm512_abs_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn select_negative(self, then: Self, otherwise: Self) -> Self {
+        Self(unsafe {
+            let negative = _mm512_movepi32_mask(_mm512_castps_si512(self.0));
+            _mm512_mask_blend_ps(negative, otherwise.0, then.0)
+        })
+    }
+
+    #[inline(always)]
+    fn add_exponent(self, shifted: Self) -> Self {
+        Self(unsafe {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted.0));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), exponent))
+        })
+    }
+
+    /// The estimate has 14 good bits; one Newton step doubles them.
+    #[inline(always)]
+    fn reciprocal(self) -> Self {
+        let estimate = Self(unsafe { _mm512_rcp14_ps(self.0) });
+        let error = self.neg_mul_add(estimate, Self::splat(1.0));
+        estimate.mul_add(error, estimate)
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+
+    /// `vscalef` clamps and scales at once.
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        let fraction = Self(unsafe { _mm512_reduce_ps::<8>(self.0) });
+        let exponent = self - fraction;
+        let power = exp2_fraction(fraction);
+        Self(unsafe { _mm512_scalef_ps(power.0, exponent.0) })
+    }
+}

@@ -1,0 +1,161 @@
+//! Sixteen `f32` lanes, written once as kernels generic over [`Vector`] and compiled once per
+//! instruction set.
+//!
+//! [`dispatch`] picks the widest set of the machine at run time. A kernel's `run` is
+//! `#[inline(always)]`, so that it lands whole inside the function that carries
+//! `#[target_feature]`: only there do the intrinsics below become single instructions. For the
+//! same reason kernels handle vectors in loops, not in closures handed to iterators.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod math;
+mod portable;
+
+use std::ops::{Add, Mul, Sub};
+
+/// Lanes of a [`Vector`] on every instruction set: narrower registers are used in groups, so that
+/// layouts do not depend on the machine.
+pub const LANES: usize = 16;
+
+/// One vector in memory, aligned to a cache line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub struct Lanes(pub [f32; LANES]);
+
+impl Lanes {
+    /// All lanes zero.
+    pub const ZERO: Self = Self([0.0; LANES]);
+
+    /// The first lanes from `values` (at most [`LANES`]), the rest zero.
+    pub fn from_slice(values: &[f32]) -> Self {
+        let mut lanes = Self::ZERO;
+        lanes.0[..values.len()].copy_from_slice(values);
+        lanes
+    }
+}
+
+/// Sixteen `f32` lanes in registers. Operations act lane by lane.
+///
+/// Values of an instruction set's type exist only inside [`dispatch`], which has checked that the
+/// machine has it; that is what makes the intrinsics of the implementations sound.
+pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// `value` in every lane.
+    fn splat(value: f32) -> Self;
+
+    /// Reads one aligned vector.
+    fn load(from: &Lanes) -> Self;
+
+    /// Writes one aligned vector.
+    fn store(self, to: &mut Lanes);
+
+    /// Reads [`LANES`] values at any alignment.
+    fn load_array(from: &[f32; LANES]) -> Self;
+
+    /// Writes [`LANES`] values at any alignment.
+    fn store_array(self, to: &mut [f32; LANES]);
+
+    /// `self * factor + term`, in one rounding where the machine has a fused instruction.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
+
+    /// `term - self * factor`, in one rounding where the machine has a fused instruction.
+    fn neg_mul_add(self, factor: Self, term: Self) -> Self;
+
+    /// The smaller of `self` and `bound`; a NaN in `self` stays.
+    fn at_most(self, bound: Self) -> Self;
+
+    /// The larger of `self` and `bound`; a NaN in `self` stays.
+    fn at_least(self, bound: Self) -> Self;
+
+    /// The absolute value.
+    fn abs(self) -> Self;
+
+    /// `then` in the lanes where the sign bit of `self` is set, `otherwise` in the others.
+    fn select_negative(self, then: Self, otherwise: Self) -> Self;
+
+    /// Adds to each exponent the integer that stands in the low nine bits of `shifted`: a product
+    /// with a power of two, as long as the result is a normal number.
+    fn add_exponent(self, shifted: Self) -> Self;
+
+    /// `1 / self` within 1 ulp, for values in `[1, 4]`.
+    fn reciprocal(self) -> Self;
+
+    /// The sum of the lanes, always in the same order.
+    fn sum(self) -> f32;
+
+    /// `2^self`; see [`math::exp2`] for what holds.
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        math::exp2_by_bits(self)
+    }
+
+    /// All lanes zero.
+    #[inline(always)]
+    fn zero() -> Self {
+        Self::splat(0.0)
+    }
+
+    /// Reads the first [`LANES`] values of `from`; lanes past its end are zero.
+    #[inline(always)]
+    fn load_padded(from: &[f32]) -> Self {
+        match from.first_chunk() {
+            Some(array) => Self::load_array(array),
+            None => Self::load(&Lanes::from_slice(from)),
+        }
+    }
+
+    /// Writes to the first [`LANES`] values of `to`; lanes past its end are dropped.
+    #[inline(always)]
+    fn store_cut(self, to: &mut [f32]) {
+        match to.first_chunk_mut() {
+            Some(array) => self.store_array(array),
+            None => {
+                let mut lanes = Lanes::ZERO;
+                self.store(&mut lanes);
+                to.copy_from_slice(&lanes.0[..to.len()]);
+            }
+        }
+    }
+}
+
+/// Work generic over the vector type. Implementations mark `run` `#[inline(always)]`, and so every
+/// function that handles vectors beneath it.
+pub trait Kernel {
+    /// What the work returns.
+    type Output;
+
+    /// Does the work with vectors of type `V`.
+    fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Runs `kernel` with the widest instruction set that this machine has.
+pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            // SAFETY: the features that the function is compiled for were just detected.
+            return unsafe { run_avx512(kernel) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: as above.
+            return unsafe { run_avx2(kernel) };
+        }
+    }
+    kernel.run::<portable::F32x16>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<avx512::F32x16>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<avx2::F32x16>()
+}
+
+#[cfg(test)]
+mod tests;
