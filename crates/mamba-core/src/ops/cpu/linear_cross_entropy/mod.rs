@@ -80,7 +80,11 @@ pub fn loss<T: Copy + Into<i64>>(inputs: &LossInputs<T>) -> f32 {
 /// # Panics
 /// As [`loss`].
 pub fn token_losses<T: Copy + Into<i64>>(inputs: &LossInputs<T>) -> Vec<f32> {
-    Problem::new(inputs).token_losses().into_iter().map(|loss| loss as f32).collect()
+    Problem::new(inputs)
+        .token_losses()
+        .into_iter()
+        .map(|loss| loss as f32)
+        .collect()
 }
 
 /// [`loss`] and its gradients, which have to be multiplied by the gradient of the loss.
@@ -91,11 +95,17 @@ pub fn token_losses<T: Copy + Into<i64>>(inputs: &LossInputs<T>) -> Vec<f32> {
 /// As [`loss`].
 pub fn loss_and_grads<T: Copy + Into<i64>>(inputs: &LossInputs<T>) -> LossGrads {
     let problem = Problem::new(inputs);
-    let Problem { d_model, classes, .. } = problem;
+    let Problem {
+        d_model, classes, ..
+    } = problem;
     let mut hidden = vec![0.0; inputs.hidden.len()];
     let mut weight = vec![0.0; inputs.weight.len()];
     if problem.counted == 0 {
-        return LossGrads { loss: 0.0, hidden, weight };
+        return LossGrads {
+            loss: 0.0,
+            hidden,
+            weight,
+        };
     }
     let slabs_per_group = problem.slabs().div_ceil(GROUPS);
     let groups = problem.slabs().div_ceil(slabs_per_group);
@@ -119,7 +129,10 @@ pub fn loss_and_grads<T: Copy + Into<i64>>(inputs: &LossInputs<T>) -> LossGrads 
         let len = chunk.targets.len() * d_model;
         exponentials
             .par_chunks_mut(slabs_per_group * slab_len)
-            .zip(weight[..problem.vocab_size * d_model].par_chunks_mut(slabs_per_group * classes * d_model))
+            .zip(
+                weight[..problem.vocab_size * d_model]
+                    .par_chunks_mut(slabs_per_group * classes * d_model),
+            )
             .zip(parts.par_chunks_mut(lanes * d_model))
             .zip(stats.par_chunks(slabs_per_group))
             .enumerate()
@@ -144,7 +157,11 @@ pub fn loss_and_grads<T: Copy + Into<i64>>(inputs: &LossInputs<T>) -> LossGrads 
             }
         }
     }
-    LossGrads { loss: (total / problem.counted as f64) as f32, hidden, weight }
+    LossGrads {
+        loss: (total / problem.counted as f64) as f32,
+        hidden,
+        weight,
+    }
 }
 
 /// Validated inputs and how they are cut.
@@ -165,7 +182,14 @@ struct Problem<'a> {
 impl<'a> Problem<'a> {
     fn new<T: Copy + Into<i64>>(inputs: &LossInputs<'a, T>) -> Self {
         const OP: &str = "linear_cross_entropy";
-        let LossInputs { hidden, weight, d_model, vocab_size, ignore_index, .. } = *inputs;
+        let LossInputs {
+            hidden,
+            weight,
+            d_model,
+            vocab_size,
+            ignore_index,
+            ..
+        } = *inputs;
         assert!(d_model >= 1, "{OP}: d_model must be at least 1");
         check_len(OP, "hidden", hidden, inputs.targets.len() * d_model);
         let rows = weight.len() / d_model;
@@ -183,7 +207,9 @@ impl<'a> Problem<'a> {
                 if ignore_index == Some(target) {
                     return None;
                 }
-                let class = usize::try_from(target).ok().filter(|&class| class < vocab_size);
+                let class = usize::try_from(target)
+                    .ok()
+                    .filter(|&class| class < vocab_size);
                 assert!(
                     class.is_some(),
                     "{OP}: target {target} of token {token} is not in 0..{vocab_size}"
@@ -193,9 +219,24 @@ impl<'a> Problem<'a> {
             .collect();
         let counted = targets.iter().flatten().count();
         let fitting = CHUNK_BYTES / size_of::<f32>() / vocab_size;
-        let tokens_per_chunk = fitting.min(MAX_TOKENS).min(targets.len()).next_multiple_of(LANES);
-        let classes = vocab_size.div_ceil(GROUPS).next_multiple_of(LANES).clamp(64, MAX_CLASSES);
-        Self { hidden, weight, d_model, vocab_size, targets, counted, tokens_per_chunk, classes }
+        let tokens_per_chunk = fitting
+            .min(MAX_TOKENS)
+            .min(targets.len())
+            .next_multiple_of(LANES);
+        let classes = vocab_size
+            .div_ceil(GROUPS)
+            .next_multiple_of(LANES)
+            .clamp(64, MAX_CLASSES);
+        Self {
+            hidden,
+            weight,
+            d_model,
+            vocab_size,
+            targets,
+            counted,
+            tokens_per_chunk,
+            classes,
+        }
     }
 
     fn slabs(&self) -> usize {
@@ -241,7 +282,11 @@ struct SlabStats {
 
 impl SlabStats {
     fn new(tokens: usize) -> Self {
-        Self { max: vec![0.0; tokens], sum: vec![0.0; tokens], target: vec![0.0; tokens] }
+        Self {
+            max: vec![0.0; tokens],
+            sum: vec![0.0; tokens],
+            target: vec![0.0; tokens],
+        }
     }
 }
 
@@ -279,7 +324,12 @@ impl<'a> Chunk<'a> {
     /// `[classes, tokens]`, of a buffer whose rows are as long as a full chunk.
     fn slab_matrix<'b>(&self, slab: usize, values: &'b [f32]) -> Matrix<'b> {
         let classes = self.problem.slab_classes(slab);
-        Matrix::new(values, classes, self.targets.len(), self.problem.tokens_per_chunk)
+        Matrix::new(
+            values,
+            classes,
+            self.targets.len(),
+            self.problem.tokens_per_chunk,
+        )
     }
 
     /// The tokens whose target is in `slab`, and its place there.
@@ -287,7 +337,9 @@ impl<'a> Chunk<'a> {
         let classes = self.problem.classes;
         let here = self.targets.iter().enumerate();
         here.filter_map(move |(token, target)| {
-            target.filter(|target| target / classes == slab).map(|target| (token, target % classes))
+            target
+                .filter(|target| target / classes == slab)
+                .map(|target| (token, target % classes))
         })
     }
 
@@ -296,17 +348,29 @@ impl<'a> Chunk<'a> {
         let lanes = self.problem.tokens_per_chunk;
         let logits = &mut to[..self.problem.slab_classes(slab) * lanes];
         let weight = self.problem.slab_weight(slab);
-        multiply(logits, lanes, false, weight, self.hidden_matrix().transposed());
+        multiply(
+            logits,
+            lanes,
+            false,
+            weight,
+            self.hidden_matrix().transposed(),
+        );
         for (token, class) in self.targets_in(slab) {
             stats.target[token] = logits[class * lanes + token];
         }
-        dispatch(Exponentials { logits, max: &mut stats.max, sum: &mut stats.sum });
+        dispatch(Exponentials {
+            logits,
+            max: &mut stats.max,
+            sum: &mut stats.sum,
+        });
     }
 
     fn normalisers(&self, stats: &[SlabStats]) -> Vec<Normaliser> {
         (0..self.targets.len())
             .map(|token| {
-                let max = stats.iter().fold(f32::NEG_INFINITY, |max, slab| max.max(slab.max[token]));
+                let max = stats
+                    .iter()
+                    .fold(f32::NEG_INFINITY, |max, slab| max.max(slab.max[token]));
                 let sum = stats
                     .iter()
                     .map(|slab| f64::from(slab.sum[token]) * f64::from(slab.max[token] - max).exp())
@@ -316,17 +380,17 @@ impl<'a> Chunk<'a> {
             .collect()
     }
 
-    fn losses(
-        &self,
-        stats: &[SlabStats],
-        normalisers: &[Normaliser],
-    ) -> impl Iterator<Item = f64> {
-        self.targets.iter().zip(normalisers).enumerate().map(|(token, (target, normaliser))| {
-            target.map_or(0.0, |target| {
-                let logit = stats[target / self.problem.classes].target[token];
-                normaliser.sum.ln() + f64::from(normaliser.max) - f64::from(logit)
+    fn losses(&self, stats: &[SlabStats], normalisers: &[Normaliser]) -> impl Iterator<Item = f64> {
+        self.targets
+            .iter()
+            .zip(normalisers)
+            .enumerate()
+            .map(|(token, (target, normaliser))| {
+                target.map_or(0.0, |target| {
+                    let logit = stats[target / self.problem.classes].target[token];
+                    normaliser.sum.ln() + f64::from(normaliser.max) - f64::from(logit)
+                })
             })
-        })
     }
 
     /// Turns a slab's exponentials into the gradient of the mean loss by its logits,
@@ -349,7 +413,10 @@ impl<'a> Chunk<'a> {
             }
         }
         let values = &mut values[..self.problem.slab_classes(slab) * lanes];
-        dispatch(Scale { values, factors: &factors });
+        dispatch(Scale {
+            values,
+            factors: &factors,
+        });
         for (token, class) in self.targets_in(slab) {
             values[class * lanes + token] -= share as f32;
         }

@@ -7,10 +7,10 @@
 //! over the chunks, then over the sequences. No sum depends on which thread ran what.
 
 use super::super::{
-    rows::SharedRows,
+    rows::{Columns, Output},
     simd::{
         Kernel, dispatch,
-        math::{TO_EXP2, exp2, silu_with_derivative, softplus_with_derivative},
+        math::{TO_EXP2, exp2_each, silu_with_derivative, softplus_with_derivative},
     },
 };
 use super::*;
@@ -37,7 +37,12 @@ pub fn backward(
     const OP: &str = "selective_scan backward";
     inputs.check(OP);
     let dims = inputs.dims;
-    let ScanDims { batch, seq_len, d_inner, d_state } = dims;
+    let ScanDims {
+        batch,
+        seq_len,
+        d_inner,
+        d_state,
+    } = dims;
     check_len(OP, "checkpoints", checkpoints, dims.checkpoint_len());
     check_len(OP, "grad_y", grad_y, dims.rows() * d_inner);
     if let Some(grad) = grad_final_state {
@@ -45,28 +50,30 @@ pub fn backward(
     }
 
     let spans = dims.blocks().div_ceil(SPAN);
-    let mut u = vec![0.0; dims.rows() * d_inner];
-    let mut delta = vec![0.0; dims.rows() * d_inner];
-    let mut z = inputs.z.map(|_| vec![0.0; dims.rows() * d_inner]);
-    let mut initial_state = vec![0.0; batch * d_inner * d_state];
+    let mut u = Output::new(dims.rows(), d_inner);
+    let mut delta = Output::new(dims.rows(), d_inner);
+    let mut z = inputs.z.map(|_| Output::new(dims.rows(), d_inner));
+    let mut initial_state = Output::new(batch, d_inner * d_state);
+    let mut a = Output::new(batch, d_inner * d_state);
+    let mut d = Output::new(batch, d_inner);
+    let mut delta_bias = Output::new(batch, d_inner);
     let mut b = vec![0.0; spans * dims.rows() * d_state];
     let mut c = vec![0.0; spans * dims.rows() * d_state];
-    let mut a = vec![0.0; batch * d_inner * d_state];
-    let mut d = vec![0.0; batch * d_inner];
-    let mut delta_bias = vec![0.0; batch * d_inner];
 
-    let output = Output {
-        u: SharedRows::new(&mut u, d_inner),
-        delta: SharedRows::new(&mut delta, d_inner),
-        z: z.as_mut().map(|data| SharedRows::new(data, d_inner)),
-        initial_state: SharedRows::new(&mut initial_state, d_inner * d_state),
-        a: SharedRows::new(&mut a, d_inner * d_state),
-        d: SharedRows::new(&mut d, d_inner),
-        delta_bias: SharedRows::new(&mut delta_bias, d_inner),
+    let sinks = Sinks {
+        u: u.columns(),
+        delta: delta.columns(),
+        z: z.as_mut().map(Output::columns),
+        initial_state: initial_state.columns(),
+        a: a.columns(),
+        d: d.columns(),
+        delta_bias: delta_bias.columns(),
     };
     let sequence = seq_len * d_state;
-    b.par_chunks_mut(sequence).zip(c.par_chunks_mut(sequence)).enumerate().for_each(
-        |(task, (grad_b, grad_c))| {
+    b.par_chunks_mut(sequence)
+        .zip(c.par_chunks_mut(sequence))
+        .enumerate()
+        .for_each(|(task, (grad_b, grad_c))| {
             let (span, batch) = (task / batch, task % batch);
             let blocks = span * SPAN..dims.blocks().min((span + 1) * SPAN);
             dispatch(Task {
@@ -74,34 +81,33 @@ pub fn backward(
                 checkpoints: Rows::contiguous(checkpoints, d_inner),
                 grad_y: Rows::contiguous(grad_y, d_inner),
                 grad_final_state,
-                output: &output,
+                sinks: &sinks,
                 grad_b,
                 grad_c,
                 batch,
                 blocks,
             });
-        },
-    );
-    add_parts(&mut b, spans);
-    add_parts(&mut c, spans);
-    add_parts(&mut a, batch);
-    add_parts(&mut d, batch);
-    add_parts(&mut delta_bias, batch);
-    ScanGrads {
-        u,
-        delta,
-        a,
-        b,
-        c,
-        d: inputs.d.map(|_| d),
-        z,
-        delta_bias: inputs.delta_bias.map(|_| delta_bias),
-        initial_state,
+        });
+    // SAFETY: the tasks are done, and together they own all channels of all sequences.
+    unsafe {
+        ScanGrads {
+            u: u.finish(),
+            delta: delta.finish(),
+            a: sum_parts(a.finish(), batch),
+            b: sum_parts(b, spans),
+            c: sum_parts(c, spans),
+            d: inputs.d.map(|_| sum_parts(d.finish(), batch)),
+            z: z.map(|z| z.finish()),
+            delta_bias: inputs
+                .delta_bias
+                .map(|_| sum_parts(delta_bias.finish(), batch)),
+            initial_state: initial_state.finish(),
+        }
     }
 }
 
-/// Leaves the sum of `parts` equal parts, in their order, as the whole of `data`.
-fn add_parts(data: &mut Vec<f32>, parts: usize) {
+/// The sum of the `parts` equal parts of `data`, in their order.
+fn sum_parts(mut data: Vec<f32>, parts: usize) -> Vec<f32> {
     let len = data.len() / parts.max(1);
     let (sum, rest) = data.split_at_mut(len);
     for part in rest.chunks_exact(len.max(1)) {
@@ -110,16 +116,17 @@ fn add_parts(data: &mut Vec<f32>, parts: usize) {
         }
     }
     data.truncate(len);
+    data
 }
 
-struct Output<'a> {
-    u: SharedRows<'a>,
-    delta: SharedRows<'a>,
-    z: Option<SharedRows<'a>>,
-    initial_state: SharedRows<'a>,
-    a: SharedRows<'a>,
-    d: SharedRows<'a>,
-    delta_bias: SharedRows<'a>,
+struct Sinks<'a> {
+    u: Columns<'a>,
+    delta: Columns<'a>,
+    z: Option<Columns<'a>>,
+    initial_state: Columns<'a>,
+    a: Columns<'a>,
+    d: Columns<'a>,
+    delta_bias: Columns<'a>,
 }
 
 struct Task<'a> {
@@ -127,7 +134,7 @@ struct Task<'a> {
     checkpoints: Rows<'a>,
     grad_y: Rows<'a>,
     grad_final_state: Option<&'a [f32]>,
-    output: &'a Output<'a>,
+    sinks: &'a Sinks<'a>,
     /// `[seq_len, d_state]`, of this sequence and span.
     grad_b: &'a mut [f32],
     /// `[seq_len, d_state]`, of this sequence and span.
@@ -140,7 +147,7 @@ struct Task<'a> {
 struct Block {
     channels: Range<usize>,
     a: Vec<Lanes>,
-    a_exp2: Vec<Lanes>,
+    scaled_a: Vec<Lanes>,
     /// Gradient of the state after the chunk at hand.
     grad_state: Vec<Lanes>,
     grad_a: Vec<Lanes>,
@@ -221,7 +228,11 @@ impl Kernel for Task<'_> {
                 self.prepare::<V>(&rows, &block.channels, chunk);
             }
             let checkpoint = (self.batch * dims.checkpoints() + index) * n;
-            let place = Place { rows: &rows, resets: &resets, checkpoint };
+            let place = Place {
+                rows: &rows,
+                resets: &resets,
+                checkpoint,
+            };
             let grouped = n - n % GROUP;
             for first in (0..grouped).step_by(GROUP) {
                 self.group::<V, GROUP>(&place, first, &mut blocks, &mut chunks, &mut group);
@@ -233,18 +244,18 @@ impl Kernel for Task<'_> {
                 self.finish::<V>(&rows, block, chunk);
             }
         }
-        for block in blocks {
-            let Range { start, end } = block.channels;
+        for block in &blocks {
+            let (sinks, batch, channels) = (self.sinks, self.batch, &block.channels);
             // SAFETY: this task alone writes these channels of this sequence.
             unsafe {
-                let states = start * n..end * n;
-                let output = self.output;
-                store_transposed(&block.grad_a, output.a.columns(self.batch, states.clone()));
-                let to = output.initial_state.columns(self.batch, states);
-                store_transposed(&block.grad_state, to);
-                V::load(&block.grad_d).store_cut(output.d.columns(self.batch, start..end));
-                let to = output.delta_bias.columns(self.batch, start..end);
-                V::load(&block.grad_bias).store_cut(to);
+                sinks.a.write_transposed(batch, channels, &block.grad_a);
+                sinks
+                    .initial_state
+                    .write_transposed(batch, channels, &block.grad_state);
+                sinks.d.write(batch, channels, V::load(&block.grad_d));
+                sinks
+                    .delta_bias
+                    .write(batch, channels, V::load(&block.grad_bias));
             }
         }
     }
@@ -261,13 +272,15 @@ struct Place<'a> {
 impl Task<'_> {
     #[inline(always)]
     fn block<V: Vector>(&self, block: usize) -> Block {
-        let ScanDims { d_inner, d_state, .. } = self.inputs.dims;
+        let ScanDims {
+            d_inner, d_state, ..
+        } = self.inputs.dims;
         let channels = self.inputs.dims.channels(block);
         let zeros = vec![Lanes::ZERO; d_state];
         let mut a = zeros.clone();
         load_transposed(self.inputs.a, d_state, &channels, &mut a);
-        let mut a_exp2 = a.clone();
-        for lanes in &mut a_exp2 {
+        let mut scaled_a = a.clone();
+        for lanes in &mut scaled_a {
             (V::load(lanes) * V::splat(TO_EXP2)).store(lanes);
         }
         let mut grad_state = zeros.clone();
@@ -278,7 +291,7 @@ impl Task<'_> {
         Block {
             channels,
             a,
-            a_exp2,
+            scaled_a,
             grad_state,
             grad_a: zeros,
             grad_d: Lanes::ZERO,
@@ -286,12 +299,20 @@ impl Task<'_> {
         }
     }
 
-    /// All that depends on the position but not on the state, and sums set to zero.
+    /// All that depends on the position but not on the state, and sums set to zero. Asks for
+    /// what the chunk before will read.
     #[inline(always)]
     fn prepare<V: Vector>(&self, rows: &Range<usize>, channels: &Range<usize>, chunk: &mut Chunk) {
         let inputs = self.inputs;
         let bias = load_channels::<V>(inputs.delta_bias, channels);
         for (t, row) in rows.clone().enumerate() {
+            let before = row.wrapping_sub(CHECKPOINT_INTERVAL);
+            inputs.prefetch(&inputs.u, before, channels);
+            inputs.prefetch(&inputs.delta, before, channels);
+            inputs.prefetch(&self.grad_y, before, channels);
+            if let Some(z) = &inputs.z {
+                inputs.prefetch(z, before, channels);
+            }
             let u = V::load_padded(inputs.u.get(row, channels.clone()));
             let delta = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
             let (dt, slope) = if inputs.delta_softplus {
@@ -338,7 +359,9 @@ impl Task<'_> {
             }
             self.retrace::<V, G>(place, first, block, chunk, group);
         }
-        let ScanDims { seq_len, d_state, .. } = self.inputs.dims;
+        let ScanDims {
+            seq_len, d_state, ..
+        } = self.inputs.dims;
         let start = place.rows.start - self.batch * seq_len;
         for t in 0..len {
             let states = (start + t) * d_state + first..(start + t) * d_state + first + G;
@@ -361,8 +384,10 @@ impl Task<'_> {
         chunk: &mut Chunk,
         group: &mut Group,
     ) {
+        let mut scaled_a = [V::zero(); G];
         let mut h = [V::zero(); G];
         for g in 0..G {
+            scaled_a[g] = V::load(&block.scaled_a[first + g]);
             let row = place.checkpoint + first + g;
             h[g] = V::load_padded(self.checkpoints.get(row, block.channels.clone()));
             h[g].store(&mut group.state[0][g]);
@@ -373,13 +398,17 @@ impl Task<'_> {
             let dt = V::load(&chunk.dt[t]);
             let dt_u = V::load(&chunk.dt_u[t]);
             let mut y = V::load(&chunk.y[t]);
+            let mut decay = scaled_a;
             for g in 0..G {
-                let mut decay = exp2(dt * V::load(&block.a_exp2[first + g]));
-                if place.resets[t] {
-                    decay = V::zero();
-                }
-                h[g] = decay.mul_add(h[g], dt_u * V::splat(b[g]));
-                decay.store(&mut group.decay[t][g]);
+                decay[g] = dt * scaled_a[g];
+            }
+            decay = exp2_each(decay);
+            if place.resets[t] {
+                decay = [V::zero(); G];
+            }
+            for g in 0..G {
+                h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
+                decay[g].store(&mut group.decay[t][g]);
                 h[g].store(&mut group.state[t + 1][g]);
                 if GATED {
                     y = h[g].mul_add(V::splat(c[g]), y);
@@ -459,12 +488,11 @@ impl Task<'_> {
             grad_bias = grad_bias + grad_delta;
             // SAFETY: this task alone writes these channels of this sequence.
             unsafe {
-                grad_u.store_cut(self.output.u.columns(row, channels.clone()));
-                grad_delta.store_cut(self.output.delta.columns(row, channels.clone()));
-                if let Some(z) = &self.output.z {
+                self.sinks.u.write(row, channels, grad_u);
+                self.sinks.delta.write(row, channels, grad_delta);
+                if let Some(z) = &self.sinks.z {
                     let y = d.mul_add(u, V::load(&chunk.y[t]));
-                    let grad_z = y * V::load(&chunk.grad_gate[t]);
-                    grad_z.store_cut(z.columns(row, channels.clone()));
+                    z.write(row, channels, y * V::load(&chunk.grad_gate[t]));
                 }
             }
         }

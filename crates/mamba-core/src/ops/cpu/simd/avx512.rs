@@ -1,9 +1,9 @@
 //! One 512-bit register.
 //!
 //! SAFETY of every block: a value of this type exists only under `dispatch`, which has detected
-//! the features; references bound all reads and writes.
+//! the features; `read` and `write` pass their contract on.
 
-use super::{LANES, Lanes, Vector, math::exp2_fraction};
+use super::Vector;
 use std::{
     arch::x86_64::*,
     ops::{Add, Mul, Sub},
@@ -46,23 +46,13 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
-    fn load(from: &Lanes) -> Self {
-        Self(unsafe { _mm512_load_ps(from.0.as_ptr()) })
+    unsafe fn read(from: *const f32) -> Self {
+        Self(unsafe { _mm512_loadu_ps(from) })
     }
 
     #[inline(always)]
-    fn store(self, to: &mut Lanes) {
-        unsafe { _mm512_store_ps(to.0.as_mut_ptr(), self.0) }
-    }
-
-    #[inline(always)]
-    fn load_array(from: &[f32; LANES]) -> Self {
-        Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
-    }
-
-    #[inline(always)]
-    fn store_array(self, to: &mut [f32; LANES]) {
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+    unsafe fn write(self, to: *mut f32) {
+        unsafe { _mm512_storeu_ps(to, self.0) }
     }
 
     #[inline(always)]
@@ -120,12 +110,15 @@ impl Vector for F32x16 {
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
 
-    /// `vscalef` clamps and scales at once.
     #[inline(always)]
-    fn exp2(self) -> Self {
+    fn split(self) -> (Self, Self) {
         let fraction = Self(unsafe { _mm512_reduce_ps::<8>(self.0) });
-        let exponent = self - fraction;
-        let power = exp2_fraction(fraction);
-        Self(unsafe { _mm512_scalef_ps(power.0, exponent.0) })
+        (fraction, self - fraction)
+    }
+
+    /// The instruction clamps as well.
+    #[inline(always)]
+    fn scale(self, integer: Self) -> Self {
+        Self(unsafe { _mm512_scalef_ps(self.0, integer.0) })
     }
 }

@@ -12,32 +12,42 @@ const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 /// `2^x`, the scan's exponential: `exp(dt * a)` costs no product with `log2(e)` when `a` was scaled
 /// once beforehand.
 ///
-/// Exactly 1 at 0, infinite from 128, zero from -127 downwards; between -127 and -126 the error is
-/// below the smallest normal number.
+/// Exactly 1 at 0, infinite from 128, zero from -127 downwards (with AVX-512, from -150); between
+/// there and -126 the error is below the smallest normal number.
 #[inline(always)]
 pub fn exp2<V: Vector>(x: V) -> V {
-    x.exp2()
+    let [power] = exp2_each([x]);
+    power
 }
 
-/// [`exp2`] for any instruction set: the integer part goes straight into the exponent's bits.
+/// [`exp2`] of several vectors in lock-step: each is one long chain of dependent instructions, and
+/// a machine sees only so many of them ahead.
 #[inline(always)]
-pub(super) fn exp2_by_bits<V: Vector>(x: V) -> V {
+pub fn exp2_each<V: Vector, const N: usize>(x: [V; N]) -> [V; N] {
+    let mut fraction = x;
+    let mut integer = x;
+    for i in 0..N {
+        (fraction[i], integer[i]) = x[i].split();
+    }
+    // The constant term is exactly one, so that the polynomial's error leaves slow decays alone.
+    let mut power = [V::splat(0.001_326_472_7); N];
+    for coefficient in [0.009_671_513, 0.055_507_336, 0.240_222_42, 0.693_147, 1.0] {
+        for i in 0..N {
+            power[i] = power[i].mul_add(fraction[i], V::splat(coefficient));
+        }
+    }
+    for i in 0..N {
+        power[i] = power[i].scale(integer[i]);
+    }
+    power
+}
+
+/// [`Vector::split`] on any machine; the integer stands in the low bits of a large float.
+#[inline(always)]
+pub(super) fn split_by_rounding<V: Vector>(x: V) -> (V, V) {
     let x = x.at_least(V::splat(-127.0)).at_most(V::splat(128.0));
     let shifted = x + V::splat(ROUND);
-    let fraction = x - (shifted - V::splat(ROUND));
-    exp2_fraction(fraction).add_exponent(shifted)
-}
-
-/// `2^x` for `|x| <= 1/2`; the constant term is exactly one, so that a state with a tiny decay is
-/// not scaled by the polynomial's error.
-#[inline(always)]
-pub(super) fn exp2_fraction<V: Vector>(x: V) -> V {
-    V::splat(0.001_326_472_7)
-        .mul_add(x, V::splat(0.009_671_513))
-        .mul_add(x, V::splat(0.055_507_336))
-        .mul_add(x, V::splat(0.240_222_42))
-        .mul_add(x, V::splat(0.693_147))
-        .mul_add(x, V::splat(1.0))
+    (x - (shifted - V::splat(ROUND)), shifted)
 }
 
 /// `e^x` for any `x`, with gradual underflow.
@@ -121,7 +131,10 @@ pub fn sigmoid<V: Vector>(x: V) -> V {
 fn sigmoids<V: Vector>(x: V, e: V) -> (V, V) {
     let large = (e + V::splat(1.0)).reciprocal();
     let small = e * large;
-    (x.select_negative(small, large), x.select_negative(large, small))
+    (
+        x.select_negative(small, large),
+        x.select_negative(large, small),
+    )
 }
 
 /// `x * sigmoid(x)`.

@@ -44,17 +44,17 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// `value` in every lane.
     fn splat(value: f32) -> Self;
 
-    /// Reads one aligned vector.
-    fn load(from: &Lanes) -> Self;
-
-    /// Writes one aligned vector.
-    fn store(self, to: &mut Lanes);
-
     /// Reads [`LANES`] values at any alignment.
-    fn load_array(from: &[f32; LANES]) -> Self;
+    ///
+    /// # Safety
+    /// `from` must be valid for that read.
+    unsafe fn read(from: *const f32) -> Self;
 
     /// Writes [`LANES`] values at any alignment.
-    fn store_array(self, to: &mut [f32; LANES]);
+    ///
+    /// # Safety
+    /// `to` must be valid for that write.
+    unsafe fn write(self, to: *mut f32);
 
     /// `self * factor + term`, in one rounding where the machine has a fused instruction.
     fn mul_add(self, factor: Self, term: Self) -> Self;
@@ -78,22 +78,55 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// with a power of two, as long as the result is a normal number.
     fn add_exponent(self, shifted: Self) -> Self;
 
+    /// The first half of [`math::exp2`]: a fraction in `[-1/2, 1/2]`, and the integer part in the
+    /// form that [`scale`](Self::scale) takes.
+    #[inline(always)]
+    fn split(self) -> (Self, Self) {
+        math::split_by_rounding(self)
+    }
+
+    /// The second half of [`math::exp2`]: `self` times two to the integer part.
+    #[inline(always)]
+    fn scale(self, integer: Self) -> Self {
+        self.add_exponent(integer)
+    }
+
     /// `1 / self` within 1 ulp, for values in `[1, 4]`.
     fn reciprocal(self) -> Self;
 
     /// The sum of the lanes, always in the same order.
     fn sum(self) -> f32;
 
-    /// `2^self`; see [`math::exp2`] for what holds.
-    #[inline(always)]
-    fn exp2(self) -> Self {
-        math::exp2_by_bits(self)
-    }
-
     /// All lanes zero.
     #[inline(always)]
     fn zero() -> Self {
         Self::splat(0.0)
+    }
+
+    /// Reads one vector.
+    #[inline(always)]
+    fn load(from: &Lanes) -> Self {
+        Self::load_array(&from.0)
+    }
+
+    /// Writes one vector.
+    #[inline(always)]
+    fn store(self, to: &mut Lanes) {
+        self.store_array(&mut to.0);
+    }
+
+    /// Reads one vector.
+    #[inline(always)]
+    fn load_array(from: &[f32; LANES]) -> Self {
+        // SAFETY: a reference to as many values.
+        unsafe { Self::read(from.as_ptr()) }
+    }
+
+    /// Writes one vector.
+    #[inline(always)]
+    fn store_array(self, to: &mut [f32; LANES]) {
+        // SAFETY: a reference to as many values.
+        unsafe { self.write(to.as_mut_ptr()) }
     }
 
     /// Reads the first [`LANES`] values of `from`; lanes past its end are zero.
@@ -117,6 +150,20 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
             }
         }
     }
+}
+
+/// Asks for the cache line of the first of `values`, which will be read soon. Rows of a lane block
+/// are too far apart for the machine to see a stream in them.
+#[inline(always)]
+pub fn prefetch(values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// Work generic over the vector type. Implementations mark `run` `#[inline(always)]`, and so every

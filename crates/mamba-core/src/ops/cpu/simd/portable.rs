@@ -1,7 +1,7 @@
 //! Plain arrays, for the compiler to vectorise with the baseline of the target (NEON on aarch64,
 //! SSE2 on x86-64).
 
-use super::{LANES, Lanes, Vector};
+use super::{LANES, Vector};
 use std::{
     array::from_fn,
     ops::{Add, Mul, Sub},
@@ -66,33 +66,27 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
-    fn load(from: &Lanes) -> Self {
-        Self(from.0)
+    unsafe fn read(from: *const f32) -> Self {
+        Self(unsafe { from.cast::<[f32; LANES]>().read() })
     }
 
     #[inline(always)]
-    fn store(self, to: &mut Lanes) {
-        to.0 = self.0;
-    }
-
-    #[inline(always)]
-    fn load_array(from: &[f32; LANES]) -> Self {
-        Self(*from)
-    }
-
-    #[inline(always)]
-    fn store_array(self, to: &mut [f32; LANES]) {
-        *to = self.0;
+    unsafe fn write(self, to: *mut f32) {
+        unsafe { to.cast::<[f32; LANES]>().write(self.0) }
     }
 
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
-        Self(from_fn(|lane| multiply_add(self.0[lane], factor.0[lane], term.0[lane])))
+        Self(from_fn(|lane| {
+            multiply_add(self.0[lane], factor.0[lane], term.0[lane])
+        }))
     }
 
     #[inline(always)]
     fn neg_mul_add(self, factor: Self, term: Self) -> Self {
-        Self(from_fn(|lane| multiply_add(-self.0[lane], factor.0[lane], term.0[lane])))
+        Self(from_fn(|lane| {
+            multiply_add(-self.0[lane], factor.0[lane], term.0[lane])
+        }))
     }
 
     #[inline(always)]
@@ -113,7 +107,11 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn select_negative(self, then: Self, otherwise: Self) -> Self {
         Self(from_fn(|lane| {
-            if self.0[lane].is_sign_negative() { then.0[lane] } else { otherwise.0[lane] }
+            if self.0[lane].is_sign_negative() {
+                then.0[lane]
+            } else {
+                otherwise.0[lane]
+            }
         }))
     }
 

@@ -59,11 +59,22 @@ fn on_each<F: Function + Copy>(x: &[f32], f: F) -> Vec<(&'static str, Vec<f32>)>
 macro_rules! copy {
     ($($name:ident),*) => { $(impl Clone for $name { fn clone(&self) -> Self { *self } } impl Copy for $name {})* };
 }
-copy!(Exp2, Exp, ExpNonpositive, Softplus, SoftplusDerivative, Sigmoid, Silu, SiluDerivative);
+copy!(
+    Exp2,
+    Exp,
+    ExpNonpositive,
+    Softplus,
+    SoftplusDerivative,
+    Sigmoid,
+    Silu,
+    SiluDerivative
+);
 
 fn sweep(low: f32, high: f32) -> Vec<f32> {
     let count = 400_003;
-    (0..count).map(|i| low + (high - low) * (i as f32 / (count - 1) as f32)).collect()
+    (0..count)
+        .map(|i| low + (high - low) * (i as f32 / (count - 1) as f32))
+        .collect()
 }
 
 /// The largest error in units of the last place; `scale` is the magnitude whose ulp counts.
@@ -109,12 +120,23 @@ fn exponentials_are_within_three_ulp() {
 
 #[test]
 fn subnormal_results_of_exp_are_within_a_few_units() {
-    check(&sweep(-103.0, -87.3), Exp, f64::exp, |_| f64::from(f32::MIN_POSITIVE), 2.0);
+    check(
+        &sweep(-103.0, -87.3),
+        Exp,
+        f64::exp,
+        |_| f64::from(f32::MIN_POSITIVE),
+        2.0,
+    );
 }
 
 #[test]
 fn activations_are_within_three_ulp() {
-    for x in [sweep(-87.0, 87.0), sweep(-2.0, 2.0), sweep(-1e-3, 1e-3), sweep(19.0, 21.0)] {
+    for x in [
+        sweep(-87.0, 87.0),
+        sweep(-2.0, 2.0),
+        sweep(-1e-3, 1e-3),
+        sweep(19.0, 21.0),
+    ] {
         check(&x, Softplus, ln_1p_exp, |y| y, 3.0);
         check(&x, Sigmoid, logistic, |y| y, 3.0);
         check(&x, SoftplusDerivative, logistic, |y| y, 3.0);
@@ -127,7 +149,17 @@ fn activations_are_within_three_ulp() {
 
 #[test]
 fn extremes_and_nan_come_through() {
-    let x = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, 0.0, -0.0, -1e30, 1e30, -200.0, 200.0];
+    let x = [
+        f32::NEG_INFINITY,
+        f32::INFINITY,
+        f32::NAN,
+        0.0,
+        -0.0,
+        -1e30,
+        1e30,
+        -200.0,
+        200.0,
+    ];
     let infinity = f32::INFINITY;
     let same = |y: &[f32], expected: &[f32], set: &str| {
         for ((&x, &y), &expected) in x.iter().zip(y).zip(expected) {
@@ -138,7 +170,17 @@ fn extremes_and_nan_come_through() {
             );
         }
     };
-    let exponential = [0.0, infinity, f32::NAN, 1.0, 1.0, 0.0, infinity, 0.0, infinity];
+    let exponential = [
+        0.0,
+        infinity,
+        f32::NAN,
+        1.0,
+        1.0,
+        0.0,
+        infinity,
+        0.0,
+        infinity,
+    ];
     for (set, y) in on_each(&x, Exp2) {
         same(&y, &exponential, set);
     }
@@ -148,10 +190,28 @@ fn extremes_and_nan_come_through() {
     let least = f32::MIN_POSITIVE;
     let ln_2 = std::f32::consts::LN_2;
     for (set, y) in on_each(&x, Softplus) {
-        same(&y, &[least, infinity, f32::NAN, ln_2, ln_2, least, 1e30, least, 200.0], set);
+        same(
+            &y,
+            &[
+                least,
+                infinity,
+                f32::NAN,
+                ln_2,
+                ln_2,
+                least,
+                1e30,
+                least,
+                200.0,
+            ],
+            set,
+        );
     }
     for (set, y) in on_each(&x, Sigmoid) {
-        same(&y, &[least, 1.0, f32::NAN, 0.5, 0.5, least, 1.0, least, 1.0], set);
+        same(
+            &y,
+            &[least, 1.0, f32::NAN, 0.5, 0.5, least, 1.0, least, 1.0],
+            set,
+        );
     }
 }
 
