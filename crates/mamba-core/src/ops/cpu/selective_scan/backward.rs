@@ -10,7 +10,7 @@ use super::super::{
     rows::{Columns, Output},
     simd::{
         Kernel, dispatch,
-        math::{TO_EXP2, exp2_each, silu_with_derivative, softplus_with_derivative},
+        math::{TO_EXP2, silu_with_derivative, softplus_with_derivative},
     },
 };
 use super::*;
@@ -155,56 +155,63 @@ struct Block {
     grad_bias: Lanes,
 }
 
-/// One chunk of one lane block, one vector a position.
+/// One position of one lane block.
+///
+/// Together in memory what is used together: arrays a multiple of 4 KiB apart would make a load
+/// look, in its low address bits, like the store before it, and wait for that.
 #[derive(Clone, Copy)]
-struct Chunk {
-    dt: [Lanes; CHECKPOINT_INTERVAL],
+struct Position {
+    dt: Lanes,
     /// Derivative of `dt` by `delta`.
-    dt_slope: [Lanes; CHECKPOINT_INTERVAL],
-    dt_u: [Lanes; CHECKPOINT_INTERVAL],
+    dt_slope: Lanes,
+    dt_u: Lanes,
     /// Gradient of the output before the gate.
-    grad: [Lanes; CHECKPOINT_INTERVAL],
+    grad: Lanes,
     /// Derivative of the loss by `z`, but for the factor of the output before the gate.
-    grad_gate: [Lanes; CHECKPOINT_INTERVAL],
+    grad_gate: Lanes,
     /// Output before the gate, without the direct path; only if there is a gate.
-    y: [Lanes; CHECKPOINT_INTERVAL],
-    grad_dt: [Lanes; CHECKPOINT_INTERVAL],
-    grad_dt_u: [Lanes; CHECKPOINT_INTERVAL],
+    y: Lanes,
+    grad_dt: Lanes,
+    grad_dt_u: Lanes,
 }
 
-impl Chunk {
-    const ZERO: Self = {
-        let zeros = [Lanes::ZERO; CHECKPOINT_INTERVAL];
-        Self {
-            dt: zeros,
-            dt_slope: zeros,
-            dt_u: zeros,
-            grad: zeros,
-            grad_gate: zeros,
-            y: zeros,
-            grad_dt: zeros,
-            grad_dt_u: zeros,
-        }
-    };
-}
-
-/// One group of states in one chunk: `[position][state]`.
-struct Group {
-    decay: [[Lanes; GROUP]; CHECKPOINT_INTERVAL],
-    /// The state before each position, and after the last one.
-    state: [[Lanes; GROUP]; CHECKPOINT_INTERVAL + 1],
-    grad_b: [[Lanes; GROUP]; CHECKPOINT_INTERVAL],
-    grad_c: [[Lanes; GROUP]; CHECKPOINT_INTERVAL],
-}
-
-impl Group {
+impl Position {
     const ZERO: Self = Self {
-        decay: [[Lanes::ZERO; GROUP]; CHECKPOINT_INTERVAL],
-        state: [[Lanes::ZERO; GROUP]; CHECKPOINT_INTERVAL + 1],
-        grad_b: [[Lanes::ZERO; GROUP]; CHECKPOINT_INTERVAL],
-        grad_c: [[Lanes::ZERO; GROUP]; CHECKPOINT_INTERVAL],
+        dt: Lanes::ZERO,
+        dt_slope: Lanes::ZERO,
+        dt_u: Lanes::ZERO,
+        grad: Lanes::ZERO,
+        grad_gate: Lanes::ZERO,
+        y: Lanes::ZERO,
+        grad_dt: Lanes::ZERO,
+        grad_dt_u: Lanes::ZERO,
     };
 }
+
+type Chunk = [Position; CHECKPOINT_INTERVAL];
+
+/// One state at one position.
+#[derive(Clone, Copy)]
+struct Cell {
+    decay: Lanes,
+    /// The state before the position.
+    before: Lanes,
+    /// Gradients of `b` and `c`, summed over the blocks but not yet over the lanes.
+    grad_b: Lanes,
+    grad_c: Lanes,
+}
+
+impl Cell {
+    const ZERO: Self = Self {
+        decay: Lanes::ZERO,
+        before: Lanes::ZERO,
+        grad_b: Lanes::ZERO,
+        grad_c: Lanes::ZERO,
+    };
+}
+
+/// One group of states in one chunk.
+type Group = [[Cell; GROUP]; CHECKPOINT_INTERVAL];
 
 impl Kernel for Task<'_> {
     type Output = ();
@@ -217,8 +224,8 @@ impl Kernel for Task<'_> {
         for block in self.blocks.clone() {
             blocks.push(self.block::<V>(block));
         }
-        let mut chunks = vec![Chunk::ZERO; blocks.len()];
-        let mut group = Box::new(Group::ZERO);
+        let mut chunks = vec![[Position::ZERO; CHECKPOINT_INTERVAL]; blocks.len()];
+        let mut group = [[Cell::ZERO; GROUP]; CHECKPOINT_INTERVAL];
         let mut resets = [false; CHECKPOINT_INTERVAL];
 
         for index in (0..dims.checkpoints()).rev() {
@@ -303,38 +310,63 @@ impl Task<'_> {
     /// what the chunk before will read.
     #[inline(always)]
     fn prepare<V: Vector>(&self, rows: &Range<usize>, channels: &Range<usize>, chunk: &mut Chunk) {
+        let grouped = rows.len() - rows.len() % GROUP;
+        for t in (0..grouped).step_by(GROUP) {
+            self.prepare_together::<V, GROUP>(rows.start, t, channels, chunk);
+        }
+        for t in grouped..rows.len() {
+            self.prepare_together::<V, 1>(rows.start, t, channels, chunk);
+        }
+    }
+
+    /// [`prepare`](Self::prepare) for `N` positions from `first`.
+    #[inline(always)]
+    fn prepare_together<V: Vector, const N: usize>(
+        &self,
+        start: usize,
+        first: usize,
+        channels: &Range<usize>,
+        chunk: &mut Chunk,
+    ) {
         let inputs = self.inputs;
         let bias = load_channels::<V>(inputs.delta_bias, channels);
-        for (t, row) in rows.clone().enumerate() {
+        let mut delta = [V::zero(); N];
+        let mut z = [V::zero(); N];
+        for i in 0..N {
+            let row = start + first + i;
             let before = row.wrapping_sub(CHECKPOINT_INTERVAL);
             inputs.prefetch(&inputs.u, before, channels);
             inputs.prefetch(&inputs.delta, before, channels);
             inputs.prefetch(&self.grad_y, before, channels);
-            if let Some(z) = &inputs.z {
-                inputs.prefetch(z, before, channels);
+            delta[i] = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
+            if let Some(gates) = &inputs.z {
+                inputs.prefetch(gates, before, channels);
+                z[i] = V::load_padded(gates.get(row, channels.clone()));
             }
+        }
+        let (dt, slope) = if inputs.delta_softplus {
+            softplus_with_derivative(Lockstep(delta))
+        } else {
+            (Lockstep(delta), Lockstep::splat(1.0))
+        };
+        for i in 0..N {
+            let (t, row) = (first + i, start + first + i);
             let u = V::load_padded(inputs.u.get(row, channels.clone()));
-            let delta = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
-            let (dt, slope) = if inputs.delta_softplus {
-                softplus_with_derivative(delta)
-            } else {
-                (delta, V::splat(1.0))
-            };
-            dt.store(&mut chunk.dt[t]);
-            slope.store(&mut chunk.dt_slope[t]);
-            (dt * u).store(&mut chunk.dt_u[t]);
-
-            let mut grad = V::load_padded(self.grad_y.get(row, channels.clone()));
-            if let Some(z) = inputs.z {
-                let z = V::load_padded(z.get(row, channels.clone()));
-                let (gate, slope) = silu_with_derivative(z);
-                (grad * slope).store(&mut chunk.grad_gate[t]);
-                grad = grad * gate;
-                chunk.y[t] = Lanes::ZERO;
+            let at = &mut chunk[t];
+            dt.0[i].store(&mut at.dt);
+            slope.0[i].store(&mut at.dt_slope);
+            (dt.0[i] * u).store(&mut at.dt_u);
+            V::load_padded(self.grad_y.get(row, channels.clone())).store(&mut at.grad);
+            (at.y, at.grad_dt, at.grad_dt_u) = (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
+        }
+        if inputs.z.is_some() {
+            let (gate, slope) = silu_with_derivative(Lockstep(z));
+            for i in 0..N {
+                let at = &mut chunk[first + i];
+                let grad = V::load(&at.grad);
+                (grad * slope.0[i]).store(&mut at.grad_gate);
+                (grad * gate.0[i]).store(&mut at.grad);
             }
-            grad.store(&mut chunk.grad[t]);
-            chunk.grad_dt[t] = Lanes::ZERO;
-            chunk.grad_dt_u[t] = Lanes::ZERO;
         }
     }
 
@@ -349,32 +381,33 @@ impl Task<'_> {
         group: &mut Group,
     ) {
         let len = place.rows.len();
-        group.grad_b[..len].fill([Lanes::ZERO; GROUP]);
-        group.grad_c[..len].fill([Lanes::ZERO; GROUP]);
-        for (block, chunk) in blocks.iter_mut().zip(chunks) {
-            if self.inputs.z.is_some() {
-                self.recompute::<V, G, true>(place, first, block, chunk, group);
-            } else {
-                self.recompute::<V, G, false>(place, first, block, chunk, group);
-            }
-            self.retrace::<V, G>(place, first, block, chunk, group);
+        for cell in group[..len].as_flattened_mut() {
+            (cell.grad_b, cell.grad_c) = (Lanes::ZERO, Lanes::ZERO);
         }
-        let ScanDims {
-            seq_len, d_state, ..
-        } = self.inputs.dims;
+        for (block, chunk) in blocks.iter_mut().zip(chunks) {
+            let last = if self.inputs.z.is_some() {
+                self.recompute::<V, G, true>(place, first, block, chunk, group)
+            } else {
+                self.recompute::<V, G, false>(place, first, block, chunk, group)
+            };
+            self.retrace::<V, G>(place, first, last, block, chunk, group);
+        }
+        let ScanDims { seq_len, d_state, .. } = self.inputs.dims;
         let start = place.rows.start - self.batch * seq_len;
-        for t in 0..len {
-            let states = (start + t) * d_state + first..(start + t) * d_state + first + G;
-            let grad_b = &mut self.grad_b[states.clone()];
-            let grad_c = &mut self.grad_c[states];
+        for (t, cells) in group[..len].iter().enumerate() {
+            let mut grad_b = [V::zero(); GROUP];
+            let mut grad_c = [V::zero(); GROUP];
             for g in 0..G {
-                grad_b[g] = V::load(&group.grad_b[t][g]).sum();
-                grad_c[g] = V::load(&group.grad_c[t][g]).sum();
+                grad_b[g] = V::load(&cells[g].grad_b);
+                grad_c[g] = V::load(&cells[g].grad_c);
             }
+            let states = (start + t) * d_state + first..(start + t) * d_state + first + G;
+            self.grad_b[states.clone()].copy_from_slice(&V::sums(grad_b)[..G]);
+            self.grad_c[states].copy_from_slice(&V::sums(grad_c)[..G]);
         }
     }
 
-    /// States and decays of the chunk, from the checkpoint.
+    /// States and decays of the chunk, from the checkpoint; returns the states after it.
     #[inline(always)]
     fn recompute<V: Vector, const G: usize, const GATED: bool>(
         &self,
@@ -383,49 +416,46 @@ impl Task<'_> {
         block: &Block,
         chunk: &mut Chunk,
         group: &mut Group,
-    ) {
+    ) -> [V; G] {
         let mut scaled_a = [V::zero(); G];
         let mut h = [V::zero(); G];
         for g in 0..G {
             scaled_a[g] = V::load(&block.scaled_a[first + g]);
             let row = place.checkpoint + first + g;
             h[g] = V::load_padded(self.checkpoints.get(row, block.channels.clone()));
-            h[g].store(&mut group.state[0][g]);
         }
         for (t, row) in place.rows.clone().enumerate() {
             let b = self.inputs.b.get(row, first..first + G);
             let c = self.inputs.c.get(row, first..first + G);
-            let dt = V::load(&chunk.dt[t]);
-            let dt_u = V::load(&chunk.dt_u[t]);
-            let mut y = V::load(&chunk.y[t]);
-            let mut decay = scaled_a;
-            for g in 0..G {
-                decay[g] = dt * scaled_a[g];
-            }
-            decay = exp2_each(decay);
+            let (at, cells) = (&mut chunk[t], &mut group[t]);
+            let mut decay = decays(V::load(&at.dt), scaled_a);
             if place.resets[t] {
                 decay = [V::zero(); G];
             }
+            let dt_u = V::load(&at.dt_u);
+            let mut y = V::load(&at.y);
             for g in 0..G {
+                decay[g].store(&mut cells[g].decay);
+                h[g].store(&mut cells[g].before);
                 h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
-                decay[g].store(&mut group.decay[t][g]);
-                h[g].store(&mut group.state[t + 1][g]);
                 if GATED {
                     y = h[g].mul_add(V::splat(c[g]), y);
                 }
             }
             if GATED {
-                y.store(&mut chunk.y[t]);
+                y.store(&mut at.y);
             }
         }
+        h
     }
 
-    /// Gradients of the chunk, from its last position to its first.
+    /// Gradients of the chunk, from its last position to its first, given the states after it.
     #[inline(always)]
     fn retrace<V: Vector, const G: usize>(
         &self,
         place: &Place,
         first: usize,
+        mut state: [V; G],
         block: &mut Block,
         chunk: &mut Chunk,
         group: &mut Group,
@@ -433,35 +463,32 @@ impl Task<'_> {
         let mut a = [V::zero(); G];
         let mut grad_a = [V::zero(); G];
         let mut carried = [V::zero(); G];
-        let mut state = [V::zero(); G];
         for g in 0..G {
             a[g] = V::load(&block.a[first + g]);
             carried[g] = V::load(&block.grad_state[first + g]);
-            state[g] = V::load(&group.state[place.rows.len()][g]);
         }
         for (t, row) in place.rows.clone().enumerate().rev() {
             let b = self.inputs.b.get(row, first..first + G);
             let c = self.inputs.c.get(row, first..first + G);
-            let dt = V::load(&chunk.dt[t]);
-            let dt_u = V::load(&chunk.dt_u[t]);
-            let grad = V::load(&chunk.grad[t]);
-            let mut grad_dt = V::load(&chunk.grad_dt[t]);
-            let mut grad_dt_u = V::load(&chunk.grad_dt_u[t]);
+            let (at, cells) = (&mut chunk[t], &mut group[t]);
+            let (dt, dt_u, grad) = (V::load(&at.dt), V::load(&at.dt_u), V::load(&at.grad));
+            let mut grad_dt = V::load(&at.grad_dt);
+            let mut grad_dt_u = V::load(&at.grad_dt_u);
             for g in 0..G {
-                let (to_b, to_c) = (&mut group.grad_b[t][g], &mut group.grad_c[t][g]);
-                grad.mul_add(state[g], V::load(to_c)).store(to_c);
+                let cell = &mut cells[g];
+                grad.mul_add(state[g], V::load(&cell.grad_c)).store(&mut cell.grad_c);
                 let grad_state = grad.mul_add(V::splat(c[g]), carried[g]);
-                grad_state.mul_add(dt_u, V::load(to_b)).store(to_b);
+                grad_state.mul_add(dt_u, V::load(&cell.grad_b)).store(&mut cell.grad_b);
                 grad_dt_u = grad_state.mul_add(V::splat(b[g]), grad_dt_u);
 
-                carried[g] = grad_state * V::load(&group.decay[t][g]);
-                state[g] = V::load(&group.state[t][g]);
+                carried[g] = grad_state * V::load(&cell.decay);
+                state[g] = V::load(&cell.before);
                 let grad_exponent = carried[g] * state[g];
                 grad_dt = grad_exponent.mul_add(a[g], grad_dt);
                 grad_a[g] = grad_exponent.mul_add(dt, grad_a[g]);
             }
-            grad_dt.store(&mut chunk.grad_dt[t]);
-            grad_dt_u.store(&mut chunk.grad_dt_u[t]);
+            grad_dt.store(&mut at.grad_dt);
+            grad_dt_u.store(&mut at.grad_dt_u);
         }
         for g in 0..G {
             carried[g].store(&mut block.grad_state[first + g]);
@@ -479,11 +506,12 @@ impl Task<'_> {
         let (mut grad_d, mut grad_bias) = (V::zero(), V::zero());
         for (t, row) in rows.clone().enumerate() {
             let u = V::load_padded(inputs.u.get(row, channels.clone()));
-            let grad = V::load(&chunk.grad[t]);
-            let grad_dt_u = V::load(&chunk.grad_dt_u[t]);
-            let grad_u = V::load(&chunk.dt[t]).mul_add(grad_dt_u, d * grad);
-            let grad_dt = u.mul_add(grad_dt_u, V::load(&chunk.grad_dt[t]));
-            let grad_delta = grad_dt * V::load(&chunk.dt_slope[t]);
+            let at = &chunk[t];
+            let grad = V::load(&at.grad);
+            let grad_dt_u = V::load(&at.grad_dt_u);
+            let grad_u = V::load(&at.dt).mul_add(grad_dt_u, d * grad);
+            let grad_dt = u.mul_add(grad_dt_u, V::load(&at.grad_dt));
+            let grad_delta = grad_dt * V::load(&at.dt_slope);
             grad_d = grad.mul_add(u, grad_d);
             grad_bias = grad_bias + grad_delta;
             // SAFETY: this task alone writes these channels of this sequence.
@@ -491,8 +519,8 @@ impl Task<'_> {
                 self.sinks.u.write(row, channels, grad_u);
                 self.sinks.delta.write(row, channels, grad_delta);
                 if let Some(z) = &self.sinks.z {
-                    let y = d.mul_add(u, V::load(&chunk.y[t]));
-                    z.write(row, channels, y * V::load(&chunk.grad_gate[t]));
+                    let y = d.mul_add(u, V::load(&at.y));
+                    z.write(row, channels, y * V::load(&at.grad_gate));
                 }
             }
         }

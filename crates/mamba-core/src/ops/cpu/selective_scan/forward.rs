@@ -6,7 +6,7 @@ use super::super::{
     rows::{Columns, Output},
     simd::{
         Kernel, dispatch,
-        math::{TO_EXP2, exp2_each, silu, softplus},
+        math::{TO_EXP2, silu, softplus},
     },
 };
 use super::*;
@@ -130,14 +130,7 @@ impl Kernel for Task<'_> {
             for first in grouped..n {
                 advance::<V, 1>(inputs, &rows, first, &a, &mut state, &mut chunk);
             }
-            for (row, lanes) in rows.zip(&chunk.y) {
-                let mut y = V::load(lanes);
-                if let Some(z) = inputs.z {
-                    y = y * silu(V::load_padded(z.get(row, channels.clone())));
-                }
-                // SAFETY: this task alone writes these channels of this sequence.
-                unsafe { sinks.y.write(row, channels, y) };
-            }
+            finish::<V>(inputs, sinks, &rows, channels, &chunk);
         }
         // SAFETY: this task alone writes the final states of these channels.
         unsafe { sinks.final_state.write_transposed(batch, channels, &state) };
@@ -152,22 +145,87 @@ fn prepare<V: Vector>(
     channels: &Range<usize>,
     chunk: &mut Chunk,
 ) {
+    let grouped = rows.len() - rows.len() % GROUP;
+    for t in (0..grouped).step_by(GROUP) {
+        prepare_together::<V, GROUP>(inputs, rows.start, t, channels, chunk);
+    }
+    for t in grouped..rows.len() {
+        prepare_together::<V, 1>(inputs, rows.start, t, channels, chunk);
+    }
+}
+
+/// [`prepare`] for `N` positions from `first`.
+#[inline(always)]
+fn prepare_together<V: Vector, const N: usize>(
+    inputs: &ScanInputs,
+    start: usize,
+    first: usize,
+    channels: &Range<usize>,
+    chunk: &mut Chunk,
+) {
     let d = load_channels::<V>(inputs.d, channels);
     let bias = load_channels::<V>(inputs.delta_bias, channels);
-    for (t, row) in rows.clone().enumerate() {
+    let mut dt = [V::zero(); N];
+    for i in 0..N {
+        let row = start + first + i;
         if let Some(z) = &inputs.z {
             inputs.prefetch(z, row, channels);
         }
         inputs.prefetch(&inputs.u, row + CHECKPOINT_INTERVAL, channels);
         inputs.prefetch(&inputs.delta, row + CHECKPOINT_INTERVAL, channels);
+        dt[i] = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
+    }
+    if inputs.delta_softplus {
+        dt = softplus(Lockstep(dt)).0;
+    }
+    for i in 0..N {
+        let (t, row) = (first + i, start + first + i);
         let u = V::load_padded(inputs.u.get(row, channels.clone()));
-        let mut dt = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
-        if inputs.delta_softplus {
-            dt = softplus(dt);
-        }
-        dt.store(&mut chunk.dt[t]);
-        (dt * u).store(&mut chunk.dt_u[t]);
+        dt[i].store(&mut chunk.dt[t]);
+        (dt[i] * u).store(&mut chunk.dt_u[t]);
         (d * u).store(&mut chunk.y[t]);
+    }
+}
+
+/// Gates the outputs and writes them.
+#[inline(always)]
+fn finish<V: Vector>(
+    inputs: &ScanInputs,
+    sinks: &Sinks,
+    rows: &Range<usize>,
+    channels: &Range<usize>,
+    chunk: &Chunk,
+) {
+    let grouped = rows.len() - rows.len() % GROUP;
+    for t in (0..grouped).step_by(GROUP) {
+        finish_together::<V, GROUP>(inputs, sinks, rows.start, t, channels, chunk);
+    }
+    for t in grouped..rows.len() {
+        finish_together::<V, 1>(inputs, sinks, rows.start, t, channels, chunk);
+    }
+}
+
+/// [`finish`] for `N` positions from `first`.
+#[inline(always)]
+fn finish_together<V: Vector, const N: usize>(
+    inputs: &ScanInputs,
+    sinks: &Sinks,
+    start: usize,
+    first: usize,
+    channels: &Range<usize>,
+    chunk: &Chunk,
+) {
+    let mut gate = [V::splat(1.0); N];
+    if let Some(z) = inputs.z {
+        for i in 0..N {
+            gate[i] = V::load_padded(z.get(start + first + i, channels.clone()));
+        }
+        gate = silu(Lockstep(gate)).0;
+    }
+    for i in 0..N {
+        let y = V::load(&chunk.y[first + i]) * gate[i];
+        // SAFETY: this task alone writes these channels of this sequence.
+        unsafe { sinks.y.write(start + first + i, channels, y) };
     }
 }
 
@@ -196,11 +254,7 @@ fn advance<V: Vector, const G: usize>(
         let dt = V::load(&chunk.dt[t]);
         let dt_u = V::load(&chunk.dt_u[t]);
         let mut y = V::load(&chunk.y[t]);
-        let mut decay = scaled_a;
-        for g in 0..G {
-            decay[g] = dt * scaled_a[g];
-        }
-        decay = exp2_each(decay);
+        let decay = decays(dt, scaled_a);
         for g in 0..G {
             h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
             y = h[g].mul_add(V::splat(c[g]), y);

@@ -8,7 +8,7 @@ pub use forward::forward;
 
 use super::{
     rows::{Rows, check_len},
-    simd::{LANES, Lanes, Vector, prefetch},
+    simd::{Arithmetic, LANES, Lanes, Lockstep, Vector, math::exp2, prefetch},
 };
 use std::ops::Range;
 
@@ -214,6 +214,12 @@ fn load_channels<V: Vector>(vector: Option<&[f32]>, channels: &Range<usize>) -> 
         Some(values) => V::load_padded(&values[channels.clone()]),
         None => V::zero(),
     }
+}
+
+/// `exp(dt * a)` for `G` states, given `a * log2(e)`.
+#[inline(always)]
+fn decays<V: Vector, const G: usize>(dt: V, scaled_a: [V; G]) -> [V; G] {
+    exp2(Lockstep([dt; G]) * Lockstep(scaled_a)).0
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! SAFETY of every block: a value of this type exists only under `dispatch`, which has detected
 //! the features; `read` and `write` pass their contract on.
 
-use super::{LANES, Vector};
+use super::{Arithmetic, LANES, Vector};
 use std::{
     arch::x86_64::*,
     ops::{Add, Mul, Sub},
@@ -62,24 +62,11 @@ unsafe fn add_exponent(x: __m256, shifted: __m256) -> __m256 {
     }
 }
 
-impl Vector for F32x16 {
+impl Arithmetic for F32x16 {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         let half = unsafe { _mm256_set1_ps(value) };
         Self(half, half)
-    }
-
-    #[inline(always)]
-    unsafe fn read(from: *const f32) -> Self {
-        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES / 2))) }
-    }
-
-    #[inline(always)]
-    unsafe fn write(self, to: *mut f32) {
-        unsafe {
-            _mm256_storeu_ps(to, self.0);
-            _mm256_storeu_ps(to.add(LANES / 2), self.1);
-        }
     }
 
     #[inline(always)]
@@ -161,6 +148,21 @@ impl Vector for F32x16 {
             Self(_mm256_div_ps(one, self.0), _mm256_div_ps(one, self.1))
         }
     }
+}
+
+impl Vector for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES / 2))) }
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(LANES / 2), self.1);
+        }
+    }
 
     #[inline(always)]
     fn sum(self) -> f32 {
@@ -173,5 +175,29 @@ impl Vector for F32x16 {
             let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
             _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
         }
+    }
+
+    #[inline(always)]
+    fn sums([x, y, z, w]: [Self; 4]) -> [f32; 4] {
+        unsafe {
+            sums_of_halves(
+                _mm256_add_ps(x.0, x.1),
+                _mm256_add_ps(y.0, y.1),
+                _mm256_add_ps(z.0, z.1),
+                _mm256_add_ps(w.0, w.1),
+            )
+        }
+    }
+}
+
+/// The sums of four vectors whose halves were added.
+#[inline(always)]
+pub unsafe fn sums_of_halves(x: __m256, y: __m256, z: __m256, w: __m256) -> [f32; 4] {
+    unsafe {
+        let pairs = _mm256_hadd_ps(_mm256_hadd_ps(x, y), _mm256_hadd_ps(z, w));
+        let sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
+        let mut array = [0.0; 4];
+        _mm_storeu_ps(array.as_mut_ptr(), sums);
+        array
     }
 }

@@ -10,8 +10,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod lockstep;
 pub mod math;
 mod portable;
+
+pub use lockstep::Lockstep;
 
 use std::ops::{Add, Mul, Sub};
 
@@ -36,25 +39,12 @@ impl Lanes {
     }
 }
 
-/// Sixteen `f32` lanes in registers. Operations act lane by lane.
-///
-/// Values of an instruction set's type exist only inside [`dispatch`], which has checked that the
-/// machine has it; that is what makes the intrinsics of the implementations sound.
-pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+/// What the elementary functions need of vectors. Operations act lane by lane.
+pub trait Arithmetic:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
+{
     /// `value` in every lane.
     fn splat(value: f32) -> Self;
-
-    /// Reads [`LANES`] values at any alignment.
-    ///
-    /// # Safety
-    /// `from` must be valid for that read.
-    unsafe fn read(from: *const f32) -> Self;
-
-    /// Writes [`LANES`] values at any alignment.
-    ///
-    /// # Safety
-    /// `to` must be valid for that write.
-    unsafe fn write(self, to: *mut f32);
 
     /// `self * factor + term`, in one rounding where the machine has a fused instruction.
     fn mul_add(self, factor: Self, term: Self) -> Self;
@@ -94,14 +84,35 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// `1 / self` within 1 ulp, for values in `[1, 4]`.
     fn reciprocal(self) -> Self;
 
-    /// The sum of the lanes, always in the same order.
-    fn sum(self) -> f32;
-
     /// All lanes zero.
     #[inline(always)]
     fn zero() -> Self {
         Self::splat(0.0)
     }
+}
+
+/// Sixteen `f32` lanes in registers.
+///
+/// Values of an instruction set's type exist only inside [`dispatch`], which has checked that the
+/// machine has it; that is what makes the intrinsics of the implementations sound.
+pub trait Vector: Arithmetic {
+    /// Reads [`LANES`] values at any alignment.
+    ///
+    /// # Safety
+    /// `from` must be valid for that read.
+    unsafe fn read(from: *const f32) -> Self;
+
+    /// Writes [`LANES`] values at any alignment.
+    ///
+    /// # Safety
+    /// `to` must be valid for that write.
+    unsafe fn write(self, to: *mut f32);
+
+    /// The sum of the lanes, always in the same order.
+    fn sum(self) -> f32;
+
+    /// [`sum`](Self::sum) of four vectors.
+    fn sums(vectors: [Self; 4]) -> [f32; 4];
 
     /// Reads one vector.
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Plain arrays, for the compiler to vectorise with the baseline of the target (NEON on aarch64,
 //! SSE2 on x86-64).
 
-use super::{LANES, Vector};
+use super::{Arithmetic, LANES, Vector};
 use std::{
     array::from_fn,
     ops::{Add, Mul, Sub},
@@ -59,20 +59,10 @@ fn multiply_add(x: f32, factor: f32, term: f32) -> f32 {
     }
 }
 
-impl Vector for F32x16 {
+impl Arithmetic for F32x16 {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; LANES])
-    }
-
-    #[inline(always)]
-    unsafe fn read(from: *const f32) -> Self {
-        Self(unsafe { from.cast::<[f32; LANES]>().read() })
-    }
-
-    #[inline(always)]
-    unsafe fn write(self, to: *mut f32) {
-        unsafe { to.cast::<[f32; LANES]>().write(self.0) }
     }
 
     #[inline(always)]
@@ -126,11 +116,28 @@ impl Vector for F32x16 {
     fn reciprocal(self) -> Self {
         self.map(|x| 1.0 / x)
     }
+}
+
+impl Vector for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        Self(unsafe { from.cast::<[f32; LANES]>().read() })
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        unsafe { to.cast::<[f32; LANES]>().write(self.0) }
+    }
 
     #[inline(always)]
     fn sum(self) -> f32 {
         let halves: [f32; 8] = from_fn(|lane| self.0[lane] + self.0[lane + 8]);
         let quarters: [f32; 4] = from_fn(|lane| halves[lane] + halves[lane + 4]);
         (quarters[0] + quarters[2]) + (quarters[1] + quarters[3])
+    }
+
+    #[inline(always)]
+    fn sums(vectors: [Self; 4]) -> [f32; 4] {
+        vectors.map(Self::sum)
     }
 }
