@@ -1,1 +1,25 @@
+//! The operations of state-space models, below any deep-learning framework.
+//!
+//! The package knows tensors as plain buffers with a documented layout; it does not know Burn.
+//! `mamba-core` wires it into Burn's backends.
+//!
+//! - `oracle` (feature of the same name): each operation as host loops in f64, values and gradients,
+//!   written to be read. Every other implementation is tested against it.
+//!
+//! # Notation
+//!
+//! | Symbol | Name | Meaning |
+//! |---|---|---|
+//! | B | `batch` | sequences computed side by side |
+//! | L | `seq_len` | positions of a sequence |
+//! | D | `d_inner` | channels of the scan, `expand * d_model` |
+//! | N | `d_state` | state entries of a channel |
+//! | W | `width` | taps of the causal convolution |
+//!
+//! Tensors are row-major with the channel last: entry `(i, t, j)` of a `[batch, seq_len, d_inner]`
+//! tensor lies at `(i * seq_len + t) * d_inner + j`.
 
+#![warn(missing_docs)]
+
+#[cfg(feature = "oracle")]
+pub mod oracle;

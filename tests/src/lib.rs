@@ -1,1 +1,8 @@
+//! What the workspace's tests share: fixtures computed by PyTorch, the tolerances of each
+//! operation, and the device under test.
+#![recursion_limit = "256"]
 
+pub mod devices;
+pub mod fixtures;
+pub mod tensors;
+pub mod tolerances;

@@ -1,1 +1,89 @@
+//! The operations that Burn does not have, each as one function on tensors.
+//!
+//! | op | what it computes | what survives on the tape for backward |
+//! |---|---|---|
+//! | [`selective_scan`] | the state-space recurrence of Mamba-1 | its inputs and `d_inner * d_state / 8` bytes a token |
+//! | [`causal_conv1d`] | depthwise convolution over time, SiLU | its inputs |
+//! | [`linear_cross_entropy`] | head and loss without the logits | the two gradients, no logits |
+//!
+//! Each takes the path of [`Strategy::Auto`]: fused loops on Flex, the portable bodies on NdArray
+//! and on CubeCL devices, the plain [`reference`] on any other backend. All of them compute in
+//! f32 whatever the inputs are, since a recurrence over thousands of steps drifts in half
+//! precision; results are cast back to the dtype of the main input, states stay f32.
+
+mod backends;
+mod causal_conv1d;
+#[cfg(feature = "flex")]
 pub mod cpu;
+pub mod extension;
+mod linear_cross_entropy;
+#[cfg(feature = "fusion")]
+mod meta;
+mod portable;
+pub mod reference;
+mod selective_scan;
+
+pub use causal_conv1d::{CausalConv1d, causal_conv1d};
+pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy, token_losses};
+pub use selective_scan::{SelectiveScan, selective_scan};
+
+use burn::backend::{DispatchDevice, DispatchTensor};
+use burn::tensor::{Device, Int, Tensor};
+use extension::{OptionalFloat, OptionalInt};
+
+/// Which implementation runs an operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// [`Strategy::Fused`] where the device's backend has one, else [`Strategy::Reference`].
+    #[default]
+    Auto,
+    /// The backend's own implementation behind [`extension::MambaOps`].
+    Fused,
+    /// Plain tensor operations under Burn's autodiff: slow, memory-hungry, obviously right.
+    Reference,
+}
+
+impl Strategy {
+    /// What [`Strategy::Auto`] stands for on `device`; the others stand for themselves.
+    pub fn resolve(self, device: &Device) -> Self {
+        match self {
+            Self::Auto if has_ops(device.clone().without_autodiff().as_dispatch()) => Self::Fused,
+            Self::Auto => Self::Reference,
+            strategy => strategy,
+        }
+    }
+}
+
+/// Whether the backend of `device` is one that [`extension::MambaOps`] is routed to.
+fn has_ops(device: &DispatchDevice) -> bool {
+    match device {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => true,
+        #[allow(unreachable_patterns)] // which backends exist is another crate's features
+        _ => false,
+    }
+}
+
+fn optional_float<const D: usize>(
+    tensor: Option<Tensor<D>>,
+) -> OptionalFloat<burn::backend::Dispatch> {
+    tensor.map(float_primitive).into()
+}
+
+fn optional_int<const D: usize>(
+    tensor: Option<Tensor<D, Int>>,
+) -> OptionalInt<burn::backend::Dispatch> {
+    match tensor {
+        Some(tensor) => OptionalInt::Present(tensor.into_dispatch()),
+        None => OptionalInt::Absent,
+    }
+}
+
+/// The f32 primitive of a float tensor.
+fn float_primitive<const D: usize>(tensor: Tensor<D>) -> DispatchTensor {
+    tensor.cast(burn::tensor::DType::F32).into_dispatch()
+}

@@ -1,0 +1,147 @@
+//! Devices by name, as users give them.
+
+use burn::tensor::{Device, Tensor};
+
+/// Why a device cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No compiled-in backend has that name.
+    #[error(
+        "unknown device `{name}`: this build knows {}; other backends are features of the build \
+         (`--features wgpu`)", known.join(", ")
+    )]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What this build offers.
+        known: Vec<&'static str>,
+    },
+    /// What follows the colon is no index.
+    #[error("device `{0}`: expected a number after the colon, as in `cuda:1`")]
+    Index(String),
+    /// The backend is compiled in, but the machine has nothing for it.
+    #[error("device `{name}` does not start: {reason}")]
+    Unusable {
+        /// What was asked for.
+        name: String,
+        /// What its driver said.
+        reason: String,
+    },
+}
+
+/// The names that [`device`] takes in this build, the default first.
+pub fn device_names() -> Vec<&'static str> {
+    let mut names = Vec::new();
+    names.extend(cfg!(feature = "cuda").then_some("cuda"));
+    names.extend(cfg!(feature = "rocm").then_some("rocm"));
+    names.extend(cfg!(feature = "metal").then_some("metal"));
+    names.extend(cfg!(feature = "vulkan").then_some("vulkan"));
+    names.extend(cfg!(feature = "wgpu").then_some("wgpu"));
+    names.extend(cfg!(feature = "flex").then_some("flex"));
+    names.extend(cfg!(feature = "ndarray").then_some("ndarray"));
+    names
+}
+
+/// The device of a name such as `flex`, `wgpu` or `cuda:1`, without gradients.
+///
+/// The device is not started: see [`start`].
+///
+/// # Errors
+///
+/// If no compiled-in backend has that name, or the index is no number.
+pub fn device(name: &str) -> Result<Device, DeviceError> {
+    let (backend, index) = match name.split_once(':') {
+        Some((backend, index)) => {
+            let index = index.parse().map_err(|_| DeviceError::Index(name.into()))?;
+            (backend, Some(index))
+        }
+        None => (name, None),
+    };
+    open(backend, index).ok_or_else(|| DeviceError::Unknown {
+        name: name.into(),
+        known: device_names(),
+    })
+}
+
+#[allow(unused_variables)] // which backends take an index depends on the features
+fn open(backend: &str, index: Option<usize>) -> Option<Device> {
+    match backend {
+        #[cfg(feature = "flex")]
+        "flex" | "cpu" => Some(Device::flex()),
+        #[cfg(feature = "ndarray")]
+        "ndarray" => Some(Device::ndarray()),
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(Device::cuda(index.unwrap_or(0))),
+        #[cfg(feature = "rocm")]
+        "rocm" => Some(Device::rocm(index.unwrap_or(0))),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(Device::wgpu(adapter(index))),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Some(Device::vulkan(adapter(index))),
+        #[cfg(feature = "metal")]
+        "metal" => Some(Device::metal(adapter(index))),
+        _ => None,
+    }
+}
+
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn adapter(index: Option<usize>) -> burn::tensor::DeviceKind {
+    use burn::tensor::DeviceKind;
+    index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu)
+}
+
+/// [`device`], proved to work by one small computation.
+///
+/// # Errors
+///
+/// As [`device`], or if the driver or the hardware is missing.
+pub fn start(name: &str) -> Result<Device, DeviceError> {
+    let device = device(name)?;
+    let on_device = device.clone();
+    // Backends report a missing driver by panicking; a thread of its own keeps that off the screen.
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let outcome = std::thread::spawn(move || {
+        (Tensor::<1>::ones([2], &on_device) + 1.0).into_data().iter::<f32>().sum::<f32>()
+    })
+    .join();
+    std::panic::set_hook(quiet);
+    match outcome {
+        Ok(4.0) => Ok(device),
+        Ok(sum) => Err(DeviceError::Unusable {
+            name: name.into(),
+            reason: format!("it computed 2 + 2 as {sum}"),
+        }),
+        Err(panic) => Err(DeviceError::Unusable {
+            name: name.into(),
+            reason: panic_message(&*panic).unwrap_or("its driver gave no reason").into(),
+        }),
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> Option<&str> {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    owned.or_else(|| panic.downcast_ref::<&str>().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let message = device("tpu").unwrap_err().to_string();
+        assert!(message.contains("`tpu`") && message.contains("flex"), "{message}");
+    }
+
+    #[test]
+    fn an_index_must_be_a_number() {
+        assert_eq!(device("cuda:x"), Err(DeviceError::Index("cuda:x".into())));
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn the_cpu_starts() {
+        assert_eq!(start("flex"), Ok(Device::flex()));
+    }
+}

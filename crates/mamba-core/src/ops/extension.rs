@@ -1,0 +1,270 @@
+//! The seam between tensors and backends: one trait, one method an op and a direction.
+//!
+//! Values cross the seam as backend primitives, so that every backend can supply its own kernel:
+//! Flex its fused CPU loops, all others the portable bodies of [`super::portable`]. Gradients are
+//! ours too: `Autodiff<B>` records one node an op and calls the `_backward` method of `B`.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, ExtensionType, backend_extension};
+
+#[cfg(feature = "fusion")]
+use super::meta;
+use super::portable;
+
+/// A float tensor that a caller may leave out.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum OptionalFloat<B: Backend> {
+    /// Left out.
+    Absent,
+    /// Given.
+    Present(FloatTensor<B>),
+}
+
+/// An integer tensor that a caller may leave out.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum OptionalInt<B: Backend> {
+    /// Left out.
+    Absent,
+    /// Given.
+    Present(IntTensor<B>),
+}
+
+/// What the selective scan reads. All floats are f32 and as shaped as in
+/// [`SelectiveScan`](super::SelectiveScan).
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct ScanInputs<B: Backend> {
+    /// `[batch, seq_len, d_inner]`
+    pub u: FloatTensor<B>,
+    /// `[batch, seq_len, d_inner]`
+    pub delta: FloatTensor<B>,
+    /// `[d_inner, d_state]`
+    pub a: FloatTensor<B>,
+    /// `[batch, seq_len, d_state]`
+    pub b: FloatTensor<B>,
+    /// `[batch, seq_len, d_state]`
+    pub c: FloatTensor<B>,
+    /// `[d_inner]`
+    #[extension_type]
+    pub d: OptionalFloat<B>,
+    /// `[batch, seq_len, d_inner]`
+    #[extension_type]
+    pub z: OptionalFloat<B>,
+    /// `[d_inner]`
+    #[extension_type]
+    pub delta_bias: OptionalFloat<B>,
+    /// `[batch, d_inner, d_state]`
+    #[extension_type]
+    pub initial_state: OptionalFloat<B>,
+    /// `[batch, seq_len]`
+    #[extension_type]
+    pub seq_idx: OptionalInt<B>,
+    /// Whether `delta` goes through softplus.
+    pub delta_softplus: bool,
+}
+
+/// What the selective scan writes.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct ScanOutputs<B: Backend> {
+    /// `[batch, seq_len, d_inner]`
+    pub y: FloatTensor<B>,
+    /// The state after the last position, `[batch, d_inner, d_state]`.
+    pub final_state: FloatTensor<B>,
+    /// The states before positions `0, K, 2K, ..` with `K =` [`SCAN_CHECKPOINT_INTERVAL`]
+    /// (`[batch, ceil(seq_len / K), d_state, d_inner]`), when they were asked for.
+    #[extension_type]
+    pub checkpoints: OptionalFloat<B>,
+}
+
+/// Gradients of [`ScanInputs`], each as shaped as its input; absent where the input was.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+#[allow(missing_docs)] // one field an input, documented there
+pub struct ScanGrads<B: Backend> {
+    pub u: FloatTensor<B>,
+    pub delta: FloatTensor<B>,
+    pub a: FloatTensor<B>,
+    pub b: FloatTensor<B>,
+    pub c: FloatTensor<B>,
+    #[extension_type]
+    pub d: OptionalFloat<B>,
+    #[extension_type]
+    pub z: OptionalFloat<B>,
+    #[extension_type]
+    pub delta_bias: OptionalFloat<B>,
+    #[extension_type]
+    pub initial_state: OptionalFloat<B>,
+}
+
+/// What the causal convolution reads. All floats are f32 and as shaped as in
+/// [`CausalConv1d`](super::CausalConv1d).
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct ConvInputs<B: Backend> {
+    /// `[batch, seq_len, channels]`
+    pub x: FloatTensor<B>,
+    /// `[channels, width]`
+    pub weight: FloatTensor<B>,
+    /// `[channels]`
+    #[extension_type]
+    pub bias: OptionalFloat<B>,
+    /// `[batch, width - 1, channels]`
+    #[extension_type]
+    pub initial_state: OptionalFloat<B>,
+    /// `[batch, seq_len]`
+    #[extension_type]
+    pub seq_idx: OptionalInt<B>,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+/// What the causal convolution writes.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct ConvOutputs<B: Backend> {
+    /// `[batch, seq_len, channels]`
+    pub y: FloatTensor<B>,
+    /// The last `width - 1` inputs of the last run, `[batch, width - 1, channels]`.
+    pub final_state: FloatTensor<B>,
+}
+
+/// Gradients of [`ConvInputs`], each as shaped as its input; absent where the input was.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+#[allow(missing_docs)] // one field an input, documented there
+pub struct ConvGrads<B: Backend> {
+    pub x: FloatTensor<B>,
+    pub weight: FloatTensor<B>,
+    #[extension_type]
+    pub bias: OptionalFloat<B>,
+    #[extension_type]
+    pub initial_state: OptionalFloat<B>,
+}
+
+/// A loss together with the gradients of what made it.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct LossGrads<B: Backend> {
+    /// `[1]`
+    pub loss: FloatTensor<B>,
+    /// `[tokens, d_model]`
+    pub hidden: FloatTensor<B>,
+    /// `[rows, d_model]`
+    pub weight: FloatTensor<B>,
+}
+
+/// Positions between two saved states of the selective scan.
+///
+/// The backward pass recomputes a chunk of this length from its saved state, so a tape keeps
+/// `4 * d_state / 32` bytes a token and channel instead of `4 * d_state`, and the recomputed
+/// states of one lane block stay in the first two cache levels.
+pub const SCAN_CHECKPOINT_INTERVAL: usize = 32;
+
+/// The operations of this crate that backends supply.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
+    Autodiff,
+    Fusion: cfg(feature = "fusion"),
+)]
+pub trait MambaOps: Backend {
+    /// Runs the recurrence over `seq_len`; keeps the states of every
+    /// [`SCAN_CHECKPOINT_INTERVAL`]-th position when `save_checkpoints` is set.
+    #[fusion(meta = meta::scan)]
+    fn selective_scan(
+        #[extension_type] inputs: ScanInputs<Self>,
+        save_checkpoints: bool,
+    ) -> ScanOutputs<Self> {
+        portable::selective_scan::forward::<Self>(inputs, save_checkpoints)
+    }
+
+    /// Gradients of [`MambaOps::selective_scan`] from its checkpoints.
+    #[fusion(meta = meta::scan_backward)]
+    fn selective_scan_backward(
+        #[extension_type] inputs: ScanInputs<Self>,
+        checkpoints: FloatTensor<Self>,
+        grad_y: FloatTensor<Self>,
+        #[extension_type] grad_final_state: OptionalFloat<Self>,
+    ) -> ScanGrads<Self> {
+        portable::selective_scan::backward::<Self>(inputs, checkpoints, grad_y, grad_final_state)
+    }
+
+    /// Depthwise causal convolution over time.
+    #[fusion(meta = meta::conv)]
+    fn causal_conv1d(#[extension_type] inputs: ConvInputs<Self>) -> ConvOutputs<Self> {
+        portable::causal_conv1d::forward::<Self>(inputs)
+    }
+
+    /// Gradients of [`MambaOps::causal_conv1d`].
+    #[fusion(meta = meta::conv_backward)]
+    fn causal_conv1d_backward(
+        #[extension_type] inputs: ConvInputs<Self>,
+        grad_y: FloatTensor<Self>,
+        #[extension_type] grad_final_state: OptionalFloat<Self>,
+    ) -> ConvGrads<Self> {
+        portable::causal_conv1d::backward::<Self>(inputs, grad_y, grad_final_state)
+    }
+
+    /// Negative log-likelihood of each target, `[tokens]`; zero where the target is negative.
+    #[fusion(dtype = hidden, shape = meta::first_axis(hidden))]
+    fn token_losses(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        vocab_size: usize,
+    ) -> FloatTensor<Self> {
+        portable::linear_cross_entropy::token_losses::<Self>(hidden, weight, targets, vocab_size)
+    }
+
+    /// Mean cross-entropy over the targets that are not negative, `[1]`.
+    #[fusion(dtype = hidden, shape = meta::scalar(hidden))]
+    fn linear_cross_entropy(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        vocab_size: usize,
+    ) -> FloatTensor<Self> {
+        portable::linear_cross_entropy::loss::<Self>(hidden, weight, targets, vocab_size)
+    }
+
+    /// [`MambaOps::linear_cross_entropy`] with its gradients, in one pass over the logits.
+    #[fusion(meta = meta::loss_with_grads)]
+    fn linear_cross_entropy_with_grads(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        vocab_size: usize,
+    ) -> LossGrads<Self> {
+        portable::linear_cross_entropy::loss_with_grads::<Self>(hidden, weight, targets, vocab_size)
+    }
+}
+
+impl<B: Backend> From<Option<FloatTensor<B>>> for OptionalFloat<B> {
+    fn from(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::Absent, Self::Present)
+    }
+}
+
+impl<B: Backend> OptionalFloat<B> {
+    /// The tensor, where there is one.
+    pub fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::Absent => None,
+            Self::Present(tensor) => Some(tensor),
+        }
+    }
+}
+
+impl<B: Backend> OptionalInt<B> {
+    /// The tensor, where there is one.
+    pub fn into_option(self) -> Option<IntTensor<B>> {
+        match self {
+            Self::Absent => None,
+            Self::Present(tensor) => Some(tensor),
+        }
+    }
+}

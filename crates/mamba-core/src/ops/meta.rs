@@ -1,0 +1,91 @@
+//! Output shapes and dtypes of the ops, which Fusion asks for before it runs them.
+
+use burn::backend::fusion::custom::TensorSpec;
+use burn::tensor::Shape;
+
+use super::extension::{
+    ConvGradsMetadata, ConvInputsMetadata, ConvOutputsMetadata, LossGradsMetadata,
+    OptionalFloatMetadata, SCAN_CHECKPOINT_INTERVAL, ScanGradsMetadata, ScanInputsMetadata,
+    ScanOutputsMetadata,
+};
+
+fn spec<const D: usize>(like: &TensorSpec, dims: [usize; D]) -> TensorSpec {
+    TensorSpec::new(dims.into(), like.dtype)
+}
+
+pub(super) fn scan(inputs: &ScanInputsMetadata, save_checkpoints: &bool) -> ScanOutputsMetadata {
+    let [batch, seq_len, d_inner] = inputs.u.shape.dims();
+    let [_, d_state] = inputs.a.shape.dims();
+    let chunks = seq_len.div_ceil(SCAN_CHECKPOINT_INTERVAL);
+    let checkpoints = spec(&inputs.u, [batch, chunks, d_state, d_inner]);
+    ScanOutputsMetadata {
+        y: inputs.u.clone(),
+        final_state: spec(&inputs.u, [batch, d_inner, d_state]),
+        checkpoints: match save_checkpoints {
+            true => OptionalFloatMetadata::Present(checkpoints),
+            false => OptionalFloatMetadata::Absent,
+        },
+    }
+}
+
+pub(super) fn scan_backward(
+    inputs: &ScanInputsMetadata,
+    _checkpoints: &TensorSpec,
+    _grad_y: &TensorSpec,
+    _grad_final_state: &OptionalFloatMetadata,
+) -> ScanGradsMetadata {
+    ScanGradsMetadata {
+        u: inputs.u.clone(),
+        delta: inputs.delta.clone(),
+        a: inputs.a.clone(),
+        b: inputs.b.clone(),
+        c: inputs.c.clone(),
+        d: inputs.d.clone(),
+        z: inputs.z.clone(),
+        delta_bias: inputs.delta_bias.clone(),
+        initial_state: inputs.initial_state.clone(),
+    }
+}
+
+pub(super) fn conv(inputs: &ConvInputsMetadata) -> ConvOutputsMetadata {
+    let [batch, _, channels] = inputs.x.shape.dims();
+    let [_, width] = inputs.weight.shape.dims();
+    ConvOutputsMetadata {
+        y: inputs.x.clone(),
+        final_state: spec(&inputs.x, [batch, width - 1, channels]),
+    }
+}
+
+pub(super) fn conv_backward(
+    inputs: &ConvInputsMetadata,
+    _grad_y: &TensorSpec,
+    _grad_final_state: &OptionalFloatMetadata,
+) -> ConvGradsMetadata {
+    ConvGradsMetadata {
+        x: inputs.x.clone(),
+        weight: inputs.weight.clone(),
+        bias: inputs.bias.clone(),
+        initial_state: inputs.initial_state.clone(),
+    }
+}
+
+pub(super) fn loss_with_grads(
+    hidden: &TensorSpec,
+    weight: &TensorSpec,
+    _targets: &TensorSpec,
+    _vocab_size: &usize,
+) -> LossGradsMetadata {
+    LossGradsMetadata {
+        loss: spec(hidden, [1]),
+        hidden: hidden.clone(),
+        weight: weight.clone(),
+    }
+}
+
+pub(super) fn first_axis(hidden: &Shape) -> Shape {
+    [hidden[0]].into()
+}
+
+pub(super) fn scalar(_hidden: &Shape) -> Shape {
+    [1].into()
+}

@@ -1,0 +1,134 @@
+//! Cross-entropy of `hidden weight^T`, a chunk of tokens at a time.
+//!
+//! Logits exist for one chunk only, and so do their gradients: since the loss is a mean, the
+//! gradient of a chunk is known as soon as its logits are, and nothing is computed twice.
+
+use burn::backend::Backend;
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{FloatDType, Slice};
+
+use super::Prim;
+use crate::ops::extension::LossGrads;
+
+/// Tokens whose logits exist at once; at 50,257 entries a chunk of logits is 50 MiB.
+const CHUNK_TOKENS: usize = 256;
+
+/// One chunk of tokens: its hidden states, targets and weights (0 for ignored tokens).
+struct Chunk<B: Backend> {
+    hidden: Prim<B>,        // [chunk, d_model]
+    counted: Prim<B>,       // [chunk, 1]
+    targets: IntTensor<B>,  // [chunk, 1], ignored ones moved to 0
+}
+
+fn chunks<B: Backend>(
+    hidden: FloatTensor<B>,
+    targets: IntTensor<B>,
+) -> impl Iterator<Item = Chunk<B>> {
+    let hidden = Prim::<B>(hidden);
+    let [tokens, _] = hidden.dims();
+    let targets = B::int_reshape(targets, [tokens, 1].into());
+    (0..tokens).step_by(CHUNK_TOKENS).map(move |start| {
+        let len = CHUNK_TOKENS.min(tokens - start);
+        let rows = [Slice::from(start..start + len), Slice::from(0..1)];
+        let targets = B::int_slice(targets.clone(), &rows);
+        let as_float = Prim::<B>(B::int_into_float(targets.clone(), FloatDType::F32));
+        Chunk {
+            hidden: hidden.narrow(0, start, len),
+            counted: as_float.shift(1.0).clamp(0.0, 1.0),
+            targets: B::int_clamp_min(targets, 0.into()),
+        }
+    })
+}
+
+impl<B: Backend> Chunk<B> {
+    /// `(logits - max, log sum exp(logits - max))`
+    fn log_normalised(&self, weight: &Prim<B>) -> (Prim<B>, Prim<B>) {
+        let logits = self.hidden.matmul(&weight.transpose());
+        let shifted = &logits - &logits.max_dim(1);
+        let log_sum = shifted.exp().sum_dim(1).log();
+        (shifted, log_sum)
+    }
+
+    /// Losses of the chunk's tokens, `[chunk, 1]`.
+    fn losses(&self, shifted: &Prim<B>, log_sum: &Prim<B>) -> Prim<B> {
+        &(log_sum - &shifted.gather(1, self.targets.clone())) * &self.counted
+    }
+}
+
+pub(crate) fn token_losses<B: Backend>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    targets: IntTensor<B>,
+    vocab_size: usize,
+) -> FloatTensor<B> {
+    let [tokens] = targets.shape().dims();
+    let weight = Prim::<B>(weight).narrow(0, 0, vocab_size);
+    let losses = chunks::<B>(hidden, targets)
+        .map(|chunk| {
+            let (shifted, log_sum) = chunk.log_normalised(&weight);
+            chunk.losses(&shifted, &log_sum)
+        })
+        .collect();
+    Prim::<B>::cat(losses, 0).reshape([tokens]).0
+}
+
+pub(crate) fn loss<B: Backend>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    targets: IntTensor<B>,
+    vocab_size: usize,
+) -> FloatTensor<B> {
+    let scale = mean_scale::<B>(&targets);
+    let losses = Prim::<B>(token_losses::<B>(hidden, weight, targets, vocab_size));
+    (&losses.sum_dim(0) * &scale.reshape([1])).0
+}
+
+pub(crate) fn loss_with_grads<B: Backend>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    targets: IntTensor<B>,
+    vocab_size: usize,
+) -> LossGrads<B> {
+    let scale = mean_scale::<B>(&targets);
+    let weight = Prim::<B>(weight);
+    let [rows, d_model] = weight.dims();
+    let vocabulary = weight.narrow(0, 0, vocab_size);
+    let mut total = weight.like([1, 1], 0.0);
+    let mut grad_hidden = Vec::new();
+    let mut grad_weight = weight.like([vocab_size, d_model], 0.0);
+    for chunk in chunks::<B>(hidden, targets) {
+        let (shifted, log_sum) = chunk.log_normalised(&vocabulary);
+        total = total + chunk.losses(&shifted, &log_sum).sum_dim(0);
+        let row_scale = &chunk.counted * &scale;
+        // softmax - one_hot(target), each row scaled
+        let softmax = &(&shifted - &log_sum).exp() * &row_scale;
+        let grad_logits = Prim(B::float_scatter(
+            1,
+            softmax.0,
+            chunk.targets.clone(),
+            row_scale.scale(-1.0).0,
+            burn::tensor::IndexingUpdateOp::Add,
+        ));
+        grad_hidden.push(grad_logits.matmul(&vocabulary));
+        grad_weight = grad_weight + grad_logits.transpose().matmul(&chunk.hidden);
+    }
+    if rows > vocab_size {
+        let padding = weight.like([rows - vocab_size, d_model], 0.0);
+        grad_weight = Prim::cat(vec![grad_weight, padding], 0);
+    }
+    LossGrads {
+        loss: (&total * &scale).reshape([1]).0,
+        hidden: Prim::cat(grad_hidden, 0).0,
+        weight: grad_weight.0,
+    }
+}
+
+/// One over the number of counted targets (over 1 if there are none): `[1, 1]`.
+fn mean_scale<B: Backend>(targets: &IntTensor<B>) -> Prim<B> {
+    let [tokens] = targets.shape().dims();
+    let targets = Prim::<B>(B::int_into_float(targets.clone(), FloatDType::F32));
+    let count = targets.shift(1.0).clamp(0.0, 1.0).sum_dim(0);
+    debug_assert!(tokens > 0);
+    count.clamp(1.0, f64::from(f32::MAX)).recip().reshape([1, 1])
+}

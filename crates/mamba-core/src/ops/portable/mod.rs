@@ -1,0 +1,28 @@
+//! The ops in plain tensor operations, written once for every backend.
+//!
+//! Instantiated with `Dispatch` they are the differentiable reference; instantiated with one
+//! concrete backend they are its default when it has no kernel. The gradients are written by hand.
+
+pub(crate) mod causal_conv1d;
+pub(crate) mod linear_cross_entropy;
+mod prim;
+pub(crate) mod selective_scan;
+
+use prim::Prim;
+
+use burn::backend::Backend;
+use burn::backend::tensor::IntTensor;
+use burn::tensor::FloatDType;
+
+/// 1 where a position continues the run of its predecessor and 0 where a run begins, as
+/// `[batch, seq_len]`. The first position continues: what came before it is the initial state.
+fn continues<B: Backend>(seq_idx: IntTensor<B>) -> Prim<B> {
+    let ids = Prim::<B>(B::int_into_float(seq_idx, FloatDType::F32));
+    let [batch, seq_len] = ids.dims();
+    let first = ids.like([batch, 1], 1.0);
+    if seq_len == 1 {
+        return first;
+    }
+    let changed = (&ids.narrow(1, 1, seq_len - 1) - &ids.narrow(1, 0, seq_len - 1)).abs();
+    Prim::cat(vec![first, changed.clamp(0.0, 1.0).one_minus()], 1)
+}

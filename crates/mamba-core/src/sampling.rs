@@ -1,0 +1,135 @@
+//! Choosing the next token from the logits of one sequence.
+//!
+//! Plain Rust on a slice, so that it works behind any backend. The filters come in the order of
+//! Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
+
+mod config;
+mod error;
+mod filters;
+mod rng;
+
+pub use config::SamplingConfig;
+pub use error::SamplingError;
+
+use filters::{Candidate, Filters};
+use rng::SplitMix64;
+
+/// Chooses tokens one by one; the same seed and logits give the same tokens.
+///
+/// The random numbers are the same on every platform. Tokens may still differ between platforms
+/// whose `exp` rounds differently, when a random number falls into that last bit.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    config: SamplingConfig,
+    rng: SplitMix64,
+    filters: Filters,
+    /// The distinct tokens of the history, kept to reuse its memory.
+    seen: Vec<u32>,
+}
+
+impl Sampler {
+    /// A sampler at the start of the stream of its seed.
+    ///
+    /// # Errors
+    ///
+    /// If the config is not [valid](SamplingConfig::validate).
+    pub fn new(config: SamplingConfig) -> Result<Self, SamplingError> {
+        config.validate()?;
+        Ok(Self {
+            rng: SplitMix64::new(config.seed),
+            filters: Filters::default(),
+            seen: Vec::new(),
+            config,
+        })
+    }
+
+    /// How it chooses.
+    pub fn config(&self) -> &SamplingConfig {
+        &self.config
+    }
+
+    /// Chooses a token by its logit. The repetition penalty of the tokens in `history` is left in
+    /// `logits`. A logit of negative infinity forbids its token.
+    ///
+    /// One random number is drawn a call, none if greedy, whatever the logits are.
+    ///
+    /// # Errors
+    ///
+    /// If a logit is NaN or positive infinity, if none is finite, or if a token in `history` is
+    /// outside the vocabulary.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
+        let invalid = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+        if let Some(token) = logits.iter().position(invalid) {
+            let value = logits[token];
+            return Err(SamplingError::InvalidLogit { token, value });
+        }
+        self.penalize(logits, history)?;
+
+        let vocab_size = logits.len();
+        let best = argmax(logits).ok_or(SamplingError::NoCandidate { vocab_size })?;
+        if self.config.temperature == 0.0 {
+            return Ok(best as u32);
+        }
+        let candidates = self.filters.apply(&self.config, logits, logits[best]);
+        Ok(draw(candidates, self.rng.next_f64()))
+    }
+
+    fn penalize(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
+        let penalty = self.config.repetition_penalty;
+        if penalty == 1.0 {
+            return Ok(());
+        }
+        // Each token once, however often it was said.
+        self.seen.clear();
+        self.seen.extend_from_slice(history);
+        self.seen.sort_unstable();
+        self.seen.dedup();
+
+        let vocab_size = logits.len();
+        for &token in &self.seen {
+            let logit = logits
+                .get_mut(token as usize)
+                .ok_or(SamplingError::UnknownToken { token, vocab_size })?;
+            // The bounds keep an extreme penalty from making infinities.
+            if *logit > 0.0 {
+                *logit = (*logit / penalty).min(f32::MAX);
+            } else if logit.is_finite() {
+                *logit = (*logit * penalty).max(f32::MIN);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first of the largest logits, if any is finite.
+fn argmax(logits: &[f32]) -> Option<usize> {
+    let mut best = None;
+    let mut max = f32::NEG_INFINITY;
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit > max {
+            (best, max) = (Some(token), logit);
+        }
+    }
+    best
+}
+
+/// The candidate at `uniform` (in `[0, 1)`) of the sum of weights.
+///
+/// The first candidate's weight is positive or a later one's is: there is always one to take.
+fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
+    let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
+    let mut rest = uniform * total;
+    let mut chosen = candidates[0].token;
+    for candidate in candidates.iter().filter(|c| c.weight > 0.0) {
+        // Rounding may leave a rest behind the last weight, which then is the one.
+        chosen = candidate.token;
+        rest -= f64::from(candidate.weight);
+        if rest < 0.0 {
+            break;
+        }
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests;

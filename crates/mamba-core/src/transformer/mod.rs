@@ -1,0 +1,21 @@
+//! The transformer baseline: causal attention with a key-value cache, and the gated or plain MLP.
+//!
+//! Two well-known forms come out of the same parts:
+//!
+//! | form | norm | positions | MLP |
+//! |---|---|---|---|
+//! | GPT-2 | `LayerNorm` | learned, added to the embedding | [`Activation::Gelu`] with bias |
+//! | Llama | `RmsNorm` | rotary (`rotary_dim = head_dim`) | [`Activation::SwiGlu`] without bias |
+
+mod attention;
+mod causal;
+mod init;
+mod kv_cache;
+mod mlp;
+mod packing;
+mod rotary;
+
+pub use attention::{Attention, AttentionConfig};
+pub use kv_cache::KvCache;
+pub use mlp::{Activation, Mlp, MlpConfig};
+pub use rotary::{RotaryEmbedding, RotaryEmbeddingConfig};

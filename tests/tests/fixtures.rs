@@ -1,0 +1,53 @@
+//! The fixtures themselves: numbers that can expose a bug.
+
+use std::collections::HashSet;
+
+use mamba_tests::fixtures::{self, Fixture};
+
+#[test]
+fn all_floats_are_finite() {
+    for name in fixtures::names("") {
+        let fixture = Fixture::load(&name);
+        for key in fixture.float_names() {
+            let values = &fixture.floats(key).values;
+            assert!(
+                values.iter().all(|value| value.is_finite()),
+                "{name}: {key}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_tensor_is_constant() {
+    for name in fixtures::names("") {
+        let fixture = Fixture::load(&name);
+        for key in fixture.float_names() {
+            let values = &fixture.floats(key).values;
+            let distinct: HashSet<u32> = values.iter().map(|value| value.to_bits()).collect();
+            // Entries that a loss cannot reach have gradients of zero: rows of tokens that do not
+            // occur, positions past the sequence, states before a reset.
+            assert!(
+                values.len() < 2 || distinct.len() > values.len() / 4,
+                "{name}: {key} has {} distinct values among {}",
+                distinct.len(),
+                values.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_operation_and_model_has_its_cases() {
+    for (prefix, cases) in [
+        ("selective_scan_", 7),
+        ("causal_conv1d_", 8),
+        ("linear_cross_entropy_", 2),
+        ("mamba1_block_", 3),
+        ("mamba1_lm", 1),
+        ("gpt2_lm", 1),
+        ("llama_lm", 1),
+    ] {
+        assert_eq!(fixtures::names(prefix).len(), cases, "{prefix}");
+    }
+}
