@@ -158,7 +158,7 @@ impl Task<'_> {
             }
             for (i, s) in (start..end).enumerate() {
                 let sum = self.collect::<V>(&taps[..width], &grad[i..i + width], s, history);
-                let sum = sum + self.from_final_window(s + history, &columns);
+                let sum = sum + self.through_final_window(s + history, &columns);
                 // SAFETY: this task alone writes these positions.
                 unsafe { self.grad_x.write(self.batch * seq_len + s, &columns, sum) };
             }
@@ -167,7 +167,7 @@ impl Task<'_> {
                     // Tap `ahead` of position 0, `ahead - 1` of position 1, ..
                     let taps = &taps[..ahead + 1];
                     let sum = self.collect::<V>(taps, &grad[..ahead + 1], 0, ahead);
-                    let sum = sum + self.from_final_window(ahead, &columns);
+                    let sum = sum + self.through_final_window(ahead, &columns);
                     let row = self.batch * history + ahead;
                     // SAFETY: the first tile of a sequence alone writes its window.
                     unsafe { self.grad_window.write(row, &columns, sum) };
@@ -204,7 +204,7 @@ impl Task<'_> {
     /// The gradient that arrives through the final window at the position that is `ahead` of the
     /// initial window's first.
     #[inline(always)]
-    fn from_final_window<V: Vector>(&self, ahead: usize, columns: &Range<usize>) -> V {
+    fn through_final_window<V: Vector>(&self, ahead: usize, columns: &Range<usize>) -> V {
         let ConvInputs {
             seq_len,
             channels,

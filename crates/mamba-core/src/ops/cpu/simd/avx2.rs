@@ -195,7 +195,10 @@ impl Vector for F32x16 {
 pub unsafe fn sums_of_halves(x: __m256, y: __m256, z: __m256, w: __m256) -> [f32; 4] {
     unsafe {
         let pairs = _mm256_hadd_ps(_mm256_hadd_ps(x, y), _mm256_hadd_ps(z, w));
-        let sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
+        let sums = _mm_add_ps(
+            _mm256_castps256_ps128(pairs),
+            _mm256_extractf128_ps::<1>(pairs),
+        );
         let mut array = [0.0; 4];
         _mm_storeu_ps(array.as_mut_ptr(), sums);
         array

@@ -15,7 +15,12 @@ pub struct F32x16(__m512);
 impl F32x16 {
     #[inline(always)]
     unsafe fn add_halves(self) -> __m256 {
-        unsafe { _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0)) }
+        unsafe {
+            _mm256_add_ps(
+                _mm512_castps512_ps256(self.0),
+                _mm512_extractf32x8_ps::<1>(self.0),
+            )
+        }
     }
 }
 
@@ -133,6 +138,13 @@ impl Vector for F32x16 {
 
     #[inline(always)]
     fn sums([x, y, z, w]: [Self; 4]) -> [f32; 4] {
-        unsafe { sums_of_halves(x.add_halves(), y.add_halves(), z.add_halves(), w.add_halves()) }
+        unsafe {
+            sums_of_halves(
+                x.add_halves(),
+                y.add_halves(),
+                z.add_halves(),
+                w.add_halves(),
+            )
+        }
     }
 }

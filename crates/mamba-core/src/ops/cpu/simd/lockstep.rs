@@ -82,7 +82,8 @@ impl<A: Arithmetic, const N: usize> Arithmetic for Lockstep<A, N> {
 
     #[inline(always)]
     fn select_negative(self, then: Self, otherwise: Self) -> Self {
-        each!(self, |i| self.0[i].select_negative(then.0[i], otherwise.0[i]))
+        each!(self, |i| self.0[i]
+            .select_negative(then.0[i], otherwise.0[i]))
     }
 
     #[inline(always)]

@@ -15,6 +15,10 @@ const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 /// Exactly 1 at 0, infinite from 128, zero from -127 downwards (with AVX-512, from -150); between
 /// there and -126 the error is below the smallest normal number.
 #[inline(always)]
+#[expect(
+    clippy::approx_constant,
+    reason = "a minimax coefficient near ln 2, not ln 2"
+)]
 pub fn exp2<A: Arithmetic>(x: A) -> A {
     let (fraction, integer) = x.split();
     // The constant term is exactly one, so that the polynomial's error leaves slow decays alone.
@@ -62,6 +66,10 @@ pub fn exp_nonpositive<A: Arithmetic>(x: A) -> A {
 
 /// `e^(x - exponent * ln 2)`, where `exponent` is the integer nearest to `x / ln 2`.
 #[inline(always)]
+#[expect(
+    clippy::excessive_precision,
+    reason = "all digits of a float with nine bits"
+)]
 fn exp_reduced<A: Arithmetic>(x: A, exponent: A) -> A {
     // ln 2 in two parts; the first has few enough bits for its product to be exact.
     let r = exponent.neg_mul_add(A::splat(0.693_359_375), x);
@@ -79,7 +87,7 @@ fn exp_reduced<A: Arithmetic>(x: A, exponent: A) -> A {
 fn ln_1p_unit<A: Arithmetic>(w: A) -> A {
     let s = w * (w + A::splat(2.0)).reciprocal();
     let square = s * s;
-    let tail = A::splat(0.140_122_29)
+    let tail = A::splat(0.140_122_3)
         .mul_add(square, A::splat(0.139_995_71))
         .mul_add(square, A::splat(0.200_108_5))
         .mul_add(square, A::splat(0.333_332_06));

@@ -40,9 +40,7 @@ impl Lanes {
 }
 
 /// What the elementary functions need of vectors. Operations act lane by lane.
-pub trait Arithmetic:
-    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
-{
+pub trait Arithmetic: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
     /// `value` in every lane.
     fn splat(value: f32) -> Self;
 
