@@ -1,13 +1,13 @@
 //! Fetching a pinned archive from the Hugging Face hub, checked by hash, without ever hanging.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hf_hub::api::Progress;
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo};
@@ -79,8 +79,9 @@ impl Hub {
         let name = file.to_string();
         thread::spawn(move || {
             let result = api.download_with_progress(&name, progress);
-            // The receiver is gone where the download was given up.
-            let _ = events.send(Event::Done(result.map_err(anyhow::Error::from)));
+            // The message of hf-hub's error already tells its sources. The receiver is gone where
+            // the download was given up.
+            let _ = events.send(Event::Done(result.map_err(|error| anyhow!("{error}"))));
         });
         loop {
             match inbox.recv_timeout(self.patience) {
@@ -228,7 +229,7 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Cursor};
+    use std::io::{BufRead, BufReader, Cursor, Write};
     use std::net::{TcpListener, TcpStream};
     use std::time::Instant;
 
