@@ -1,5 +1,6 @@
 //! Fetching a pinned archive from the Hugging Face hub, checked by hash, without ever hanging.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -38,12 +39,17 @@ impl Hub {
     /// The hub as the environment describes it: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`, and
     /// `MAMBA_LAB_CACHE` for what is extracted.
     pub fn from_env() -> Self {
-        let hub_cache = Cache::from_env().path().clone();
         let variable = |name| {
-            std::env::var(name)
+            env::var(name)
                 .ok()
                 .filter(|value: &String| !value.is_empty())
         };
+        // Not `Cache::from_env`, which panics for a user without a home folder.
+        let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
+            let home = dirs::home_dir()?;
+            Some(home.join(".cache").join("huggingface"))
+        });
+        let hub_cache = home.unwrap_or_else(env::temp_dir).join("hub");
         Self {
             endpoint: variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into()),
             extracted: cache_dir().unwrap_or_else(|_| hub_cache.join("mamba-lab")),
