@@ -46,7 +46,9 @@ impl Splits {
     ///
     /// As [`load`](Self::load).
     pub fn with_tokenizer(data: &DataConfig, tokenizer: Tokenizer) -> Result<Self> {
-        let corpus = data.corpus().load(&[Split::Train, Split::Valid], &[Split::Test])?;
+        let corpus = data
+            .corpus()
+            .load(&[Split::Train, Split::Valid], &[Split::Test])?;
         let windows = |split, tail| windows(data, &corpus, &tokenizer, split, tail);
         Ok(Self {
             train: windows(Split::Train, Tail::Drop)?,

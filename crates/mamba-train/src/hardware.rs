@@ -28,9 +28,18 @@ impl Hardware {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory: kibibytes("/proc/meminfo", "MemTotal"),
             os: std::env::consts::OS.to_string(),
-            device: format!("{:?}", device.clone().inner()),
+            device: device_name(device),
         }
     }
+}
+
+/// The device as Burn prints it, without the wrapper: `Flex(Cpu)`.
+fn device_name(device: &Device) -> String {
+    let name = format!("{:?}", device.clone().inner());
+    let inner = name
+        .strip_prefix("Device<")
+        .and_then(|name| name.strip_suffix('>'));
+    inner.unwrap_or(&name).to_string()
 }
 
 /// The most memory this process has held at once, in bytes. Known on Linux only.
@@ -52,7 +61,9 @@ fn cpu_model() -> Option<String> {
 /// The value of a `Name:   123 kB` line, in bytes.
 fn kibibytes(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    let line = text
+        .lines()
+        .find(|line| line.split(':').next() == Some(name))?;
     let value: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(value * 1024)
 }
@@ -60,6 +71,12 @@ fn kibibytes(path: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn device_is_named_without_its_wrapper() {
+        let name = Hardware::detect(&Device::flex().autodiff()).device;
+        assert!(name.starts_with("Flex"), "{name}");
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

@@ -107,7 +107,12 @@ pub struct SampleConfig {
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { prompt: "The".into(), tokens: 64, temperature: 0.8, top_k: 50 }
+        Self {
+            prompt: "The".into(),
+            tokens: 64,
+            temperature: 0.8,
+            top_k: 50,
+        }
     }
 }
 
@@ -137,12 +142,18 @@ impl Experiment {
     fn validate(&self) -> Result<()> {
         let mut components = Path::new(&self.name).components();
         ensure!(
-            matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)),
+            matches!(
+                (components.next(), components.next()),
+                (Some(Component::Normal(_)), None)
+            ),
             "name: must be usable as a folder name, got {:?}",
             self.name
         );
         ensure!(self.data.seq_len > 0, "data.seq_len: must be at least 1");
-        ensure!(self.data.batch_size > 0, "data.batch_size: must be at least 1");
+        ensure!(
+            self.data.batch_size > 0,
+            "data.batch_size: must be at least 1"
+        );
         ensure!(
             self.sample.temperature >= 0.0,
             "sample.temperature: must not be negative, got {}",
@@ -154,7 +165,9 @@ impl Experiment {
             "data.seq_len: must not exceed model.max_positions ({positions}), got {}",
             self.data.seq_len
         );
-        self.model.validate().map_err(|problem| anyhow!("model.{problem}"))?;
+        self.model
+            .validate()
+            .map_err(|problem| anyhow!("model.{problem}"))?;
         self.training.validate()
     }
 }

@@ -36,12 +36,22 @@ impl Plan {
             0 => training.epochs * steps_per_epoch,
             max_steps => max_steps,
         };
-        Ok(Self { steps_per_epoch, total_steps, grad_accum: training.grad_accum })
+        Ok(Self {
+            steps_per_epoch,
+            total_steps,
+            grad_accum: training.grad_accum,
+        })
     }
 
     /// The epoch, counted from 1, of the step that follows `step` others.
     pub fn epoch(&self, step: usize) -> usize {
         step / self.steps_per_epoch + 1
+    }
+
+    /// Optimizer steps of an epoch; the last one may be cut short.
+    pub fn steps_of(&self, epoch: usize) -> usize {
+        let before = (epoch - 1) * self.steps_per_epoch;
+        self.steps_per_epoch.min(self.total_steps.saturating_sub(before))
     }
 
     /// The number of epochs that are begun.
@@ -66,19 +76,36 @@ mod tests {
 
     #[test]
     fn epochs_and_steps_follow_from_batches() {
-        let base = ["data.batch_size=4", "training.grad_accum=2", "training.epochs=3"];
+        let base = [
+            "data.batch_size=4",
+            "training.grad_accum=2",
+            "training.epochs=3",
+        ];
         let plan = Plan::new(&experiment(&base), 35).unwrap();
-        assert_eq!((plan.steps_per_epoch, plan.total_steps, plan.epochs()), (4, 12, 3));
+        assert_eq!(
+            (plan.steps_per_epoch, plan.total_steps, plan.epochs()),
+            (4, 12, 3)
+        );
         assert_eq!((plan.epoch(3), plan.epoch(4)), (1, 2));
         assert!(!plan.is_epoch_end(0) && plan.is_epoch_end(8));
 
-        let plan = Plan::new(&experiment(&[&base[..], &["training.max_steps=9"]].concat()), 35);
-        assert_eq!(plan.unwrap().epochs(), 3);
+        let plan = Plan::new(
+            &experiment(&[&base[..], &["training.max_steps=9"]].concat()),
+            35,
+        );
+        let plan = plan.unwrap();
+        assert_eq!(plan.epochs(), 3);
+        assert_eq!((plan.steps_of(2), plan.steps_of(3)), (4, 1));
     }
 
     #[test]
     fn too_little_text_is_an_error_with_both_numbers() {
-        let message = Plan::new(&experiment(&["data.batch_size=32"]), 31).unwrap_err().to_string();
-        assert!(message.contains("31 sequences") && message.contains("takes 32"), "{message}");
+        let message = Plan::new(&experiment(&["data.batch_size=32"]), 31)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("31 sequences") && message.contains("takes 32"),
+            "{message}"
+        );
     }
 }
