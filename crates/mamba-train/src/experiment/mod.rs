@@ -148,6 +148,12 @@ impl Experiment {
             "sample.temperature: must not be negative, got {}",
             self.sample.temperature
         );
+        let positions = self.model.max_positions;
+        ensure!(
+            positions == 0 || self.data.seq_len <= positions,
+            "data.seq_len: must not exceed model.max_positions ({positions}), got {}",
+            self.data.seq_len
+        );
         self.model.validate().map_err(|problem| anyhow!("model.{problem}"))?;
         self.training.validate()
     }

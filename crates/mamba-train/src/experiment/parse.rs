@@ -181,7 +181,10 @@ mod tests {
     #[test]
     fn unknown_model_key_is_named() {
         let message = error("", &["model.d_modell=3"]);
-        assert!(message.contains("model.d_modell"), "{message}");
+        assert!(message.contains("unknown key `model.d_modell`"), "{message}");
+        let message = error("", &["model.mamba1.d_stat=3"]);
+        assert!(message.contains("unknown key `model.mamba1.d_stat`"), "{message}");
+        assert!(message.contains("did you mean `d_state`?"), "{message}");
     }
 
     #[test]
@@ -206,6 +209,8 @@ mod tests {
             ("training.learning_rate=nan", "training.learning_rate"),
             ("training.grad_accum=0", "training.grad_accum"),
             ("data.seq_len=0", "data.seq_len"),
+            ("model.max_positions=64", "data.seq_len"),
+            ("model.mamba1.d_state=0", "model.mamba1.d_state"),
             ("name=../escape", "name"),
         ] {
             let message = error("", &[assignment]);
