@@ -29,7 +29,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    if std::env::var_os("NOKEEP").is_none() { memory::keep_freed(); }
+    if std::env::var_os("NOKEEP").is_none() {
+        memory::keep_freed();
+    }
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Train(arguments) => train::run(arguments),
@@ -49,6 +51,10 @@ fn main() -> ExitCode {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    io_errors.into_iter().any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    let io_errors = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    io_errors
+        .into_iter()
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -66,7 +66,9 @@ impl Workshop {
 
     fn train(&self, more: &[&str]) -> Command {
         let mut command = self.command(&["train", "tiny.toml", "--data-dir", "text"]);
-        command.args(["--display", "plain", "--device", "flex"]).args(more);
+        command
+            .args(["--display", "plain", "--device", "flex"])
+            .args(more);
         command
     }
 
@@ -78,10 +80,17 @@ impl Workshop {
 /// Every line of `metrics.jsonl` that is a training loss, as it stands in the file.
 fn losses(run: &Path) -> Vec<(u64, f64)> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     lines
         .filter(|line| line["kind"] == "train")
-        .map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap()))
+        .map(|line| {
+            (
+                line["step"].as_u64().unwrap(),
+                line["loss"].as_f64().unwrap(),
+            )
+        })
         .collect()
 }
 
@@ -107,13 +116,21 @@ fn a_run_trains_and_is_used_from_its_folder_alone() {
             .command(&["generate", run, "the cat", "-n", "12", "--seed", seed])
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         output.stdout
     };
     let text = generate("1");
     assert!(text.starts_with(b"the cat") && text.len() > "the cat\n".len());
     assert_eq!(text, generate("1"), "a seed fixes the text");
-    elsewhere.command(&["info", run]).assert().success().stdout(contains("d_inner: 32"));
+    elsewhere
+        .command(&["info", run])
+        .assert()
+        .success()
+        .stdout(contains("d_inner: 32"));
     workshop
         .command(&["evaluate", run, "--split", "valid"])
         .assert()
@@ -138,18 +155,39 @@ fn an_existing_run_is_never_overwritten() {
         .assert()
         .failure()
         .stderr(contains("finished"));
-    assert_eq!(fs::read(workshop.run("tiny").join("metrics.jsonl")).unwrap(), before);
+    assert_eq!(
+        fs::read(workshop.run("tiny").join("metrics.jsonl")).unwrap(),
+        before
+    );
 }
 
 #[test]
 fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
     let workshop = Workshop::new();
-    let settings = ["--set", "training.log_every=1", "--set", "training.max_steps=60"];
-    workshop.train(&settings).args(["--name", "whole"]).assert().success();
+    let settings = [
+        "--set",
+        "training.log_every=1",
+        "--set",
+        "training.max_steps=60",
+    ];
+    workshop
+        .train(&settings)
+        .args(["--name", "whole"])
+        .assert()
+        .success();
 
     let bin = assert_cmd::cargo::cargo_bin("mamba-lab");
     let mut child = std::process::Command::new(bin)
-        .args(["train", "tiny.toml", "--data-dir", "text", "--display", "plain", "--device", "flex"])
+        .args([
+            "train",
+            "tiny.toml",
+            "--data-dir",
+            "text",
+            "--display",
+            "plain",
+            "--device",
+            "flex",
+        ])
         .args(settings)
         .args(["--name", "parts"])
         .current_dir(workshop.folder.path())
@@ -172,7 +210,10 @@ fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
             .assert()
             .success();
     }
-    assert_eq!(losses(&workshop.run("parts")), losses(&workshop.run("whole")));
+    assert_eq!(
+        losses(&workshop.run("parts")),
+        losses(&workshop.run("whole"))
+    );
     assert_eq!(losses(&workshop.run("whole")).len(), 60);
 }
 
@@ -180,20 +221,45 @@ fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
 fn bad_input_is_refused_with_what_to_do() {
     let workshop = Workshop::new();
     let refused = |command: &mut Command, message: &str| {
-        command.assert().code(1).stderr(contains("Error: ").and(contains(message)));
+        command
+            .assert()
+            .code(1)
+            .stderr(contains("Error: ").and(contains(message)));
     };
     refused(&mut workshop.command(&["train", "none.toml"]), "none.toml");
-    refused(&mut workshop.train(&["--set", "model.mamba1.d_stat=8"]), "model.mamba1.d_stat");
-    refused(&mut workshop.train(&["--set", "model.d_model=\"wide\""]), "model.d_model");
-    refused(&mut workshop.train(&["--set", "training.learning_rate=-1"]), "learning_rate");
+    refused(
+        &mut workshop.train(&["--set", "model.mamba1.d_stat=8"]),
+        "model.mamba1.d_stat",
+    );
+    refused(
+        &mut workshop.train(&["--set", "model.d_model=\"wide\""]),
+        "model.d_model",
+    );
+    refused(
+        &mut workshop.train(&["--set", "training.learning_rate=-1"]),
+        "learning_rate",
+    );
     let device = ["train", "tiny.toml", "--device", "abacus"];
     refused(&mut workshop.command(&device), "unknown device `abacus`");
     let folder = ["train", "tiny.toml", "--data-dir", "nowhere"];
     refused(&mut workshop.command(&folder), "nowhere");
-    let offline = ["train", "tiny.toml", "--dataset", "wikitext-2", "--device", "flex"];
+    let offline = [
+        "train",
+        "tiny.toml",
+        "--dataset",
+        "wikitext-2",
+        "--device",
+        "flex",
+    ];
     refused(&mut workshop.command(&offline), "--data-dir");
-    refused(&mut workshop.command(&["generate", "nowhere", "x"]), "nowhere");
-    refused(&mut workshop.command(&["generate", "nowhere", "x", "--temperature=-1"]), "temperature");
+    refused(
+        &mut workshop.command(&["generate", "nowhere", "x"]),
+        "nowhere",
+    );
+    refused(
+        &mut workshop.command(&["generate", "nowhere", "x", "--temperature=-1"]),
+        "temperature",
+    );
     refused(&mut workshop.command(&["generate", "nowhere", ""]), "empty");
     refused(&mut workshop.train(&["--resume", "--name", "none"]), "none");
 

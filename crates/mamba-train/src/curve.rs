@@ -122,7 +122,11 @@ mod tests {
     }
 
     fn eval(step: usize, loss: f64) -> Record {
-        Record::Eval(EvalRecord::new("valid", step, Evaluation { loss, tokens: 1 }))
+        Record::Eval(EvalRecord::new(
+            "valid",
+            step,
+            Evaluation { loss, tokens: 1 },
+        ))
     }
 
     #[test]
@@ -140,8 +144,17 @@ mod tests {
         write_curve(&path, "quickstart", &records).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        assert_eq!(svg.matches("<polyline").count(), svg.matches("/>").count().min(4));
-        for text in ["quickstart", "optimizer step", "cross-entropy", "train", "valid"] {
+        assert_eq!(
+            svg.matches("<polyline").count(),
+            svg.matches("/>").count().min(4)
+        );
+        for text in [
+            "quickstart",
+            "optimizer step",
+            "cross-entropy",
+            "train",
+            "valid",
+        ] {
             assert!(svg.contains(text), "{text} is missing");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
