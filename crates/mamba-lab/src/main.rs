@@ -3,7 +3,6 @@
 
 mod commands;
 mod experiments;
-mod memory;
 mod progress;
 
 use std::io;
@@ -29,9 +28,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    if std::env::var_os("NOKEEP").is_none() {
-        memory::keep_freed();
-    }
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Train(arguments) => train::run(arguments),
