@@ -55,13 +55,14 @@ pub(crate) fn write_atomic(
 /// A temporary file with the permissions of any other new file; by default only its owner may read
 /// one.
 fn temporary_file(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
+    #[cfg_attr(not(unix), allow(unused_mut))]
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
-    let builder = {
+    {
         use std::os::unix::fs::PermissionsExt;
         // The process's umask takes its share of this.
-        builder.permissions(fs::Permissions::from_mode(0o666))
-    };
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
     builder.tempfile_in(dir)
 }
 

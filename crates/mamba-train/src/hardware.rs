@@ -74,8 +74,8 @@ mod tests {
 
     #[test]
     fn device_is_named_without_its_wrapper() {
-        let name = Hardware::detect(&Device::flex().autodiff()).device;
-        assert!(name.starts_with("Flex"), "{name}");
+        let name = Hardware::detect(&Device::default().autodiff()).device;
+        assert!(!name.is_empty() && !name.contains("Device<"), "{name}");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub const BURN_VERSION: &str = "0.22.1";
 pub struct Summary {
     /// The name of the run.
     pub name: String,
+    /// The corpus: `wikitext-2-v1`, `wikitext-2-raw-v1`, `stories` or `own-text`.
+    pub corpus: String,
     /// Why training ended.
     pub stop: Stop,
     /// Optimizer steps taken.

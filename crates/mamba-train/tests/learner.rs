@@ -69,6 +69,7 @@ fn splits() -> Splits {
         train: windows(6 * 46 + 1, Tail::Drop),
         valid: windows(50, Tail::Keep),
         test: Some(windows(40, Tail::Keep)),
+        corpus: "own-text".into(),
         description: "numbers".into(),
         notice: None,
     }

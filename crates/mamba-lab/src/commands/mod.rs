@@ -25,5 +25,9 @@ fn start_device(name: Option<&str>) -> Result<Device> {
 fn run_path(run: &str) -> PathBuf {
     let path = Path::new(run);
     let named = Path::new(DEFAULT_RUNS).join(run);
-    if !path.exists() && named.exists() { named } else { path.to_path_buf() }
+    if !path.exists() && named.exists() {
+        named
+    } else {
+        path.to_path_buf()
+    }
 }

@@ -54,6 +54,10 @@ pub struct DataConfig {
     /// A folder to read the corpus from. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
+    /// What the text turned out to be, written by the run: `wikitext-2-v1`, `wikitext-2-raw-v1`,
+    /// `stories` or `own-text`. Where it is given, any other text is refused. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<String>,
     /// The size and seed of the generated stories.
     pub stories: StoriesConfig,
     /// `"gpt2"`, `"bytes"` or the path of a `tokenizer.json`. Default: `"gpt2"`.
@@ -71,6 +75,7 @@ impl Default for DataConfig {
         Self {
             dataset: DatasetKind::default(),
             data_dir: None,
+            corpus: None,
             stories: StoriesConfig::default(),
             tokenizer: "gpt2".into(),
             convention: Convention::default(),
@@ -82,7 +87,7 @@ impl Default for DataConfig {
 
 impl DataConfig {
     /// Which corpus this is.
-    pub fn corpus(&self) -> CorpusConfig {
+    pub fn corpus_config(&self) -> CorpusConfig {
         CorpusConfig {
             dataset: self.dataset,
             data_dir: self.data_dir.clone(),

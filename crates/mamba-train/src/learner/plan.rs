@@ -51,7 +51,8 @@ impl Plan {
     /// Optimizer steps of an epoch; the last one may be cut short.
     pub fn steps_of(&self, epoch: usize) -> usize {
         let before = (epoch - 1) * self.steps_per_epoch;
-        self.steps_per_epoch.min(self.total_steps.saturating_sub(before))
+        self.steps_per_epoch
+            .min(self.total_steps.saturating_sub(before))
     }
 
     /// The number of epochs that are begun.

@@ -146,6 +146,7 @@ pub fn train_on(
         on_event(TrainEvent::Notice(notice.clone()));
     }
     experiment.model.vocab_size = splits.tokenizer.vocab_size();
+    experiment.data.corpus = Some(splits.corpus.clone());
     let plan = Plan::new(&experiment, splits.train.len())?;
     let (folder, checkpoint) = start.folder(&experiment)?;
     splits.tokenizer.save(folder.path())?;

@@ -101,6 +101,7 @@ impl Session {
         self.save_model(&model)?;
         let summary = Summary {
             name: self.folder.name(),
+            corpus: self.splits.corpus.clone(),
             stop,
             steps: state.step,
             epochs: state.step as f64 / self.plan.steps_per_epoch as f64,
