@@ -1,6 +1,6 @@
 //! The loss on a whole split.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::Tensor;
 use mamba_core::LanguageModel;
@@ -24,8 +24,13 @@ pub struct Evaluation {
 impl Evaluation {
     /// The exponential of the loss.
     pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
+        perplexity(self.loss)
     }
+}
+
+/// The exponential of a loss in nats, kept below infinity: JSON has no such number.
+pub fn perplexity(loss: f64) -> f64 {
+    loss.exp().min(f64::MAX)
 }
 
 /// The mean of batch losses, weighted by tokens, in the order they came.
@@ -49,10 +54,16 @@ impl LossMean {
     pub(crate) fn finish(mut self) -> Result<Option<Evaluation>> {
         self.read()?;
         let Self { total, tokens, .. } = self;
-        Ok((tokens > 0).then(|| Evaluation {
-            loss: total / tokens as f64,
-            tokens,
-        }))
+        if tokens == 0 {
+            return Ok(None);
+        }
+        let loss = total / tokens as f64;
+        ensure!(
+            loss.is_finite(),
+            "the loss of the evaluation is {loss}, so the weights are not finite; train again with \
+             a lower training.learning_rate or with training.clip_norm"
+        );
+        Ok(Some(Evaluation { loss, tokens }))
     }
 
     fn read(&mut self) -> Result<()> {
@@ -83,7 +94,7 @@ pub(crate) fn read_losses(losses: Vec<Tensor<1>>) -> Result<Vec<f64>> {
 ///
 /// # Errors
 ///
-/// When a batch cannot be read or the device fails.
+/// When a batch cannot be read, the device fails or the loss is not finite.
 pub fn evaluate(
     model: &LanguageModel,
     batches: &dyn DataLoader<TokenBatch>,
@@ -99,4 +110,40 @@ pub fn evaluate(
         }
     }
     mean.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn mean(batches: &[(f32, usize)]) -> Result<Option<Evaluation>> {
+        let mut mean = LossMean::default();
+        for &(loss, tokens) in batches {
+            mean.push(Tensor::from_floats([loss], &Device::default()), tokens)?;
+        }
+        mean.finish()
+    }
+
+    #[test]
+    fn batches_weigh_as_many_tokens_as_they_have() {
+        let evaluation = mean(&[(1.0, 3), (5.0, 1)]).unwrap().unwrap();
+        assert_eq!((evaluation.loss, evaluation.tokens), (2.0, 4));
+        let many = vec![(1.5, 2); 2 * READ_EVERY + 1];
+        let evaluation = mean(&many).unwrap().unwrap();
+        assert_eq!((evaluation.loss, evaluation.tokens), (1.5, 2 * many.len()));
+        assert_eq!(mean(&[]).unwrap(), None);
+    }
+
+    #[test]
+    fn loss_that_is_not_finite_is_an_error() {
+        let message = mean(&[(1.0, 1), (f32::NAN, 1)]).unwrap_err().to_string();
+        assert!(message.contains("training.learning_rate"), "{message}");
+    }
+
+    #[test]
+    fn perplexity_has_a_json_form() {
+        assert!((perplexity(2.0) - 2f64.exp()).abs() < 1e-12);
+        assert!(perplexity(1e4).is_finite());
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::write_atomic;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, perplexity};
 use crate::hardware::Hardware;
 use crate::learner::Stop;
 
@@ -72,7 +72,7 @@ impl Scores {
     pub fn of_loss(loss: f64) -> Self {
         Self {
             loss,
-            perplexity: loss.exp(),
+            perplexity: perplexity(loss),
             tokens: None,
         }
     }

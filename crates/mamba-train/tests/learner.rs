@@ -368,18 +368,23 @@ fn time_limit_finishes_the_run() {
 fn loss_that_is_not_finite_is_an_error_with_advice() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();
-    let overrides = [
-        "training.epochs=50",
-        "training.learning_rate=1e30",
-        "training.warmup_steps=0",
-        "training.clip_norm=0",
-    ];
-    let begin = start(runs.path(), "wild", experiment(&overrides));
-    let message = format!("{:#}", run_error(begin));
-    assert!(
-        message.contains("lower training.learning_rate"),
-        "{message}"
-    );
+    // Noticed by whichever comes first: a logged training loss or an evaluation.
+    for (name, every) in [
+        ("log", "training.eval_every=0"),
+        ("eval", "training.eval_every=1"),
+    ] {
+        let overrides = [
+            "training.epochs=50",
+            "training.log_every=2",
+            "training.learning_rate=1e30",
+            "training.warmup_steps=0",
+            "training.clip_norm=0",
+            every,
+        ];
+        let begin = start(runs.path(), name, experiment(&overrides));
+        let message = format!("{:#}", run_error(begin));
+        assert!(message.contains("training.learning_rate"), "{message}");
+    }
 }
 
 #[test]

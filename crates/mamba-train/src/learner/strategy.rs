@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LmOutput, LmTraining, Plan, TrainState};
 use crate::checkpoint::CheckpointWriter;
-use crate::evaluate::{LossMean, read_losses};
+use crate::evaluate::{LossMean, perplexity, read_losses};
 use crate::experiment::TrainingConfig;
 use crate::history::{EvalRecord, History, Record};
 use crate::windows::TokenBatch;
@@ -323,7 +323,7 @@ impl Loop<'_> {
             step: self.state.step,
             epoch,
             loss,
-            perplexity: loss.exp(),
+            perplexity: perplexity(loss),
             learning_rate: self.learner.lr_current().base(),
             tokens: self.state.tokens,
             tokens_per_second: window.throughput(),
