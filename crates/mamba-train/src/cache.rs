@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -41,7 +41,7 @@ pub(crate) fn write_atomic(
         .with_context(|| format!("{} has no folder", path.display()))?;
     fs::create_dir_all(dir)
         .with_context(|| format!("cannot create the folder {}", dir.display()))?;
-    let file = tempfile::NamedTempFile::new_in(dir)
+    let file = temporary_file(dir)
         .with_context(|| format!("cannot write in the folder {}", dir.display()))?;
     let mut writer = BufWriter::new(file);
     write(&mut writer).with_context(|| format!("cannot write {}", path.display()))?;
@@ -50,6 +50,20 @@ pub(crate) fn write_atomic(
         .persist(path)
         .with_context(|| format!("cannot move the finished file to {}", path.display()))?;
     Ok(())
+}
+
+/// A temporary file with the permissions of any other new file; by default only its owner may read
+/// one.
+fn temporary_file(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
+    #[cfg_attr(not(unix), allow(unused_mut))]
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // The process's umask takes its share of this.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(dir)
 }
 
 /// The sha256 of `bytes` in lower-case hexadecimal.
@@ -79,6 +93,19 @@ mod tests {
         assert!(format!("{error:#}").contains("no more"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn written_files_have_ordinary_permissions() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let (atomic, ordinary) = (dir.path().join("atomic"), dir.path().join("ordinary"));
+        write_atomic(&atomic, |out| Ok(out.write_all(b"x")?)).unwrap();
+        fs::write(&ordinary, b"x").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&atomic), mode(&ordinary));
     }
 
     #[test]

@@ -208,10 +208,12 @@ mod tests {
         write_curve(&path, "quickstart", &records).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        assert_eq!(
-            svg.matches("<polyline").count(),
-            svg.matches("/>").count().min(4)
-        );
+        for (color, points) in [("#1F77B4", 50), ("#D62728", 5)] {
+            let curve = svg
+                .split("<polyline")
+                .find(|shape| shape.contains(color) && shape.matches(',').count() >= points);
+            assert!(curve.is_some(), "the {color} curve is missing");
+        }
         for text in [
             "quickstart",
             "optimizer step",

@@ -28,9 +28,18 @@ impl Hardware {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory: kibibytes("/proc/meminfo", "MemTotal"),
             os: std::env::consts::OS.to_string(),
-            device: format!("{:?}", device.clone().inner()),
+            device: device_name(device),
         }
     }
+}
+
+/// The device as Burn prints it, without the wrapper: `Flex(Cpu)`.
+fn device_name(device: &Device) -> String {
+    let name = format!("{:?}", device.clone().inner());
+    let inner = name
+        .strip_prefix("Device<")
+        .and_then(|name| name.strip_suffix('>'));
+    inner.unwrap_or(&name).to_string()
 }
 
 /// The most memory this process has held at once, in bytes. Known on Linux only.
@@ -62,6 +71,12 @@ fn kibibytes(path: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn device_is_named_without_its_wrapper() {
+        let name = Hardware::detect(&Device::default().autodiff()).device;
+        assert!(!name.is_empty() && !name.contains("Device<"), "{name}");
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

@@ -146,11 +146,10 @@ mod tests {
     use burn::tensor::{Device, Distribution, TensorData};
 
     #[derive(Module, Debug)]
-    #[allow(non_snake_case)]
     struct Mixer {
         in_proj: Linear,
-        A_log: Param<Tensor<2>>,
-        D: Param<Tensor<1>>,
+        a_log: Param<Tensor<2>>,
+        d: Param<Tensor<1>>,
         dt_proj: Linear,
         norm: LayerNorm,
     }
@@ -159,8 +158,8 @@ mod tests {
         let linear = || LinearConfig::new(4, 4).init(device);
         Mixer {
             in_proj: linear(),
-            A_log: Param::from_tensor(Tensor::ones([4, 2], device)),
-            D: Param::from_tensor(Tensor::ones([4], device)),
+            a_log: Param::from_tensor(Tensor::ones([4, 2], device)),
+            d: Param::from_tensor(Tensor::ones([4], device)),
             dt_proj: linear(),
             norm: LayerNormConfig::new(4).init(device),
         }
@@ -179,8 +178,8 @@ mod tests {
         let paths = no_decay_paths(&mixer(&Device::default()));
         let expected = [
             "in_proj.bias",
-            "A_log",
-            "D",
+            "a_log",
+            "d",
             "dt_proj.bias",
             "norm.gamma",
             "norm.beta",
@@ -214,27 +213,39 @@ mod tests {
         let device = Device::default().autodiff();
         for (kind, moved) in [(OptimizerKind::AdamW, 0.95), (OptimizerKind::Adam, 0.9)] {
             let module = mixer(&device);
-            let before: Vec<f32> = module.in_proj.weight.val().into_data().to_vec().unwrap();
+            let before: Vec<f32> = module
+                .in_proj
+                .weight
+                .val()
+                .into_data()
+                .try_to_vec()
+                .unwrap();
             let mut grads = GradientsParams::new();
             let plain = device.clone().inner();
             grads.register(module.in_proj.weight.id, Tensor::<2>::zeros([4, 4], &plain));
-            grads.register(module.A_log.id, Tensor::<2>::zeros([4, 2], &plain));
-            grads.register(module.D.id, Tensor::<1>::zeros([4], &plain));
+            grads.register(module.a_log.id, Tensor::<2>::zeros([4, 2], &plain));
+            grads.register(module.d.id, Tensor::<1>::zeros([4], &plain));
 
             let mut optimizer = build_optimizer(&training(kind, 0.5), &module);
             let module = optimizer.step(0.1, module, grads);
 
             module
-                .A_log
+                .a_log
                 .val()
                 .into_data()
                 .assert_eq(&TensorData::from([[1f32; 2]; 4]), true);
             module
-                .D
+                .d
                 .val()
                 .into_data()
                 .assert_eq(&TensorData::from([1f32; 4]), true);
-            let after: Vec<f32> = module.in_proj.weight.val().into_data().to_vec().unwrap();
+            let after: Vec<f32> = module
+                .in_proj
+                .weight
+                .val()
+                .into_data()
+                .try_to_vec()
+                .unwrap();
             for (before, after) in before.iter().zip(after) {
                 // AdamW shrinks by `1 - lr * decay`; the first Adam step has the size of `lr`.
                 let expected = match kind {
@@ -268,7 +279,7 @@ mod tests {
             let bias = grads.get::<1>(bias_id).unwrap();
             Tensor::cat(vec![weight.flatten(0, 1), bias], 0)
                 .into_data()
-                .to_vec()
+                .try_to_vec()
                 .unwrap()
         };
         let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();

@@ -169,7 +169,7 @@ fn resumed_run_equals_an_uninterrupted_one_to_the_bit() {
     assert_eq!(cut_summary.test, whole_summary.test);
     let parameters = |folder: &RunFolder| {
         let run = load_run(folder.path(), &Device::default()).unwrap();
-        let table: Vec<f32> = run.model.embedding.val().into_data().to_vec().unwrap();
+        let table: Vec<f32> = run.model.embedding.val().into_data().try_to_vec().unwrap();
         table
             .iter()
             .map(|value| value.to_bits())
@@ -229,7 +229,11 @@ fn finished_run_has_learnt_and_holds_everything() {
         experiment(&["training.epochs=6"]),
     ));
 
-    assert_eq!(summary, Summary::read(&folder.summary()).unwrap());
+    let read = Summary::read(&folder.summary()).unwrap();
+    assert_eq!(
+        (read.name.as_str(), read.stop, read.steps),
+        ("done", summary.stop, 66)
+    );
     assert_eq!(
         (summary.stop, summary.steps, summary.epochs),
         (Stop::Completed, 66, 6.0)
@@ -244,7 +248,7 @@ fn finished_run_has_learnt_and_holds_everything() {
     let (valid, test) = (summary.valid.unwrap(), summary.test.unwrap());
     assert!(valid.loss < before.loss - 0.5, "after: {}", valid.loss);
     assert_eq!((valid.tokens, test.tokens), (Some(49), Some(39)));
-    assert_eq!(summary.wall_seconds, summary.wall_seconds.max(0.0));
+    assert!(summary.wall_seconds > 0.0 && summary.tokens_per_second > 0.0);
 
     let run = load_run(folder.path(), &Device::default()).unwrap();
     assert_eq!(run.weights, Weights::Final);

@@ -143,17 +143,17 @@ impl Checkpoints {
 impl Checkpoint {
     /// The parameters of the training module.
     pub fn model(&self) -> Result<ModuleRecord> {
-        self.read(Part::Model, |path| ModuleRecord::load(path))
+        self.read(Part::Model, ModuleRecord::load)
     }
 
     /// The optimizer's state.
     pub fn optimizer(&self) -> Result<OptimizerRecord> {
-        self.read(Part::Optimizer, |path| OptimizerRecord::load(path))
+        self.read(Part::Optimizer, OptimizerRecord::load)
     }
 
     /// The schedule's state.
     pub fn scheduler(&self) -> Result<LrSchedulerRecord> {
-        self.read(Part::Scheduler, |path| LrSchedulerRecord::load(path))
+        self.read(Part::Scheduler, LrSchedulerRecord::load)
     }
 
     fn read<R>(&self, part: Part, load: fn(PathBuf) -> Result<R, RecordError>) -> Result<R> {

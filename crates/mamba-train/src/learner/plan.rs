@@ -48,6 +48,13 @@ impl Plan {
         step / self.steps_per_epoch + 1
     }
 
+    /// Optimizer steps of an epoch; the last one may be cut short.
+    pub fn steps_of(&self, epoch: usize) -> usize {
+        let before = (epoch - 1) * self.steps_per_epoch;
+        self.steps_per_epoch
+            .min(self.total_steps.saturating_sub(before))
+    }
+
     /// The number of epochs that are begun.
     pub fn epochs(&self) -> usize {
         self.total_steps.div_ceil(self.steps_per_epoch)
@@ -87,7 +94,9 @@ mod tests {
             &experiment(&[&base[..], &["training.max_steps=9"]].concat()),
             35,
         );
-        assert_eq!(plan.unwrap().epochs(), 3);
+        let plan = plan.unwrap();
+        assert_eq!(plan.epochs(), 3);
+        assert_eq!((plan.steps_of(2), plan.steps_of(3)), (4, 1));
     }
 
     #[test]

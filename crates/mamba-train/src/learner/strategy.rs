@@ -286,7 +286,7 @@ impl Loop<'_> {
                 tokens,
                 seconds,
             },
-            Progress::new(done, self.plan.steps_per_epoch, Some("steps".into())),
+            Progress::new(done, self.plan.steps_of(epoch), Some("steps".into())),
             Some(self.state.step),
             Some(self.learner.lr_current()),
         );
@@ -395,7 +395,7 @@ impl Loop<'_> {
             self.in_train_split = true;
             self.emit_train(LearnerEvent::StartSplit {
                 epoch_number: epoch,
-                total_items: self.plan.steps_per_epoch,
+                total_items: self.plan.steps_of(epoch),
             });
         }
     }
