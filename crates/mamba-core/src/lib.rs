@@ -52,6 +52,7 @@
 mod block;
 pub mod device;
 mod generate;
+mod init;
 mod language_model;
 mod mamba1;
 mod norm;

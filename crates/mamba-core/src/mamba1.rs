@@ -8,6 +8,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape, s};
 use serde::{Deserialize, Serialize};
 
+use crate::init::rescale;
 use crate::ops::{CausalConv1d, SelectiveScan, causal_conv1d, selective_scan};
 use crate::state::Mamba1State;
 
@@ -248,8 +249,7 @@ impl Mamba1 {
     /// Scales the initial output projection; a language model passes one over the root of the
     /// number of residual branches.
     pub fn rescale_residual(mut self, factor: f64) -> Self {
-        let scale = |weight: Tensor<2>| (weight * factor).detach().require_grad();
-        self.out_proj.weight = self.out_proj.weight.map(scale);
+        self.out_proj = rescale(self.out_proj, factor);
         self
     }
 

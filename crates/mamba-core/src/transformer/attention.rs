@@ -1,5 +1,5 @@
 use super::causal::causal_attention;
-use super::init::{linear, rescale};
+use crate::init::{linear, rescale};
 use super::kv_cache::KvCache;
 use super::packing::Packing;
 use super::rotary::{RotaryEmbedding, RotaryEmbeddingConfig};

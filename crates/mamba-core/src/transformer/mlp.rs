@@ -1,4 +1,4 @@
-use super::init::{linear, rescale};
+use crate::init::{linear, rescale};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;

@@ -9,7 +9,6 @@
 
 mod attention;
 mod causal;
-mod init;
 mod kv_cache;
 mod mlp;
 mod packing;

@@ -2,6 +2,11 @@
 //!
 //! The README beside this file says what each kernel owns, saves, recomputes and moves.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "lanes and states index several arrays at once"
+)]
+
 pub mod causal_conv1d;
 pub mod linear_cross_entropy;
 mod rows;

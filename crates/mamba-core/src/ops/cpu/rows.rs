@@ -1,6 +1,7 @@
 //! Views of row-major matrices: strided for reading, shared between threads for writing.
 
-use std::{marker::PhantomData, ops::Range};
+use super::simd::{LANES, Lanes, Vector};
+use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
 /// Rows of equal width inside a larger row-major buffer, for instance one half of a projection's
 /// output. Row `r` begins at `data[r * row_stride]`.
@@ -15,7 +16,10 @@ pub struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// Rows of `width` elements that follow one another without a gap.
     pub fn contiguous(data: &'a [f32], width: usize) -> Self {
-        Self { data, row_stride: width }
+        Self {
+            data,
+            row_stride: width,
+        }
     }
 
     /// Row `row`, from column `columns.start` to `columns.end`.
@@ -33,7 +37,9 @@ impl<'a> Rows<'a> {
             "{op}: rows of {name} overlap: width {width}, stride {}",
             self.row_stride
         );
-        let needed = rows.checked_sub(1).map_or(0, |last| last * self.row_stride + width);
+        let needed = rows
+            .checked_sub(1)
+            .map_or(0, |last| last * self.row_stride + width);
         assert!(
             self.data.len() >= needed,
             "{op}: {name} needs {needed} values, got {}",
@@ -45,36 +51,98 @@ impl<'a> Rows<'a> {
 /// # Panics
 /// If `data` does not have `expected` values.
 pub(super) fn check_len(op: &str, name: &str, data: &[f32], expected: usize) {
-    assert!(data.len() == expected, "{op}: {name} needs {expected} values, got {}", data.len());
+    assert!(
+        data.len() == expected,
+        "{op}: {name} needs {expected} values, got {}",
+        data.len()
+    );
 }
 
-/// A row-major output whose rows several tasks write at once, each in columns of its own.
-pub(super) struct SharedRows<'a> {
+/// A row-major output, not initialised, whose rows several tasks write at once, each in columns of
+/// its own. Zeroing first would take as long as a good part of the work.
+pub(super) struct Output {
+    data: Box<[MaybeUninit<f32>]>,
+    width: usize,
+}
+
+/// What tasks write an [`Output`] through.
+pub(super) struct Columns<'a> {
     data: *mut f32,
     len: usize,
     width: usize,
-    _borrow: PhantomData<&'a mut [f32]>,
+    _borrow: PhantomData<&'a mut Output>,
 }
 
-// SAFETY: the only access is `columns`, whose caller keeps the pieces disjoint.
-unsafe impl Send for SharedRows<'_> {}
-unsafe impl Sync for SharedRows<'_> {}
+// SAFETY: the only access is `write`, whose callers keep their columns disjoint.
+unsafe impl Send for Columns<'_> {}
+unsafe impl Sync for Columns<'_> {}
 
-impl<'a> SharedRows<'a> {
-    pub fn new(data: &'a mut [f32], width: usize) -> Self {
-        Self { data: data.as_mut_ptr(), len: data.len(), width, _borrow: PhantomData }
+impl Output {
+    pub fn new(rows: usize, width: usize) -> Self {
+        Self {
+            data: Box::new_uninit_slice(rows * width),
+            width,
+        }
     }
 
-    /// Columns `columns` of row `row`.
+    pub fn columns(&mut self) -> Columns<'_> {
+        Columns {
+            data: self.data.as_mut_ptr().cast(),
+            len: self.data.len(),
+            width: self.width,
+            _borrow: PhantomData,
+        }
+    }
+
+    /// # Safety
+    /// Every element must have been written.
+    pub unsafe fn finish(self) -> Vec<f32> {
+        // SAFETY: by the contract.
+        unsafe { self.data.assume_init() }.into_vec()
+    }
+}
+
+impl Columns<'_> {
+    /// Writes `value` to columns `columns` of row `row`, at most [`LANES`] of them; lanes past them
+    /// are dropped.
     ///
     /// # Safety
-    /// No other slice of the same elements may be alive.
+    /// No other thread may access the same elements meanwhile.
     #[inline(always)]
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn columns(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+    pub unsafe fn write<V: Vector>(&self, row: usize, columns: &Range<usize>, value: V) {
         let start = row * self.width + columns.start;
         assert!(columns.end <= self.width && start + columns.len() <= self.len);
         // SAFETY: in bounds by the assertion, unaliased by the contract.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), columns.len()) }
+        unsafe {
+            let to = self.data.add(start);
+            if columns.len() == LANES {
+                value.write(to);
+            } else {
+                let mut lanes = Lanes::ZERO;
+                value.store(&mut lanes);
+                to.copy_from_nonoverlapping(lanes.0.as_ptr(), columns.len().min(LANES));
+            }
+        }
+    }
+
+    /// Writes lane block `channels` of row `row`, a matrix `[channels, from.len()]`, from one
+    /// vector a column of that matrix.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write).
+    pub unsafe fn write_transposed(&self, row: usize, channels: &Range<usize>, from: &[Lanes]) {
+        let start = row * self.width + channels.start * from.len();
+        let end = start + channels.len() * from.len();
+        assert!(channels.len() <= LANES && end <= self.len);
+        for lane in 0..channels.len() {
+            for (column, lanes) in from.iter().enumerate() {
+                // SAFETY: in bounds by the assertion, unaliased by the contract.
+                unsafe {
+                    self.data
+                        .add(start + lane * from.len() + column)
+                        .write(lanes.0[lane]);
+                }
+            }
+        }
     }
 }

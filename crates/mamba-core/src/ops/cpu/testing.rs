@@ -18,16 +18,25 @@ pub fn widen(values: &[f32]) -> Vec<f64> {
 
 /// The scalar product that turns outputs and their gradients into one loss.
 pub fn dot(values: &[f64], weights: &[f32]) -> f64 {
-    values.iter().zip(weights).map(|(value, &weight)| value * f64::from(weight)).sum()
+    values
+        .iter()
+        .zip(weights)
+        .map(|(value, &weight)| value * f64::from(weight))
+        .sum()
 }
 
 /// Compares all values with a tolerance relative to the largest of them.
 pub fn assert_close(name: &str, got: &[f32], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len(), "{name}");
-    let scale = expected.iter().fold(1e-3, |scale: f64, value| scale.max(value.abs()));
+    let scale = expected
+        .iter()
+        .fold(1e-3, |scale: f64, value| scale.max(value.abs()));
     for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
         let error = (f64::from(got) - expected).abs() / scale;
-        assert!(error <= tolerance, "{name}[{i}]: got {got}, expected {expected}");
+        assert!(
+            error <= tolerance,
+            "{name}[{i}]: got {got}, expected {expected}"
+        );
     }
 }
 
@@ -43,7 +52,10 @@ pub fn assert_gradient<const N: usize>(
     assert_eq!(got.len(), values[input].len(), "{name}");
     let scale = got.iter().fold(1e-2_f32, |scale, g| scale.max(g.abs()));
     let stride = (got.len() / 5).max(1);
-    for i in (0..got.len()).step_by(stride).chain(got.len().checked_sub(1)) {
+    for i in (0..got.len())
+        .step_by(stride)
+        .chain(got.len().checked_sub(1))
+    {
         let value = values[input][i];
         let step = 1e-5;
         values[input][i] = value + step;
@@ -53,6 +65,10 @@ pub fn assert_gradient<const N: usize>(
         values[input][i] = value;
         let expected = (above - below) / (2.0 * step);
         let error = (f64::from(got[i]) - expected).abs() / f64::from(scale);
-        assert!(error < 1e-5, "{name}[{i}]: got {}, expected {expected}", got[i]);
+        assert!(
+            error < 1e-5,
+            "{name}[{i}]: got {}, expected {expected}",
+            got[i]
+        );
     }
 }

@@ -6,7 +6,7 @@
 //! on which thread ran what.
 
 use super::super::{
-    rows::SharedRows,
+    rows::{Columns, Output},
     simd::{Kernel, dispatch, math::silu_with_derivative},
 };
 use super::*;
@@ -26,7 +26,13 @@ pub fn backward(
 ) -> ConvGrads {
     const OP: &str = "causal_conv1d backward";
     inputs.check(OP);
-    let ConvInputs { batch, seq_len, channels, width, .. } = *inputs;
+    let ConvInputs {
+        batch,
+        seq_len,
+        channels,
+        width,
+        ..
+    } = *inputs;
     let history = width - 1;
     check_len(OP, "grad_y", grad_y, batch * seq_len * channels);
     if let Some(grad) = grad_final_window {
@@ -35,27 +41,29 @@ pub fn backward(
     let first_taps: Vec<_> = (0..batch).map(|batch| inputs.first_taps(batch)).collect();
     let tiles = seq_len.div_ceil(TILE);
 
-    let mut x = vec![0.0; batch * seq_len * channels];
-    let mut initial_window = vec![0.0; batch * history * channels];
+    let mut x = Output::new(batch * seq_len, channels);
+    let mut initial_window = Output::new(batch * history, channels);
     // The bias counts as one more tap.
     let partial = (width + 1) * channels;
     let mut partials = vec![0.0; batch * tiles * partial];
-    let grad_x = SharedRows::new(&mut x, channels);
-    let grad_window = SharedRows::new(&mut initial_window, channels);
-    partials.par_chunks_mut(partial.max(1)).enumerate().for_each(|(task, grad_taps)| {
-        let (batch, tile) = (task / tiles, task % tiles);
-        dispatch(Task {
-            inputs,
-            first_taps: &first_taps[batch],
-            grad_y: Rows::contiguous(grad_y, channels),
-            grad_final_window,
-            grad_x: &grad_x,
-            grad_window: &grad_window,
-            grad_taps,
-            batch,
-            positions: tile * TILE..seq_len.min((tile + 1) * TILE),
+    let (grad_x, grad_window) = (x.columns(), initial_window.columns());
+    partials
+        .par_chunks_mut(partial.max(1))
+        .enumerate()
+        .for_each(|(task, grad_taps)| {
+            let (batch, tile) = (task / tiles, task % tiles);
+            dispatch(Task {
+                inputs,
+                first_taps: &first_taps[batch],
+                grad_y: Rows::contiguous(grad_y, channels),
+                grad_final_window,
+                grad_x: &grad_x,
+                grad_window: &grad_window,
+                grad_taps,
+                batch,
+                positions: tile * TILE..seq_len.min((tile + 1) * TILE),
+            });
         });
-    });
 
     let mut sums = vec![0.0; partial];
     for part in partials.chunks_exact(partial.max(1)) {
@@ -70,7 +78,15 @@ pub fn backward(
         }
     }
     let bias = inputs.bias.map(|_| sums[width * channels..].to_vec());
-    ConvGrads { x, weight, bias, initial_window }
+    // SAFETY: the tasks are done, and together they own all positions, and the first tiles all
+    // windows.
+    let (x, initial_window) = unsafe { (x.finish(), initial_window.finish()) };
+    ConvGrads {
+        x,
+        weight,
+        bias,
+        initial_window,
+    }
 }
 
 struct Task<'a> {
@@ -78,8 +94,8 @@ struct Task<'a> {
     first_taps: &'a [usize],
     grad_y: Rows<'a>,
     grad_final_window: Option<&'a [f32]>,
-    grad_x: &'a SharedRows<'a>,
-    grad_window: &'a SharedRows<'a>,
+    grad_x: &'a Columns<'a>,
+    grad_window: &'a Columns<'a>,
     /// `[width + 1, channels]`: this tile's part of the gradients of weight and bias.
     grad_taps: &'a mut [f32],
     batch: usize,
@@ -103,7 +119,9 @@ impl Task<'_> {
     #[inline(always)]
     fn blocks<V: Vector, const WIDTH: usize>(self) {
         let inputs = self.inputs;
-        let ConvInputs { seq_len, channels, .. } = *inputs;
+        let ConvInputs {
+            seq_len, channels, ..
+        } = *inputs;
         let Range { start, end } = self.positions.clone();
         let width = if WIDTH > 0 { WIDTH } else { inputs.width };
         let history = width - 1;
@@ -140,23 +158,19 @@ impl Task<'_> {
             }
             for (i, s) in (start..end).enumerate() {
                 let sum = self.collect::<V>(&taps[..width], &grad[i..i + width], s, history);
-                let sum = sum + self.from_final_window(s + history, &columns);
+                let sum = sum + self.through_final_window(s + history, &columns);
                 // SAFETY: this task alone writes these positions.
-                let to = unsafe {
-                    self.grad_x.columns(self.batch * seq_len + s, columns.clone())
-                };
-                sum.store_cut(to);
+                unsafe { self.grad_x.write(self.batch * seq_len + s, &columns, sum) };
             }
             if start == 0 {
                 for ahead in 0..history {
                     // Tap `ahead` of position 0, `ahead - 1` of position 1, ..
                     let taps = &taps[..ahead + 1];
                     let sum = self.collect::<V>(taps, &grad[..ahead + 1], 0, ahead);
-                    let sum = sum + self.from_final_window(ahead, &columns);
+                    let sum = sum + self.through_final_window(ahead, &columns);
                     let row = self.batch * history + ahead;
                     // SAFETY: the first tile of a sequence alone writes its window.
-                    let to = unsafe { self.grad_window.columns(row, columns.clone()) };
-                    sum.store_cut(to);
+                    unsafe { self.grad_window.write(row, &columns, sum) };
                 }
             }
             for (tap, lanes) in grad_taps.iter().enumerate() {
@@ -190,8 +204,13 @@ impl Task<'_> {
     /// The gradient that arrives through the final window at the position that is `ahead` of the
     /// initial window's first.
     #[inline(always)]
-    fn from_final_window<V: Vector>(&self, ahead: usize, columns: &Range<usize>) -> V {
-        let ConvInputs { seq_len, channels, width, .. } = *self.inputs;
+    fn through_final_window<V: Vector>(&self, ahead: usize, columns: &Range<usize>) -> V {
+        let ConvInputs {
+            seq_len,
+            channels,
+            width,
+            ..
+        } = *self.inputs;
         match self.grad_final_window {
             Some(grad)
                 if ahead >= seq_len && ahead + 1 >= seq_len + self.first_tap(seq_len - 1) =>

@@ -2,7 +2,7 @@
 //! positions it needs into one array, whatever they come from, and slides over that.
 
 use super::super::{
-    rows::SharedRows,
+    rows::{Columns, Output},
     simd::{Kernel, dispatch, math::silu},
 };
 use super::*;
@@ -15,16 +15,28 @@ use rayon::prelude::*;
 /// If an input's size does not fit the others.
 pub fn forward(inputs: &ConvInputs) -> ConvOutputs {
     inputs.check("causal_conv1d");
-    let ConvInputs { batch, seq_len, channels, width, .. } = *inputs;
+    let ConvInputs {
+        batch,
+        seq_len,
+        channels,
+        width,
+        ..
+    } = *inputs;
     let first_taps: Vec<_> = (0..batch).map(|batch| inputs.first_taps(batch)).collect();
     let tiles = seq_len.div_ceil(TILE);
 
-    let mut y = vec![0.0; batch * seq_len * channels];
-    let output = SharedRows::new(&mut y, channels);
+    let mut y = Output::new(batch * seq_len, channels);
+    let sink = y.columns();
     (0..batch * tiles).into_par_iter().for_each(|task| {
         let (batch, tile) = (task / tiles, task % tiles);
         let positions = tile * TILE..seq_len.min((tile + 1) * TILE);
-        dispatch(Task { inputs, first_taps: &first_taps[batch], y: &output, batch, positions });
+        dispatch(Task {
+            inputs,
+            first_taps: &first_taps[batch],
+            y: &sink,
+            batch,
+            positions,
+        });
     });
 
     let mut final_window = vec![0.0; batch * (width - 1) * channels];
@@ -35,7 +47,9 @@ pub fn forward(inputs: &ConvInputs) -> ConvOutputs {
             let to = (batch * (width - 1) + tap) * channels;
             let ahead = seq_len + tap;
             let from = if ahead >= width - 1 {
-                inputs.x.get(batch * seq_len + ahead - (width - 1), 0..channels)
+                inputs
+                    .x
+                    .get(batch * seq_len + ahead - (width - 1), 0..channels)
             } else if let Some(window) = inputs.initial_window {
                 &window[(batch * (width - 1) + ahead) * channels..][..channels]
             } else {
@@ -44,13 +58,17 @@ pub fn forward(inputs: &ConvInputs) -> ConvOutputs {
             final_window[to..to + channels].copy_from_slice(from);
         }
     }
-    ConvOutputs { y, final_window }
+    // SAFETY: the tasks are done, and together they own all positions.
+    ConvOutputs {
+        y: unsafe { y.finish() },
+        final_window,
+    }
 }
 
 struct Task<'a> {
     inputs: &'a ConvInputs<'a>,
     first_taps: &'a [usize],
-    y: &'a SharedRows<'a>,
+    y: &'a Columns<'a>,
     batch: usize,
     positions: Range<usize>,
 }
@@ -71,7 +89,9 @@ impl Task<'_> {
     /// `WIDTH` is the width where it is worth a loop of its own, else 0.
     #[inline(always)]
     fn blocks<V: Vector, const WIDTH: usize>(&self) {
-        let Self { inputs, y, batch, .. } = *self;
+        let Self {
+            inputs, y, batch, ..
+        } = *self;
         let Range { start, end } = self.positions;
         let width = if WIDTH > 0 { WIDTH } else { inputs.width };
         let mut x = vec![Lanes::ZERO; end - start + width - 1];
@@ -81,14 +101,17 @@ impl Task<'_> {
             let bias = inputs.load_bias::<V>(&columns);
             inputs.gather::<V>(batch, start, end, &columns, &mut x);
             for (t, x) in (start..end).zip(x.windows(width)) {
-                let first = if self.first_taps.is_empty() { 0 } else { self.first_taps[t] };
+                let first = if self.first_taps.is_empty() {
+                    0
+                } else {
+                    self.first_taps[t]
+                };
                 let mut value = convolve(&taps[..width], x, first, bias);
                 if inputs.silu {
                     value = silu(value);
                 }
                 // SAFETY: this task alone writes these positions.
-                let to = unsafe { y.columns(batch * inputs.seq_len + t, columns.clone()) };
-                value.store_cut(to);
+                unsafe { y.write(batch * inputs.seq_len + t, &columns, value) };
             }
         }
     }

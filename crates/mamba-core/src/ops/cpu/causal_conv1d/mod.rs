@@ -75,7 +75,13 @@ impl ConvInputs<'_> {
     /// # Panics
     /// If an input's size does not fit the others.
     fn check(&self, op: &str) {
-        let Self { batch, seq_len, channels, width, .. } = *self;
+        let Self {
+            batch,
+            seq_len,
+            channels,
+            width,
+            ..
+        } = *self;
         let rows = batch * seq_len;
         assert!(seq_len >= 1, "{op}: seq_len must be at least 1");
         assert!(width >= 1, "{op}: width must be at least 1");
@@ -88,7 +94,11 @@ impl ConvInputs<'_> {
             check_len(op, "initial_window", window, batch * (width - 1) * channels);
         }
         if let Some(idx) = self.seq_idx {
-            assert!(idx.len() == rows, "{op}: seq_idx needs {rows} values, got {}", idx.len());
+            assert!(
+                idx.len() == rows,
+                "{op}: seq_idx needs {rows} values, got {}",
+                idx.len()
+            );
         }
     }
 
@@ -102,14 +112,20 @@ impl ConvInputs<'_> {
 
     /// For each position of a sequence, the first tap that counts; empty without `seq_idx`.
     fn first_taps(&self, batch: usize) -> Vec<usize> {
-        let Some(idx) = self.seq_idx else { return Vec::new() };
+        let Some(idx) = self.seq_idx else {
+            return Vec::new();
+        };
         let idx = &idx[batch * self.seq_len..(batch + 1) * self.seq_len];
         // Taps that fall before the run; the first run has the window before it.
         let mut first = 0;
         (0..idx.len())
             .map(|t| {
                 let begins = t > 0 && idx[t] != idx[t - 1];
-                first = if begins { self.width - 1 } else { first.saturating_sub(1) };
+                first = if begins {
+                    self.width - 1
+                } else {
+                    first.saturating_sub(1)
+                };
                 first
             })
             .collect()
@@ -129,7 +145,10 @@ impl ConvInputs<'_> {
         let history = self.width - 1;
         for (lanes, ahead) in to.iter_mut().zip(start..end + history) {
             let values = if ahead >= history {
-                V::load_padded(self.x.get(batch * self.seq_len + ahead - history, columns.clone()))
+                V::load_padded(
+                    self.x
+                        .get(batch * self.seq_len + ahead - history, columns.clone()),
+                )
             } else if let Some(window) = self.initial_window {
                 let row = Rows::contiguous(window, self.channels);
                 V::load_padded(row.get(batch * history + ahead, columns.clone()))

@@ -26,9 +26,19 @@ impl Case {
             noise(batch * (width - 1) * channels, 4),
         ];
         // Runs of 1, 2, 3, .. positions, so that some are shorter than the window.
-        let runs = (0_i32..).flat_map(|run| (0..=run).map(move |_| run % 2)).take(seq_len);
+        let runs = (0_i32..)
+            .flat_map(|run| (0..=run).map(move |_| run % 2))
+            .take(seq_len);
         let seq_idx = runs.clone().chain(runs).collect();
-        Self { batch, seq_len, channels, width, values, seq_idx, full }
+        Self {
+            batch,
+            seq_len,
+            channels,
+            width,
+            values,
+            seq_idx,
+            full,
+        }
     }
 
     /// Every optional input, or none.
@@ -49,10 +59,20 @@ impl Case {
     }
 
     /// The value at a position that may lie before the sequence, if position `of` sees it.
-    fn at(&self, values: &[Vec<f64>; 4], batch: usize, of: usize, position: isize, channel: usize) -> f64 {
+    fn at(
+        &self,
+        values: &[Vec<f64>; 4],
+        batch: usize,
+        of: usize,
+        position: isize,
+        channel: usize,
+    ) -> f64 {
         let idx = &self.seq_idx[batch * self.seq_len..][..self.seq_len];
         let begins = |t: usize| self.full && t > 0 && idx[t] != idx[t - 1];
-        let run = (0..=of).rev().find(|&t| begins(t)).map_or(isize::MIN, |t| t as isize);
+        let run = (0..=of)
+            .rev()
+            .find(|&t| begins(t))
+            .map_or(isize::MIN, |t| t as isize);
         if position < run {
             0.0
         } else if position >= 0 {
@@ -78,7 +98,11 @@ impl Case {
                         let x = self.at(values, batch, t, position, channel);
                         sum += values[1][channel * self.width + tap] * x;
                     }
-                    y.push(if self.full { sum / (1.0 + (-sum).exp()) } else { sum });
+                    y.push(if self.full {
+                        sum / (1.0 + (-sum).exp())
+                    } else {
+                        sum
+                    });
                 }
             }
             for entry in 0..history {
@@ -93,7 +117,15 @@ impl Case {
 }
 
 fn all() -> impl Iterator<Item = Case> {
-    let sizes = [(1, 1, 1), (1, 20, 4), (2, 16, 4), (17, 12, 4), (17, 5, 7), (130, 40, 4), (65, 16, 2)];
+    let sizes = [
+        (1, 1, 1),
+        (1, 20, 4),
+        (2, 16, 4),
+        (17, 12, 4),
+        (17, 5, 7),
+        (130, 40, 4),
+        (65, 16, 2),
+    ];
     sizes.into_iter().flat_map(|(seq_len, channels, width)| {
         [false, true].map(|full| Case::new(seq_len, channels, width, full))
     })
@@ -143,10 +175,20 @@ fn final_window_continues_a_sequence() {
     let (channels, width) = (20, 4);
     for cut in [1, 2, 50] {
         let case = Case::new(70, channels, width, true);
-        let whole = ConvInputs { batch: 1, seq_idx: None, ..case.inputs() };
-        let whole = ConvInputs { initial_window: Some(&case.values[3][..3 * channels]), ..whole };
+        let whole = ConvInputs {
+            batch: 1,
+            seq_idx: None,
+            ..case.inputs()
+        };
+        let whole = ConvInputs {
+            initial_window: Some(&case.values[3][..3 * channels]),
+            ..whole
+        };
         let outputs = forward(&whole);
-        let first = forward(&ConvInputs { seq_len: cut, ..whole });
+        let first = forward(&ConvInputs {
+            seq_len: cut,
+            ..whole
+        });
         let second = forward(&ConvInputs {
             seq_len: 70 - cut,
             x: Rows::contiguous(&case.values[0][cut * channels..], channels),
@@ -163,10 +205,23 @@ fn repeated_runs_agree_bit_by_bit_for_any_number_of_threads() {
     let case = Case::new(500, 33, 4, true);
     let grad_y = noise(case.batch * case.seq_len * case.channels, 10);
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         let grads = pool.install(|| backward(&case.inputs(), &grad_y, None));
-        [grads.x, grads.weight, grads.bias.unwrap(), grads.initial_window]
-            .map(|values| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>())
+        [
+            grads.x,
+            grads.weight,
+            grads.bias.unwrap(),
+            grads.initial_window,
+        ]
+        .map(|values| {
+            values
+                .iter()
+                .map(|value| value.to_bits())
+                .collect::<Vec<_>>()
+        })
     };
     let once = run(1);
     for threads in [1, 2, 3] {

@@ -16,7 +16,13 @@ impl<'a> Matrix<'a> {
     /// Rows of `columns` elements, `stride` apart.
     pub fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(columns <= stride && extent(rows, columns, stride) <= data.len());
-        Self { data, rows, columns, row_stride: stride, column_stride: 1 }
+        Self {
+            data,
+            rows,
+            columns,
+            row_stride: stride,
+            column_stride: 1,
+        }
     }
 
     pub fn transposed(self) -> Self {
@@ -32,7 +38,11 @@ impl<'a> Matrix<'a> {
 
 /// Elements from the first to the last of a row-major matrix.
 fn extent(rows: usize, columns: usize, stride: usize) -> usize {
-    if rows == 0 || columns == 0 { 0 } else { (rows - 1) * stride + columns }
+    if rows == 0 || columns == 0 {
+        0
+    } else {
+        (rows - 1) * stride + columns
+    }
 }
 
 /// Writes `lhs * rhs` to `to`, or adds it, on the calling thread alone. The rows of `to` are

@@ -1,9 +1,6 @@
 //! The passes over one slab of logits: `[classes, tokens]`, one token a lane.
 
-use super::super::simd::{
-    Kernel, LANES, Lanes, Vector,
-    math::exp_nonpositive,
-};
+use super::super::simd::{Kernel, LANES, Lanes, Vector, math::exp_nonpositive};
 
 /// Vectors that go down the classes together.
 const STRIP: usize = 4;

@@ -15,9 +15,21 @@ impl Case {
         weight.iter_mut().for_each(|value| *value *= 4.0);
         weight.extend(vec![f32::NAN; 3 * d_model]);
         let targets = (0..tokens)
-            .map(|token| if token % 5 == 4 { -100 } else { (token * 7919 % vocab_size) as i32 })
+            .map(|token| {
+                if token % 5 == 4 {
+                    -100
+                } else {
+                    (token * 7919 % vocab_size) as i32
+                }
+            })
             .collect();
-        Self { d_model, vocab_size, hidden: noise(tokens * d_model, 1), weight, targets }
+        Self {
+            d_model,
+            vocab_size,
+            hidden: noise(tokens * d_model, 1),
+            weight,
+            targets,
+        }
     }
 
     fn inputs(&self) -> LossInputs<'_, i32> {
@@ -33,7 +45,11 @@ impl Case {
 
     /// The definition in f64: losses of the tokens, gradients of hidden and weight.
     fn exact(&self) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-        let Self { d_model, vocab_size, .. } = *self;
+        let Self {
+            d_model,
+            vocab_size,
+            ..
+        } = *self;
         let (hidden, weight) = (widen(&self.hidden), widen(&self.weight));
         let counted = self.targets.iter().filter(|&&target| target >= 0).count() as f64;
         let mut losses = Vec::new();
@@ -69,16 +85,26 @@ impl Case {
 
 #[test]
 fn losses_and_gradients_equal_the_definition() {
-    for (tokens, d_model, vocab_size) in
-        [(1, 1, 1), (4, 3, 70), (17, 8, 65), (40, 16, 1025), (300, 12, 5000), (600, 5, 130)]
-    {
+    for (tokens, d_model, vocab_size) in [
+        (1, 1, 1),
+        (4, 3, 70),
+        (17, 8, 65),
+        (40, 16, 1025),
+        (300, 12, 5000),
+        (600, 5, 130),
+    ] {
         let case = Case::new(tokens, d_model, vocab_size);
         let (losses, hidden, weight) = case.exact();
         let counted = case.targets.iter().filter(|&&target| target >= 0).count() as f64;
         let mean = losses.iter().sum::<f64>() / counted;
         let grads = loss_and_grads(&case.inputs());
         assert_close("token_losses", &token_losses(&case.inputs()), &losses, 2e-6);
-        assert_close("loss", &[loss(&case.inputs()), grads.loss], &[mean, mean], 1e-6);
+        assert_close(
+            "loss",
+            &[loss(&case.inputs()), grads.loss],
+            &[mean, mean],
+            1e-6,
+        );
         assert_close("hidden", &grads.hidden, &hidden, 1e-5);
         assert_close("weight", &grads.weight, &weight, 1e-5);
     }
@@ -90,7 +116,12 @@ fn large_logits_do_not_overflow() {
     case.hidden.iter_mut().for_each(|value| *value *= 1e3);
     let (losses, hidden, _) = case.exact();
     assert_close("token_losses", &token_losses(&case.inputs()), &losses, 2e-6);
-    assert_close("hidden", &loss_and_grads(&case.inputs()).hidden, &hidden, 1e-4);
+    assert_close(
+        "hidden",
+        &loss_and_grads(&case.inputs()).hidden,
+        &hidden,
+        1e-4,
+    );
 }
 
 #[test]
@@ -99,9 +130,19 @@ fn without_a_counted_token_all_is_zero() {
     case.targets.fill(-100);
     let grads = loss_and_grads(&case.inputs());
     assert_eq!((loss(&case.inputs()), grads.loss), (0.0, 0.0));
-    assert!(grads.hidden.iter().chain(&grads.weight).all(|&value| value == 0.0));
+    assert!(
+        grads
+            .hidden
+            .iter()
+            .chain(&grads.weight)
+            .all(|&value| value == 0.0)
+    );
 
-    let none = LossInputs { hidden: &[], targets: &[], ..case.inputs() };
+    let none = LossInputs {
+        hidden: &[],
+        targets: &[],
+        ..case.inputs()
+    };
     assert_eq!(loss(&none), 0.0);
     assert_eq!(loss_and_grads(&none).loss, 0.0);
 }
@@ -118,7 +159,10 @@ fn a_target_past_the_vocabulary_is_an_error() {
 fn repeated_runs_agree_bit_by_bit_for_any_number_of_threads() {
     let case = Case::new(300, 12, 5000);
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         let grads = pool.install(|| loss_and_grads(&case.inputs()));
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         (grads.loss.to_bits(), bits(grads.hidden), bits(grads.weight))

@@ -2,14 +2,14 @@
 //! chunks in order; within a chunk, groups of [`GROUP`] states run through all positions with
 //! their states in registers, while step sizes and outputs of the chunk stay in the L1 cache.
 
-use super::*;
 use super::super::{
-    rows::SharedRows,
+    rows::{Columns, Output},
     simd::{
         Kernel, dispatch,
-        math::{TO_EXP2, exp2, silu, softplus},
+        math::{TO_EXP2, silu, softplus},
     },
 };
+use super::*;
 use rayon::prelude::*;
 
 /// Runs the scan; see [`ScanInputs`] for what it computes.
@@ -22,33 +22,51 @@ use rayon::prelude::*;
 pub fn forward(inputs: &ScanInputs, save_checkpoints: bool) -> ScanOutputs {
     inputs.check("selective_scan");
     let dims = inputs.dims;
-    let ScanDims { batch, d_inner, d_state, .. } = dims;
+    let ScanDims {
+        batch,
+        d_inner,
+        d_state,
+        ..
+    } = dims;
 
-    let mut y = vec![0.0; dims.rows() * d_inner];
-    let mut final_state = vec![0.0; batch * d_inner * d_state];
-    let mut checkpoints = save_checkpoints.then(|| vec![0.0; dims.checkpoint_len()]);
+    let mut y = Output::new(dims.rows(), d_inner);
+    let mut final_state = Output::new(batch, d_inner * d_state);
+    let mut checkpoints =
+        save_checkpoints.then(|| Output::new(batch * dims.checkpoints() * d_state, d_inner));
 
-    let output = Output {
-        y: SharedRows::new(&mut y, d_inner),
-        final_state: SharedRows::new(&mut final_state, d_inner * d_state),
-        checkpoints: checkpoints.as_mut().map(|data| SharedRows::new(data, d_inner)),
+    let sinks = Sinks {
+        y: y.columns(),
+        final_state: final_state.columns(),
+        checkpoints: checkpoints.as_mut().map(Output::columns),
     };
     (0..batch * dims.blocks()).into_par_iter().for_each(|task| {
         let (batch, block) = (task / dims.blocks(), task % dims.blocks());
-        dispatch(Task { inputs, output: &output, batch, channels: dims.channels(block) });
+        dispatch(Task {
+            inputs,
+            sinks: &sinks,
+            batch,
+            channels: dims.channels(block),
+        });
     });
-    ScanOutputs { y, final_state, checkpoints }
+    // SAFETY: the tasks are done, and together they own all channels of all sequences.
+    unsafe {
+        ScanOutputs {
+            y: y.finish(),
+            final_state: final_state.finish(),
+            checkpoints: checkpoints.map(|checkpoints| checkpoints.finish()),
+        }
+    }
 }
 
-struct Output<'a> {
-    y: SharedRows<'a>,
-    final_state: SharedRows<'a>,
-    checkpoints: Option<SharedRows<'a>>,
+struct Sinks<'a> {
+    y: Columns<'a>,
+    final_state: Columns<'a>,
+    checkpoints: Option<Columns<'a>>,
 }
 
 struct Task<'a> {
     inputs: &'a ScanInputs<'a>,
-    output: &'a Output<'a>,
+    sinks: &'a Sinks<'a>,
     batch: usize,
     channels: Range<usize>,
 }
@@ -66,7 +84,12 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { inputs, output, batch, ref channels } = self;
+        let Self {
+            inputs,
+            sinks,
+            batch,
+            ref channels,
+        } = self;
         let dims = &inputs.dims;
         let n = dims.d_state;
 
@@ -82,15 +105,18 @@ impl Kernel for Task<'_> {
         }
 
         let zeros = [Lanes::ZERO; CHECKPOINT_INTERVAL];
-        let mut chunk =
-            Chunk { dt: zeros, dt_u: zeros, y: zeros, resets: [false; CHECKPOINT_INTERVAL] };
+        let mut chunk = Chunk {
+            dt: zeros,
+            dt_u: zeros,
+            y: zeros,
+            resets: [false; CHECKPOINT_INTERVAL],
+        };
         for index in 0..dims.checkpoints() {
-            if let Some(checkpoints) = &output.checkpoints {
+            if let Some(checkpoints) = &sinks.checkpoints {
                 let first = (batch * dims.checkpoints() + index) * n;
                 for (row, lanes) in (first..).zip(&state) {
                     // SAFETY: this task alone writes these channels of this sequence.
-                    let to = unsafe { checkpoints.columns(row, channels.clone()) };
-                    V::load(lanes).store_cut(to);
+                    unsafe { checkpoints.write(row, channels, V::load(lanes)) };
                 }
             }
             let rows = chunk_rows(dims, batch, index);
@@ -104,25 +130,14 @@ impl Kernel for Task<'_> {
             for first in grouped..n {
                 advance::<V, 1>(inputs, &rows, first, &a, &mut state, &mut chunk);
             }
-            for (row, lanes) in rows.zip(&chunk.y) {
-                let mut y = V::load(lanes);
-                if let Some(z) = inputs.z {
-                    y = y * silu(V::load_padded(z.get(row, channels.clone())));
-                }
-                // SAFETY: this task alone writes these channels of this sequence.
-                let to = unsafe { output.y.columns(row, channels.clone()) };
-                y.store_cut(to);
-            }
+            finish::<V>(inputs, sinks, &rows, channels, &chunk);
         }
         // SAFETY: this task alone writes the final states of these channels.
-        let to = unsafe {
-            output.final_state.columns(batch, channels.start * n..channels.end * n)
-        };
-        store_transposed(&state, to);
+        unsafe { sinks.final_state.write_transposed(batch, channels, &state) };
     }
 }
 
-/// Step sizes, and outputs as far as the states have no part in them.
+/// Step sizes, and outputs as far as the states have no part in them. Asks for what comes after.
 #[inline(always)]
 fn prepare<V: Vector>(
     inputs: &ScanInputs,
@@ -130,17 +145,87 @@ fn prepare<V: Vector>(
     channels: &Range<usize>,
     chunk: &mut Chunk,
 ) {
+    let grouped = rows.len() - rows.len() % GROUP;
+    for t in (0..grouped).step_by(GROUP) {
+        prepare_together::<V, GROUP>(inputs, rows.start, t, channels, chunk);
+    }
+    for t in grouped..rows.len() {
+        prepare_together::<V, 1>(inputs, rows.start, t, channels, chunk);
+    }
+}
+
+/// [`prepare`] for `N` positions from `first`.
+#[inline(always)]
+fn prepare_together<V: Vector, const N: usize>(
+    inputs: &ScanInputs,
+    start: usize,
+    first: usize,
+    channels: &Range<usize>,
+    chunk: &mut Chunk,
+) {
     let d = load_channels::<V>(inputs.d, channels);
     let bias = load_channels::<V>(inputs.delta_bias, channels);
-    for (t, row) in rows.clone().enumerate() {
-        let u = V::load_padded(inputs.u.get(row, channels.clone()));
-        let mut dt = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
-        if inputs.delta_softplus {
-            dt = softplus(dt);
+    let mut dt = [V::zero(); N];
+    for i in 0..N {
+        let row = start + first + i;
+        if let Some(z) = &inputs.z {
+            inputs.prefetch(z, row, channels);
         }
-        dt.store(&mut chunk.dt[t]);
-        (dt * u).store(&mut chunk.dt_u[t]);
+        inputs.prefetch(&inputs.u, row + CHECKPOINT_INTERVAL, channels);
+        inputs.prefetch(&inputs.delta, row + CHECKPOINT_INTERVAL, channels);
+        dt[i] = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
+    }
+    if inputs.delta_softplus {
+        dt = softplus(Lockstep(dt)).0;
+    }
+    for i in 0..N {
+        let (t, row) = (first + i, start + first + i);
+        let u = V::load_padded(inputs.u.get(row, channels.clone()));
+        dt[i].store(&mut chunk.dt[t]);
+        (dt[i] * u).store(&mut chunk.dt_u[t]);
         (d * u).store(&mut chunk.y[t]);
+    }
+}
+
+/// Gates the outputs and writes them.
+#[inline(always)]
+fn finish<V: Vector>(
+    inputs: &ScanInputs,
+    sinks: &Sinks,
+    rows: &Range<usize>,
+    channels: &Range<usize>,
+    chunk: &Chunk,
+) {
+    let grouped = rows.len() - rows.len() % GROUP;
+    for t in (0..grouped).step_by(GROUP) {
+        finish_together::<V, GROUP>(inputs, sinks, rows.start, t, channels, chunk);
+    }
+    for t in grouped..rows.len() {
+        finish_together::<V, 1>(inputs, sinks, rows.start, t, channels, chunk);
+    }
+}
+
+/// [`finish`] for `N` positions from `first`.
+#[inline(always)]
+fn finish_together<V: Vector, const N: usize>(
+    inputs: &ScanInputs,
+    sinks: &Sinks,
+    start: usize,
+    first: usize,
+    channels: &Range<usize>,
+    chunk: &Chunk,
+) {
+    let mut gate = [V::splat(1.0); N];
+    if let Some(z) = inputs.z {
+        for i in 0..N {
+            gate[i] = V::load_padded(z.get(start + first + i, channels.clone()));
+        }
+        gate = silu(Lockstep(gate)).0;
+    }
+    for i in 0..N {
+        let y = V::load(&chunk.y[first + i]) * gate[i];
+        // SAFETY: this task alone writes these channels of this sequence.
+        unsafe { sinks.y.write(start + first + i, channels, y) };
     }
 }
 
@@ -155,10 +240,10 @@ fn advance<V: Vector, const G: usize>(
     chunk: &mut Chunk,
 ) {
     let mut h = [V::zero(); G];
-    let mut decay = [V::zero(); G];
+    let mut scaled_a = [V::zero(); G];
     for g in 0..G {
         h[g] = V::load(&state[first + g]);
-        decay[g] = V::load(&a[first + g]);
+        scaled_a[g] = V::load(&a[first + g]);
     }
     for (t, row) in rows.clone().enumerate() {
         if chunk.resets[t] {
@@ -169,8 +254,9 @@ fn advance<V: Vector, const G: usize>(
         let dt = V::load(&chunk.dt[t]);
         let dt_u = V::load(&chunk.dt_u[t]);
         let mut y = V::load(&chunk.y[t]);
+        let decay = decays(dt, scaled_a);
         for g in 0..G {
-            h[g] = exp2(dt * decay[g]).mul_add(h[g], dt_u * V::splat(b[g]));
+            h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
             y = h[g].mul_add(V::splat(c[g]), y);
         }
         y.store(&mut chunk.y[t]);

@@ -8,7 +8,7 @@ pub use forward::forward;
 
 use super::{
     rows::{Rows, check_len},
-    simd::{LANES, Lanes, Vector},
+    simd::{Arithmetic, LANES, Lanes, Lockstep, Vector, math::exp2, prefetch},
 };
 use std::ops::Range;
 
@@ -134,10 +134,18 @@ impl ScanInputs<'_> {
     /// # Panics
     /// If an input's size does not fit `dims`.
     fn check(&self, op: &str) {
-        let ScanDims { batch, seq_len, d_inner, d_state } = self.dims;
+        let ScanDims {
+            batch,
+            seq_len,
+            d_inner,
+            d_state,
+        } = self.dims;
         let rows = self.dims.rows();
         assert!(seq_len >= 1, "{op}: seq_len must be at least 1");
-        assert!((1..=256).contains(&d_state), "{op}: d_state must be in 1..=256, got {d_state}");
+        assert!(
+            (1..=256).contains(&d_state),
+            "{op}: d_state must be in 1..=256, got {d_state}"
+        );
         self.u.check(op, "u", rows, d_inner);
         self.delta.check(op, "delta", rows, d_inner);
         self.b.check(op, "b", rows, d_state);
@@ -156,7 +164,19 @@ impl ScanInputs<'_> {
             check_len(op, "initial_state", state, batch * d_inner * d_state);
         }
         if let Some(idx) = self.seq_idx {
-            assert!(idx.len() == rows, "{op}: seq_idx needs {rows} values, got {}", idx.len());
+            assert!(
+                idx.len() == rows,
+                "{op}: seq_idx needs {rows} values, got {}",
+                idx.len()
+            );
+        }
+    }
+
+    /// Asks for what position `row` has in `channels`, if that is a row at all.
+    #[inline(always)]
+    fn prefetch(&self, tensor: &Rows, row: usize, channels: &Range<usize>) {
+        if row < self.dims.rows() {
+            prefetch(tensor.get(row, channels.clone()));
         }
     }
 
@@ -187,15 +207,6 @@ fn load_transposed(matrix: &[f32], d_state: usize, channels: &Range<usize>, to: 
     }
 }
 
-/// The inverse of [`load_transposed`], for the rows of the block alone.
-fn store_transposed(from: &[Lanes], rows: &mut [f32]) {
-    for (lane, row) in rows.chunks_exact_mut(from.len()).enumerate() {
-        for (value, lanes) in row.iter_mut().zip(from) {
-            *value = lanes.0[lane];
-        }
-    }
-}
-
 /// Lane block `channels` of an optional vector of channels, zero without it.
 #[inline(always)]
 fn load_channels<V: Vector>(vector: Option<&[f32]>, channels: &Range<usize>) -> V {
@@ -203,6 +214,12 @@ fn load_channels<V: Vector>(vector: Option<&[f32]>, channels: &Range<usize>) -> 
         Some(values) => V::load_padded(&values[channels.clone()]),
         None => V::zero(),
     }
+}
+
+/// `exp(dt * a)` for `G` states, given `a * log2(e)`.
+#[inline(always)]
+fn decays<V: Vector, const G: usize>(dt: V, scaled_a: [V; G]) -> [V; G] {
+    exp2(Lockstep([dt; G]) * Lockstep(scaled_a)).0
 }
 
 #[cfg(test)]

@@ -11,11 +11,26 @@ struct Case {
 }
 
 /// Positions of the inputs in [`Case::values`].
-const NAMES: [&str; 9] = ["u", "delta", "a", "b", "c", "d", "z", "delta_bias", "initial_state"];
+const NAMES: [&str; 9] = [
+    "u",
+    "delta",
+    "a",
+    "b",
+    "c",
+    "d",
+    "z",
+    "delta_bias",
+    "initial_state",
+];
 
 impl Case {
     fn new(dims: ScanDims, full: bool) -> Self {
-        let ScanDims { batch, d_inner, d_state, .. } = dims;
+        let ScanDims {
+            batch,
+            d_inner,
+            d_state,
+            ..
+        } = dims;
         let rows = dims.rows();
         let mut values = [
             noise(rows * d_inner, 1),
@@ -32,15 +47,26 @@ impl Case {
             *a = -(1.0 + *a) * 2.0;
         }
         if !full {
-            values[1].iter_mut().for_each(|delta| *delta = 0.3 * (1.0 + *delta));
+            values[1]
+                .iter_mut()
+                .for_each(|delta| *delta = 0.3 * (1.0 + *delta));
         }
-        let seq_idx = (0..rows).map(|row| (row % dims.seq_len / 5) as i32 % 3).collect();
-        Self { dims, values, seq_idx, full }
+        let seq_idx = (0..rows)
+            .map(|row| (row % dims.seq_len / 5) as i32 % 3)
+            .collect();
+        Self {
+            dims,
+            values,
+            seq_idx,
+            full,
+        }
     }
 
     /// Every optional input, or none.
     fn inputs(&self) -> ScanInputs<'_> {
-        let ScanDims { d_inner, d_state, .. } = self.dims;
+        let ScanDims {
+            d_inner, d_state, ..
+        } = self.dims;
         let [u, delta, a, b, c, d, z, delta_bias, initial_state] = &self.values;
         ScanInputs {
             dims: self.dims,
@@ -60,7 +86,12 @@ impl Case {
 
     /// The definition in f64: outputs, final states.
     fn exact(&self, values: &[Vec<f64>; 9]) -> (Vec<f64>, Vec<f64>) {
-        let ScanDims { batch, seq_len, d_inner, d_state } = self.dims;
+        let ScanDims {
+            batch,
+            seq_len,
+            d_inner,
+            d_state,
+        } = self.dims;
         let [u, delta, a, b, c, d, z, delta_bias, initial_state] = values;
         let mut y = vec![0.0; batch * seq_len * d_inner];
         let mut states = vec![0.0; batch * d_inner * d_state];
@@ -109,7 +140,12 @@ fn all_dims() -> Vec<ScanDims> {
         (130, 12, 5),
         (64, 140, 4),
     ] {
-        all.push(ScanDims { batch: 2, seq_len, d_inner, d_state });
+        all.push(ScanDims {
+            batch: 2,
+            seq_len,
+            d_inner,
+            d_state,
+        });
     }
     all
 }
@@ -167,15 +203,27 @@ fn gradients_equal_finite_differences_of_the_definition() {
 
 #[test]
 fn repeated_runs_agree_bit_by_bit_for_any_number_of_threads() {
-    let dims = ScanDims { batch: 3, seq_len: 130, d_inner: 300, d_state: 5 };
+    let dims = ScanDims {
+        batch: 3,
+        seq_len: 130,
+        d_inner: 300,
+        d_state: 5,
+    };
     let case = Case::new(dims, true);
     let grad_y = noise(dims.rows() * dims.d_inner, 10);
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         pool.install(|| {
             let outputs = forward(&case.inputs(), true);
-            let grads =
-                backward(&case.inputs(), outputs.checkpoints.as_ref().unwrap(), &grad_y, None);
+            let grads = backward(
+                &case.inputs(),
+                outputs.checkpoints.as_ref().unwrap(),
+                &grad_y,
+                None,
+            );
             let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             [
                 bits(&outputs.y),
@@ -200,12 +248,20 @@ fn repeated_runs_agree_bit_by_bit_for_any_number_of_threads() {
 
 #[test]
 fn strided_rows_read_only_their_columns() {
-    let dims = ScanDims { batch: 2, seq_len: 40, d_inner: 20, d_state: 6 };
+    let dims = ScanDims {
+        batch: 2,
+        seq_len: 40,
+        d_inner: 20,
+        d_state: 6,
+    };
     let case = Case::new(dims, true);
     let rows = dims.rows();
     let pad = |data: &[f32], width: usize| -> Vec<f32> {
         let padding = [f32::NAN; 3];
-        data.chunks(width).flat_map(|row| row.iter().chain(&padding)).copied().collect()
+        data.chunks(width)
+            .flat_map(|row| row.iter().chain(&padding))
+            .copied()
+            .collect()
     };
     let wide: Vec<Vec<f32>> = [(0, 20), (1, 20), (3, 6), (4, 6), (6, 20)]
         .map(|(input, width)| pad(&case.values[input], width))
@@ -236,18 +292,34 @@ fn strided_rows_read_only_their_columns() {
 
 #[test]
 fn final_state_continues_a_sequence() {
-    let dims = ScanDims { batch: 1, seq_len: 70, d_inner: 17, d_state: 4 };
+    let dims = ScanDims {
+        batch: 1,
+        seq_len: 70,
+        d_inner: 17,
+        d_state: 4,
+    };
     let case = Case::new(dims, true);
-    let whole = ScanInputs { seq_idx: None, ..case.inputs() };
+    let whole = ScanInputs {
+        seq_idx: None,
+        ..case.inputs()
+    };
     let outputs = forward(&whole, false);
     let part = |from: usize, to: usize, state| {
         let cut = |rows: Rows<'_>, width: usize| -> Vec<f32> {
             rows.data[from * width..to * width].to_vec()
         };
-        let data =
-            [cut(whole.u, 17), cut(whole.delta, 17), cut(whole.z.unwrap(), 17), cut(whole.b, 4), cut(whole.c, 4)];
+        let data = [
+            cut(whole.u, 17),
+            cut(whole.delta, 17),
+            cut(whole.z.unwrap(), 17),
+            cut(whole.b, 4),
+            cut(whole.c, 4),
+        ];
         let inputs = ScanInputs {
-            dims: ScanDims { seq_len: to - from, ..dims },
+            dims: ScanDims {
+                seq_len: to - from,
+                ..dims
+            },
             u: Rows::contiguous(&data[0], 17),
             delta: Rows::contiguous(&data[1], 17),
             z: Some(Rows::contiguous(&data[2], 17)),

@@ -1,9 +1,9 @@
 //! Two 256-bit registers.
 //!
 //! SAFETY of every block: a value of this type exists only under `dispatch`, which has detected
-//! the features; references bound all reads and writes.
+//! the features; `read` and `write` pass their contract on.
 
-use super::{LANES, Lanes, Vector};
+use super::{Arithmetic, LANES, Vector};
 use std::{
     arch::x86_64::*,
     ops::{Add, Mul, Sub},
@@ -12,27 +12,17 @@ use std::{
 #[derive(Clone, Copy)]
 pub struct F32x16(__m256, __m256);
 
-impl F32x16 {
-    #[inline(always)]
-    unsafe fn read(from: *const f32) -> Self {
-        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES / 2))) }
-    }
-
-    #[inline(always)]
-    unsafe fn write(self, to: *mut f32) {
-        unsafe {
-            _mm256_storeu_ps(to, self.0);
-            _mm256_storeu_ps(to.add(LANES / 2), self.1);
-        }
-    }
-}
-
 impl Add for F32x16 {
     type Output = Self;
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_add_ps(self.0, other.0),
+                _mm256_add_ps(self.1, other.1),
+            )
+        }
     }
 }
 
@@ -41,7 +31,12 @@ impl Sub for F32x16 {
 
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
-        unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_sub_ps(self.0, other.0),
+                _mm256_sub_ps(self.1, other.1),
+            )
+        }
     }
 }
 
@@ -50,7 +45,12 @@ impl Mul for F32x16 {
 
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
-        unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_mul_ps(self.0, other.0),
+                _mm256_mul_ps(self.1, other.1),
+            )
+        }
     }
 }
 
@@ -62,31 +62,11 @@ unsafe fn add_exponent(x: __m256, shifted: __m256) -> __m256 {
     }
 }
 
-impl Vector for F32x16 {
+impl Arithmetic for F32x16 {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         let half = unsafe { _mm256_set1_ps(value) };
         Self(half, half)
-    }
-
-    #[inline(always)]
-    fn load(from: &Lanes) -> Self {
-        unsafe { Self::read(from.0.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn store(self, to: &mut Lanes) {
-        unsafe { self.write(to.0.as_mut_ptr()) }
-    }
-
-    #[inline(always)]
-    fn load_array(from: &[f32; LANES]) -> Self {
-        unsafe { Self::read(from.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn store_array(self, to: &mut [f32; LANES]) {
-        unsafe { self.write(to.as_mut_ptr()) }
     }
 
     #[inline(always)]
@@ -112,19 +92,32 @@ impl Vector for F32x16 {
     // The instruction returns its second operand when one is NaN.
     #[inline(always)]
     fn at_most(self, bound: Self) -> Self {
-        unsafe { Self(_mm256_min_ps(bound.0, self.0), _mm256_min_ps(bound.1, self.1)) }
+        unsafe {
+            Self(
+                _mm256_min_ps(bound.0, self.0),
+                _mm256_min_ps(bound.1, self.1),
+            )
+        }
     }
 
     #[inline(always)]
     fn at_least(self, bound: Self) -> Self {
-        unsafe { Self(_mm256_max_ps(bound.0, self.0), _mm256_max_ps(bound.1, self.1)) }
+        unsafe {
+            Self(
+                _mm256_max_ps(bound.0, self.0),
+                _mm256_max_ps(bound.1, self.1),
+            )
+        }
     }
 
     #[inline(always)]
     fn abs(self) -> Self {
         unsafe {
             let sign = _mm256_set1_ps(-0.0);
-            Self(_mm256_andnot_ps(sign, self.0), _mm256_andnot_ps(sign, self.1))
+            Self(
+                _mm256_andnot_ps(sign, self.0),
+                _mm256_andnot_ps(sign, self.1),
+            )
         }
     }
 
@@ -140,7 +133,12 @@ impl Vector for F32x16 {
 
     #[inline(always)]
     fn add_exponent(self, shifted: Self) -> Self {
-        unsafe { Self(add_exponent(self.0, shifted.0), add_exponent(self.1, shifted.1)) }
+        unsafe {
+            Self(
+                add_exponent(self.0, shifted.0),
+                add_exponent(self.1, shifted.1),
+            )
+        }
     }
 
     #[inline(always)]
@@ -150,14 +148,59 @@ impl Vector for F32x16 {
             Self(_mm256_div_ps(one, self.0), _mm256_div_ps(one, self.1))
         }
     }
+}
+
+impl Vector for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES / 2))) }
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(LANES / 2), self.1);
+        }
+    }
 
     #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
             let half = _mm256_add_ps(self.0, self.1);
-            let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let quarter = _mm_add_ps(
+                _mm256_castps256_ps128(half),
+                _mm256_extractf128_ps::<1>(half),
+            );
             let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
             _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
         }
+    }
+
+    #[inline(always)]
+    fn sums([x, y, z, w]: [Self; 4]) -> [f32; 4] {
+        unsafe {
+            sums_of_halves(
+                _mm256_add_ps(x.0, x.1),
+                _mm256_add_ps(y.0, y.1),
+                _mm256_add_ps(z.0, z.1),
+                _mm256_add_ps(w.0, w.1),
+            )
+        }
+    }
+}
+
+/// The sums of four vectors whose halves were added.
+#[inline(always)]
+pub unsafe fn sums_of_halves(x: __m256, y: __m256, z: __m256, w: __m256) -> [f32; 4] {
+    unsafe {
+        let pairs = _mm256_hadd_ps(_mm256_hadd_ps(x, y), _mm256_hadd_ps(z, w));
+        let sums = _mm_add_ps(
+            _mm256_castps256_ps128(pairs),
+            _mm256_extractf128_ps::<1>(pairs),
+        );
+        let mut array = [0.0; 4];
+        _mm_storeu_ps(array.as_mut_ptr(), sums);
+        array
     }
 }

@@ -1,9 +1,9 @@
 //! One 512-bit register.
 //!
 //! SAFETY of every block: a value of this type exists only under `dispatch`, which has detected
-//! the features; references bound all reads and writes.
+//! the features; `read` and `write` pass their contract on.
 
-use super::{LANES, Lanes, Vector, math::exp2_fraction};
+use super::{Arithmetic, Vector, avx2::sums_of_halves};
 use std::{
     arch::x86_64::*,
     ops::{Add, Mul, Sub},
@@ -11,6 +11,18 @@ use std::{
 
 #[derive(Clone, Copy)]
 pub struct F32x16(__m512);
+
+impl F32x16 {
+    #[inline(always)]
+    unsafe fn add_halves(self) -> __m256 {
+        unsafe {
+            _mm256_add_ps(
+                _mm512_castps512_ps256(self.0),
+                _mm512_extractf32x8_ps::<1>(self.0),
+            )
+        }
+    }
+}
 
 impl Add for F32x16 {
     type Output = Self;
@@ -39,30 +51,10 @@ impl Mul for F32x16 {
     }
 }
 
-impl Vector for F32x16 {
+impl Arithmetic for F32x16 {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self(unsafe { _mm512_set1_ps(value) })
-    }
-
-    #[inline(always)]
-    fn load(from: &Lanes) -> Self {
-        Self(unsafe { _mm512_load_ps(from.0.as_ptr()) })
-    }
-
-    #[inline(always)]
-    fn store(self, to: &mut Lanes) {
-        unsafe { _mm512_store_ps(to.0.as_mut_ptr(), self.0) }
-    }
-
-    #[inline(always)]
-    fn load_array(from: &[f32; LANES]) -> Self {
-        Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
-    }
-
-    #[inline(always)]
-    fn store_array(self, to: &mut [f32; LANES]) {
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
     }
 
     #[inline(always)]
@@ -116,16 +108,43 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn split(self) -> (Self, Self) {
+        let fraction = Self(unsafe { _mm512_reduce_ps::<8>(self.0) });
+        (fraction, self - fraction)
+    }
+
+    /// The instruction clamps as well.
+    #[inline(always)]
+    fn scale(self, integer: Self) -> Self {
+        Self(unsafe { _mm512_scalef_ps(self.0, integer.0) })
+    }
+}
+
+impl Vector for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
     fn sum(self) -> f32 {
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
 
-    /// `vscalef` clamps and scales at once.
     #[inline(always)]
-    fn exp2(self) -> Self {
-        let fraction = Self(unsafe { _mm512_reduce_ps::<8>(self.0) });
-        let exponent = self - fraction;
-        let power = exp2_fraction(fraction);
-        Self(unsafe { _mm512_scalef_ps(power.0, exponent.0) })
+    fn sums([x, y, z, w]: [Self; 4]) -> [f32; 4] {
+        unsafe {
+            sums_of_halves(
+                x.add_halves(),
+                y.add_halves(),
+                z.add_halves(),
+                w.add_halves(),
+            )
+        }
     }
 }

@@ -10,8 +10,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod lockstep;
 pub mod math;
 mod portable;
+
+pub use lockstep::Lockstep;
 
 use std::ops::{Add, Mul, Sub};
 
@@ -36,25 +39,10 @@ impl Lanes {
     }
 }
 
-/// Sixteen `f32` lanes in registers. Operations act lane by lane.
-///
-/// Values of an instruction set's type exist only inside [`dispatch`], which has checked that the
-/// machine has it; that is what makes the intrinsics of the implementations sound.
-pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+/// What the elementary functions need of vectors. Operations act lane by lane.
+pub trait Arithmetic: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
     /// `value` in every lane.
     fn splat(value: f32) -> Self;
-
-    /// Reads one aligned vector.
-    fn load(from: &Lanes) -> Self;
-
-    /// Writes one aligned vector.
-    fn store(self, to: &mut Lanes);
-
-    /// Reads [`LANES`] values at any alignment.
-    fn load_array(from: &[f32; LANES]) -> Self;
-
-    /// Writes [`LANES`] values at any alignment.
-    fn store_array(self, to: &mut [f32; LANES]);
 
     /// `self * factor + term`, in one rounding where the machine has a fused instruction.
     fn mul_add(self, factor: Self, term: Self) -> Self;
@@ -78,22 +66,76 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
     /// with a power of two, as long as the result is a normal number.
     fn add_exponent(self, shifted: Self) -> Self;
 
+    /// The first half of [`math::exp2`]: a fraction in `[-1/2, 1/2]`, and the integer part in the
+    /// form that [`scale`](Self::scale) takes.
+    #[inline(always)]
+    fn split(self) -> (Self, Self) {
+        math::split_by_rounding(self)
+    }
+
+    /// The second half of [`math::exp2`]: `self` times two to the integer part.
+    #[inline(always)]
+    fn scale(self, integer: Self) -> Self {
+        self.add_exponent(integer)
+    }
+
     /// `1 / self` within 1 ulp, for values in `[1, 4]`.
     fn reciprocal(self) -> Self;
-
-    /// The sum of the lanes, always in the same order.
-    fn sum(self) -> f32;
-
-    /// `2^self`; see [`math::exp2`] for what holds.
-    #[inline(always)]
-    fn exp2(self) -> Self {
-        math::exp2_by_bits(self)
-    }
 
     /// All lanes zero.
     #[inline(always)]
     fn zero() -> Self {
         Self::splat(0.0)
+    }
+}
+
+/// Sixteen `f32` lanes in registers.
+///
+/// Values of an instruction set's type exist only inside [`dispatch`], which has checked that the
+/// machine has it; that is what makes the intrinsics of the implementations sound.
+pub trait Vector: Arithmetic {
+    /// Reads [`LANES`] values at any alignment.
+    ///
+    /// # Safety
+    /// `from` must be valid for that read.
+    unsafe fn read(from: *const f32) -> Self;
+
+    /// Writes [`LANES`] values at any alignment.
+    ///
+    /// # Safety
+    /// `to` must be valid for that write.
+    unsafe fn write(self, to: *mut f32);
+
+    /// The sum of the lanes, always in the same order.
+    fn sum(self) -> f32;
+
+    /// [`sum`](Self::sum) of four vectors.
+    fn sums(vectors: [Self; 4]) -> [f32; 4];
+
+    /// Reads one vector.
+    #[inline(always)]
+    fn load(from: &Lanes) -> Self {
+        Self::load_array(&from.0)
+    }
+
+    /// Writes one vector.
+    #[inline(always)]
+    fn store(self, to: &mut Lanes) {
+        self.store_array(&mut to.0);
+    }
+
+    /// Reads one vector.
+    #[inline(always)]
+    fn load_array(from: &[f32; LANES]) -> Self {
+        // SAFETY: a reference to as many values.
+        unsafe { Self::read(from.as_ptr()) }
+    }
+
+    /// Writes one vector.
+    #[inline(always)]
+    fn store_array(self, to: &mut [f32; LANES]) {
+        // SAFETY: a reference to as many values.
+        unsafe { self.write(to.as_mut_ptr()) }
     }
 
     /// Reads the first [`LANES`] values of `from`; lanes past its end are zero.
@@ -117,6 +159,20 @@ pub trait Vector: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = 
             }
         }
     }
+}
+
+/// Asks for the cache line of the first of `values`, which will be read soon. Rows of a lane block
+/// are too far apart for the machine to see a stream in them.
+#[inline(always)]
+pub fn prefetch(values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// Work generic over the vector type. Implementations mark `run` `#[inline(always)]`, and so every

@@ -1,7 +1,7 @@
 //! Plain arrays, for the compiler to vectorise with the baseline of the target (NEON on aarch64,
 //! SSE2 on x86-64).
 
-use super::{LANES, Lanes, Vector};
+use super::{Arithmetic, LANES, Vector};
 use std::{
     array::from_fn,
     ops::{Add, Mul, Sub},
@@ -59,40 +59,24 @@ fn multiply_add(x: f32, factor: f32, term: f32) -> f32 {
     }
 }
 
-impl Vector for F32x16 {
+impl Arithmetic for F32x16 {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; LANES])
     }
 
     #[inline(always)]
-    fn load(from: &Lanes) -> Self {
-        Self(from.0)
-    }
-
-    #[inline(always)]
-    fn store(self, to: &mut Lanes) {
-        to.0 = self.0;
-    }
-
-    #[inline(always)]
-    fn load_array(from: &[f32; LANES]) -> Self {
-        Self(*from)
-    }
-
-    #[inline(always)]
-    fn store_array(self, to: &mut [f32; LANES]) {
-        *to = self.0;
-    }
-
-    #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
-        Self(from_fn(|lane| multiply_add(self.0[lane], factor.0[lane], term.0[lane])))
+        Self(from_fn(|lane| {
+            multiply_add(self.0[lane], factor.0[lane], term.0[lane])
+        }))
     }
 
     #[inline(always)]
     fn neg_mul_add(self, factor: Self, term: Self) -> Self {
-        Self(from_fn(|lane| multiply_add(-self.0[lane], factor.0[lane], term.0[lane])))
+        Self(from_fn(|lane| {
+            multiply_add(-self.0[lane], factor.0[lane], term.0[lane])
+        }))
     }
 
     #[inline(always)]
@@ -113,7 +97,11 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn select_negative(self, then: Self, otherwise: Self) -> Self {
         Self(from_fn(|lane| {
-            if self.0[lane].is_sign_negative() { then.0[lane] } else { otherwise.0[lane] }
+            if self.0[lane].is_sign_negative() {
+                then.0[lane]
+            } else {
+                otherwise.0[lane]
+            }
         }))
     }
 
@@ -128,11 +116,28 @@ impl Vector for F32x16 {
     fn reciprocal(self) -> Self {
         self.map(|x| 1.0 / x)
     }
+}
+
+impl Vector for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self {
+        Self(unsafe { from.cast::<[f32; LANES]>().read() })
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, to: *mut f32) {
+        unsafe { to.cast::<[f32; LANES]>().write(self.0) }
+    }
 
     #[inline(always)]
     fn sum(self) -> f32 {
         let halves: [f32; 8] = from_fn(|lane| self.0[lane] + self.0[lane + 8]);
         let quarters: [f32; 4] = from_fn(|lane| halves[lane] + halves[lane + 4]);
         (quarters[0] + quarters[2]) + (quarters[1] + quarters[3])
+    }
+
+    #[inline(always)]
+    fn sums(vectors: [Self; 4]) -> [f32; 4] {
+        vectors.map(Self::sum)
     }
 }

@@ -1,3 +1,5 @@
+//! How layers start.
+
 use burn::module::Initializer;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Device;
@@ -6,7 +8,7 @@ use burn::tensor::Device;
 const INIT_STD: f64 = 0.02;
 
 /// A linear layer initialised as in GPT-2: weights `N(0, 0.02)`, bias zero.
-pub(super) fn linear(d_input: usize, d_output: usize, bias: bool, device: &Device) -> Linear {
+pub(crate) fn linear(d_input: usize, d_output: usize, bias: bool, device: &Device) -> Linear {
     let mut linear = LinearConfig::new(d_input, d_output)
         .with_bias(false)
         .with_initializer(Initializer::Normal {
@@ -19,7 +21,7 @@ pub(super) fn linear(d_input: usize, d_output: usize, bias: bool, device: &Devic
 }
 
 /// The same layer with its weights multiplied by `factor`.
-pub(super) fn rescale(mut linear: Linear, factor: f64) -> Linear {
+pub(crate) fn rescale(mut linear: Linear, factor: f64) -> Linear {
     linear.weight = linear.weight.map(|weight| {
         let require_grad = weight.is_require_grad();
         // The product must be a leaf again, or the optimizer would find no gradient on it.

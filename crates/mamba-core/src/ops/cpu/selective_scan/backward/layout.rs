@@ -1,0 +1,81 @@
+//! What a task keeps in memory.
+
+use super::*;
+
+/// What one lane block carries from chunk to chunk; one vector a state where it is a `Vec`.
+pub struct Block {
+    pub channels: Range<usize>,
+    pub a: Vec<Lanes>,
+    pub scaled_a: Vec<Lanes>,
+    /// Gradient of the state after the chunk at hand.
+    pub grad_state: Vec<Lanes>,
+    pub grad_a: Vec<Lanes>,
+    pub grad_d: Lanes,
+    pub grad_bias: Lanes,
+}
+
+/// One position of one lane block.
+///
+/// Together in memory what is used together: arrays a multiple of 4 KiB apart would make a load
+/// look, in its low address bits, like the store before it, and wait for that.
+#[derive(Clone, Copy)]
+pub struct Position {
+    pub dt: Lanes,
+    /// Derivative of `dt` by `delta`.
+    pub dt_slope: Lanes,
+    pub dt_u: Lanes,
+    /// Gradient of the output before the gate.
+    pub grad: Lanes,
+    /// Derivative of the loss by `z`, but for the factor of the output before the gate.
+    pub grad_gate: Lanes,
+    /// Output before the gate, without the direct path; only if there is a gate.
+    pub y: Lanes,
+    pub grad_dt: Lanes,
+    pub grad_dt_u: Lanes,
+}
+
+impl Position {
+    pub const ZERO: Self = Self {
+        dt: Lanes::ZERO,
+        dt_slope: Lanes::ZERO,
+        dt_u: Lanes::ZERO,
+        grad: Lanes::ZERO,
+        grad_gate: Lanes::ZERO,
+        y: Lanes::ZERO,
+        grad_dt: Lanes::ZERO,
+        grad_dt_u: Lanes::ZERO,
+    };
+}
+
+pub type Chunk = [Position; CHECKPOINT_INTERVAL];
+
+/// One state at one position.
+#[derive(Clone, Copy)]
+pub struct Cell {
+    pub decay: Lanes,
+    /// The state before the position.
+    pub before: Lanes,
+    /// Gradients of `b` and `c`, summed over the blocks but not yet over the lanes.
+    pub grad_b: Lanes,
+    pub grad_c: Lanes,
+}
+
+impl Cell {
+    pub const ZERO: Self = Self {
+        decay: Lanes::ZERO,
+        before: Lanes::ZERO,
+        grad_b: Lanes::ZERO,
+        grad_c: Lanes::ZERO,
+    };
+}
+
+/// One group of states in one chunk.
+pub type Group = [[Cell; GROUP]; CHECKPOINT_INTERVAL];
+
+/// Where a chunk lies.
+pub struct Place<'a> {
+    pub rows: &'a Range<usize>,
+    pub resets: &'a [bool; CHECKPOINT_INTERVAL],
+    /// Row of the checkpoints that holds the chunk's first state.
+    pub checkpoint: usize,
+}

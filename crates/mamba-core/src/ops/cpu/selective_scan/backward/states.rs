@@ -1,0 +1,140 @@
+//! The recurrence, forwards and backwards through one chunk.
+
+use super::{
+    layout::{Chunk, Group},
+    *,
+};
+
+impl Task<'_> {
+    /// Takes the `G` states from `first` of all blocks through the chunk, forwards and backwards.
+    #[inline(always)]
+    pub fn group<V: Vector, const G: usize>(
+        &mut self,
+        place: &Place,
+        first: usize,
+        blocks: &mut [Block],
+        chunks: &mut [Chunk],
+        group: &mut Group,
+    ) {
+        let len = place.rows.len();
+        for cell in group[..len].as_flattened_mut() {
+            (cell.grad_b, cell.grad_c) = (Lanes::ZERO, Lanes::ZERO);
+        }
+        for (block, chunk) in blocks.iter_mut().zip(chunks) {
+            let last = if self.inputs.z.is_some() {
+                self.recompute::<V, G, true>(place, first, block, chunk, group)
+            } else {
+                self.recompute::<V, G, false>(place, first, block, chunk, group)
+            };
+            self.retrace::<V, G>(place, first, last, block, chunk, group);
+        }
+        let ScanDims {
+            seq_len, d_state, ..
+        } = self.inputs.dims;
+        let start = place.rows.start - self.batch * seq_len;
+        for (t, cells) in group[..len].iter().enumerate() {
+            let mut grad_b = [V::zero(); GROUP];
+            let mut grad_c = [V::zero(); GROUP];
+            for g in 0..G {
+                grad_b[g] = V::load(&cells[g].grad_b);
+                grad_c[g] = V::load(&cells[g].grad_c);
+            }
+            let states = (start + t) * d_state + first..(start + t) * d_state + first + G;
+            self.grad_b[states.clone()].copy_from_slice(&V::sums(grad_b)[..G]);
+            self.grad_c[states].copy_from_slice(&V::sums(grad_c)[..G]);
+        }
+    }
+
+    /// States and decays of the chunk, from the checkpoint; returns the states after it.
+    #[inline(always)]
+    fn recompute<V: Vector, const G: usize, const GATED: bool>(
+        &self,
+        place: &Place,
+        first: usize,
+        block: &Block,
+        chunk: &mut Chunk,
+        group: &mut Group,
+    ) -> [V; G] {
+        let mut scaled_a = [V::zero(); G];
+        let mut h = [V::zero(); G];
+        for g in 0..G {
+            scaled_a[g] = V::load(&block.scaled_a[first + g]);
+            let row = place.checkpoint + first + g;
+            h[g] = V::load_padded(self.checkpoints.get(row, block.channels.clone()));
+        }
+        for (t, row) in place.rows.clone().enumerate() {
+            let b = self.inputs.b.get(row, first..first + G);
+            let c = self.inputs.c.get(row, first..first + G);
+            let (at, cells) = (&mut chunk[t], &mut group[t]);
+            let mut decay = decays(V::load(&at.dt), scaled_a);
+            if place.resets[t] {
+                decay = [V::zero(); G];
+            }
+            let dt_u = V::load(&at.dt_u);
+            let mut y = V::load(&at.y);
+            for g in 0..G {
+                decay[g].store(&mut cells[g].decay);
+                h[g].store(&mut cells[g].before);
+                h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
+                if GATED {
+                    y = h[g].mul_add(V::splat(c[g]), y);
+                }
+            }
+            if GATED {
+                y.store(&mut at.y);
+            }
+        }
+        h
+    }
+
+    /// Gradients of the chunk, from its last position to its first, given the states after it.
+    #[inline(always)]
+    fn retrace<V: Vector, const G: usize>(
+        &self,
+        place: &Place,
+        first: usize,
+        mut state: [V; G],
+        block: &mut Block,
+        chunk: &mut Chunk,
+        group: &mut Group,
+    ) {
+        let mut a = [V::zero(); G];
+        let mut grad_a = [V::zero(); G];
+        let mut carried = [V::zero(); G];
+        for g in 0..G {
+            a[g] = V::load(&block.a[first + g]);
+            carried[g] = V::load(&block.grad_state[first + g]);
+        }
+        for (t, row) in place.rows.clone().enumerate().rev() {
+            let b = self.inputs.b.get(row, first..first + G);
+            let c = self.inputs.c.get(row, first..first + G);
+            let (at, cells) = (&mut chunk[t], &mut group[t]);
+            let (dt, dt_u, grad) = (V::load(&at.dt), V::load(&at.dt_u), V::load(&at.grad));
+            let mut grad_dt = V::load(&at.grad_dt);
+            let mut grad_dt_u = V::load(&at.grad_dt_u);
+            for g in 0..G {
+                let cell = &mut cells[g];
+                grad.mul_add(state[g], V::load(&cell.grad_c))
+                    .store(&mut cell.grad_c);
+                let grad_state = grad.mul_add(V::splat(c[g]), carried[g]);
+                grad_state
+                    .mul_add(dt_u, V::load(&cell.grad_b))
+                    .store(&mut cell.grad_b);
+                grad_dt_u = grad_state.mul_add(V::splat(b[g]), grad_dt_u);
+
+                carried[g] = grad_state * V::load(&cell.decay);
+                state[g] = V::load(&cell.before);
+                let grad_exponent = carried[g] * state[g];
+                grad_dt = grad_exponent.mul_add(a[g], grad_dt);
+                grad_a[g] = grad_exponent.mul_add(dt, grad_a[g]);
+            }
+            grad_dt.store(&mut at.grad_dt);
+            grad_dt_u.store(&mut at.grad_dt_u);
+        }
+        for g in 0..G {
+            carried[g].store(&mut block.grad_state[first + g]);
+            let sum = &mut block.grad_a[first + g];
+            (V::load(sum) + grad_a[g]).store(sum);
+        }
+    }
+}

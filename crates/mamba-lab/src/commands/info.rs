@@ -1,0 +1,83 @@
+//! `mamba-lab info`
+
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use burn::module::Module;
+use burn::tensor::Device;
+use clap::Args;
+use mamba_core::{LanguageModelConfig, device};
+use mamba_train::hardware::Hardware;
+use mamba_train::load::load_run;
+
+use super::run_path;
+
+/// Show the devices of this build and the size of a model.
+#[derive(Args)]
+pub struct Arguments {
+    /// A run whose model to describe: its folder, or its name below artifacts/runs.
+    run: Option<String>,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let mut out = stdout().lock();
+    let hardware = Hardware::detect(&Device::default());
+    writeln!(out, "mamba-lab {} on Burn {}", env!("CARGO_PKG_VERSION"), burn_version())?;
+    let memory = hardware.memory.map_or(String::new(), |bytes| format!(", {} GiB", bytes >> 30));
+    writeln!(out, "{} ({} threads{memory}, {})", hardware.cpu, hardware.cores, hardware.os)?;
+
+    writeln!(out, "\nDevices of this build, the default first:")?;
+    for name in device::device_names() {
+        match device::start(name) {
+            Ok(_) => writeln!(out, "  {name:<8} ready")?,
+            Err(error) => writeln!(out, "  {name:<8} {error}")?,
+        }
+    }
+
+    match arguments.run {
+        Some(run) => {
+            let run = load_run(&run_path(&run), &Device::default())?;
+            writeln!(out, "\n{}", run.model)?;
+        }
+        None => {
+            writeln!(out, "\nSizes of a Mamba-1 (vocabulary 50,280, tied head, f32):")?;
+            for (name, d_model, n_layer) in OFFICIAL {
+                let config = LanguageModelConfig::mamba_130m()
+                    .with_d_model(d_model)
+                    .with_n_layer(n_layer);
+                let parameters = num_parameters(&config);
+                let (millions, mebibytes) = (parameters as f64 / 1e6, parameters * 4 >> 20);
+                writeln!(
+                    out,
+                    "  {name:<12} {n_layer} layers of {d_model:<5} {millions:>7.1} M parameters {mebibytes:>6} MiB"
+                )?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Name, `d_model` and `n_layer` of the official checkpoints.
+const OFFICIAL: [(&str, usize, usize); 5] = [
+    ("mamba-130m", 768, 24),
+    ("mamba-370m", 1024, 48),
+    ("mamba-790m", 1536, 48),
+    ("mamba-1.4b", 2048, 48),
+    ("mamba-2.8b", 2560, 64),
+];
+
+/// Counts without allocating the whole model: all layers are alike.
+fn num_parameters(config: &LanguageModelConfig) -> usize {
+    let count = |n_layer, vocab_size| {
+        let config = config.clone().with_n_layer(n_layer).with_vocab_size(vocab_size);
+        config.init(&Device::default()).num_params()
+    };
+    let (one, two) = (count(1, 8), count(2, 8));
+    let embedding = (config.padded_vocab_size() - 8) * config.d_model;
+    one + (config.n_layer - 1) * (two - one) + embedding
+}
+
+fn burn_version() -> &'static str {
+    mamba_train::summary::BURN_VERSION
+}

@@ -1,0 +1,229 @@
+//! `mamba-lab train`
+
+use std::io::{Write, stderr, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use burn::train::Interrupter;
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+use mamba_core::{Sampler, SamplingConfig};
+use mamba_train::interrupt::stop_on_ctrl_c;
+use mamba_train::load::load_run;
+use mamba_train::run::{DEFAULT_RUNS, RunFolder};
+use mamba_train::summary::{Scores, Summary};
+use mamba_train::train::{Display, Outcome, Start, TrainEvent, TrainOptions, train};
+
+use super::{generate, start_device};
+use crate::{experiments, progress};
+
+/// Train a model and leave everything about it in a run folder.
+///
+/// Without an experiment, `quickstart` trains a small Mamba on WikiText-2 in minutes. In the
+/// dashboard, q stops the run; elsewhere Ctrl-C does. Both save a checkpoint to resume from.
+#[derive(Args)]
+pub struct Arguments {
+    /// A TOML file, or one of quickstart, tutorial-mamba, tutorial-transformer.
+    #[arg(default_value = "quickstart")]
+    experiment: String,
+    /// Change a setting, as in `--set model.mamba1.d_state=32`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Name of the run folder; by default the experiment's, counted up.
+    #[arg(long)]
+    name: Option<String>,
+    /// Continue the run given by --name from its last checkpoint, with its own settings.
+    #[arg(long, requires = "name", conflicts_with_all = ["overrides", "dataset", "data_dir"])]
+    resume: bool,
+    /// Folder with the text: train.txt, valid.txt and test.txt, or the names of WikiText-2.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// auto, wikitext-2, wikitext-2-raw or stories.
+    #[arg(long)]
+    dataset: Option<String>,
+    /// Device to train on, such as flex, wgpu or cuda:1; `mamba-lab info` lists them.
+    #[arg(long)]
+    device: Option<String>,
+    /// Folder of all runs.
+    #[arg(long, value_name = "FOLDER", default_value = DEFAULT_RUNS)]
+    runs: PathBuf,
+    /// How progress is shown.
+    #[arg(long, value_enum, default_value_t = DisplayArgument::Auto)]
+    display: DisplayArgument,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DisplayArgument {
+    /// The dashboard on a terminal, plain lines elsewhere.
+    Auto,
+    /// The dashboard.
+    Dashboard,
+    /// One line every few steps.
+    Plain,
+    /// Nothing until the end.
+    Quiet,
+}
+
+impl From<DisplayArgument> for Display {
+    fn from(argument: DisplayArgument) -> Self {
+        match argument {
+            DisplayArgument::Auto => Self::Auto,
+            DisplayArgument::Dashboard => Self::Dashboard,
+            DisplayArgument::Plain => Self::Plain,
+            DisplayArgument::Quiet => Self::Quiet,
+        }
+    }
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let start = start(&arguments)?;
+    let device = start_device(arguments.device.as_deref())?;
+    let interrupter = Interrupter::new();
+    stop_on_ctrl_c(&interrupter)?;
+    let options = TrainOptions {
+        device: device.clone(),
+        display: arguments.display.into(),
+        interrupter,
+    };
+    let mut reporter = Reporter::default();
+    let outcome = train(start, options, |event| reporter.report(event))?;
+    reporter.finish();
+    match outcome {
+        Outcome::Finished { folder, summary } => {
+            finished(&folder, &summary, &device)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Interrupted { folder, step, total_steps } => {
+            eprintln!(
+                "Stopped after step {step} of {total_steps}; a checkpoint is saved. Continue with\n  \
+                 mamba-lab train --name {} --resume{}",
+                folder.name(),
+                match arguments.runs.as_os_str() == DEFAULT_RUNS {
+                    true => String::new(),
+                    false => format!(" --runs {}", arguments.runs.display()),
+                }
+            );
+            // The convention for a program ended by Ctrl-C.
+            Ok(ExitCode::from(130))
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<Start> {
+    if let (true, Some(name)) = (arguments.resume, &arguments.name) {
+        let path = arguments.runs.join(name);
+        ensure!(
+            path.exists(),
+            "there is no run {}: leave out --resume to start it",
+            path.display()
+        );
+        return Ok(Start::Resume(RunFolder::open(&path)?));
+    }
+    let mut overrides = arguments.overrides.clone();
+    if let Some(dataset) = &arguments.dataset {
+        overrides.push(format!("data.dataset={dataset:?}"));
+    }
+    let mut experiment = experiments::load(&arguments.experiment, &overrides)?;
+    if let Some(folder) = &arguments.data_dir {
+        // The run folder must be usable from anywhere.
+        let folder = folder
+            .canonicalize()
+            .with_context(|| format!("cannot read the data folder {}", folder.display()))?;
+        experiment.data.data_dir = Some(folder);
+    }
+    Ok(Start::New {
+        experiment: Box::new(experiment),
+        runs: arguments.runs.clone(),
+        name: arguments.name.clone(),
+    })
+}
+
+/// Tells what goes on before and after the time of the dashboard.
+#[derive(Default)]
+struct Reporter {
+    bar: Option<(&'static str, ProgressBar)>,
+}
+
+impl Reporter {
+    fn report(&mut self, event: TrainEvent) {
+        match event {
+            TrainEvent::Notice(line) => eprintln!("{line}"),
+            TrainEvent::Started { folder, data, parameters, step, total_steps, train_tokens } => {
+                eprintln!("{data}: {train_tokens} training tokens");
+                eprintln!("Model of {parameters} parameters");
+                match step {
+                    0 => eprintln!("Training {total_steps} steps in {}", folder.path().display()),
+                    step => eprintln!(
+                        "Continuing {} after step {step} of {total_steps}",
+                        folder.path().display()
+                    ),
+                }
+            }
+            TrainEvent::Evaluating { split, done, total } => {
+                if self.bar.as_ref().is_none_or(|(current, _)| *current != split) {
+                    self.finish();
+                    self.bar = Some((split, progress::bar(split, total)));
+                }
+                if let Some((_, bar)) = &self.bar {
+                    bar.set_position(done as u64);
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What the run has learnt: losses before and after, and a sample.
+fn finished(folder: &RunFolder, summary: &Summary, device: &Device) -> Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "\n{} finished after {} steps", folder.name(), summary.steps)?;
+    writeln!(out, "{:<16}{:>9}{:>14}", "", "loss", "perplexity")?;
+    let rows = [
+        ("valid, before", &summary.before),
+        ("train, last", &summary.train),
+        ("valid", &summary.valid),
+        ("test", &summary.test),
+    ];
+    for (name, scores) in rows {
+        if let Some(Scores { loss, perplexity, .. }) = scores {
+            writeln!(out, "{name:<16}{loss:>9.4}{perplexity:>14.2}")?;
+        }
+    }
+    let memory = summary.peak_memory.map_or(String::new(), |bytes| {
+        format!(", peak memory {} MiB", bytes >> 20)
+    });
+    let (speed, wall) = (summary.tokens_per_second, summary.wall_seconds);
+    writeln!(out, "{speed:.0} tokens/s, {wall:.0} s in all{memory}")?;
+    sample(folder, device, &mut out)?;
+    writeln!(out, "\nEverything is in {}; continue it with", folder.path().display())?;
+    writeln!(out, "  mamba-lab generate {} \"Your text\"", folder.path().display())?;
+    Ok(())
+}
+
+fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<()> {
+    let run = load_run(folder.path(), device)?;
+    let settings = &run.experiment.sample;
+    if settings.tokens == 0 {
+        return Ok(());
+    }
+    let sampler = Sampler::new(SamplingConfig {
+        temperature: settings.temperature as f32,
+        top_k: (settings.top_k > 0).then_some(settings.top_k),
+        seed: run.experiment.training.seed,
+        ..Default::default()
+    })?;
+    let prompt = run.tokenizer.encode(&settings.prompt)?;
+    write!(out, "\nA sample: {}", settings.prompt)?;
+    let limit = generate::Limit { tokens: settings.tokens, stop: &[] };
+    generate::stream(&run, &prompt, sampler, limit, device, out)?;
+    writeln!(out)?;
+    stderr().flush()?;
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! The experiments that come with the program, and those in files.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use mamba_train::experiment::Experiment;
+
+/// Name and text of every experiment that comes with the program.
+const BUILT_IN: [(&str, &str); 3] = [
+    ("quickstart", include_str!("../../../experiments/quickstart.toml")),
+    ("tutorial-mamba", include_str!("../../../experiments/tutorial-mamba.toml")),
+    ("tutorial-transformer", include_str!("../../../experiments/tutorial-transformer.toml")),
+];
+
+/// The experiment in the file `which`, or the built-in one of that name, with `key=value`
+/// overrides.
+pub fn load(which: &str, overrides: &[String]) -> Result<Experiment> {
+    if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == which) {
+        return Experiment::parse(text, &format!("experiment {name}"), overrides);
+    }
+    let path = Path::new(which);
+    if !path.is_file() {
+        bail!(
+            "there is no experiment {which}: give the path of a TOML file or one of {}",
+            BUILT_IN.map(|(name, _)| name).join(", ")
+        );
+    }
+    Experiment::load(path, overrides)
+}

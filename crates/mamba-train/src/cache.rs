@@ -1,0 +1,91 @@
+//! Where derived files live, and how they are written so that a reader never sees half of one.
+
+use std::env;
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+/// Environment variable that overrides [`cache_dir`].
+pub const CACHE_VARIABLE: &str = "MAMBA_LAB_CACHE";
+
+/// The folder for extracted corpora and encoded tokens: `$MAMBA_LAB_CACHE` where it is set, else
+/// `mamba-lab` in the platform's cache folder.
+///
+/// # Errors
+///
+/// Where the variable is unset and the platform names no cache folder (no home directory).
+pub fn cache_dir() -> Result<PathBuf> {
+    if let Some(dir) = env::var_os(CACHE_VARIABLE).filter(|dir| !dir.is_empty()) {
+        return Ok(dir.into());
+    }
+    let base = dirs::cache_dir().with_context(|| {
+        format!("this user has no cache folder; set {CACHE_VARIABLE} to a folder to write to")
+    })?;
+    Ok(base.join("mamba-lab"))
+}
+
+/// Writes `path` through a temporary file beside it and a rename, creating its folder if needed.
+///
+/// # Errors
+///
+/// Where the folder cannot be created or written, or `write` fails; `path` is then untouched.
+pub(crate) fn write_atomic(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let dir = path
+        .parent()
+        .with_context(|| format!("{} has no folder", path.display()))?;
+    fs::create_dir_all(dir)
+        .with_context(|| format!("cannot create the folder {}", dir.display()))?;
+    let file = tempfile::NamedTempFile::new_in(dir)
+        .with_context(|| format!("cannot write in the folder {}", dir.display()))?;
+    let mut writer = BufWriter::new(file);
+    write(&mut writer).with_context(|| format!("cannot write {}", path.display()))?;
+    let file = writer.into_inner().map_err(|error| error.into_error());
+    file.with_context(|| format!("cannot write {}", path.display()))?
+        .persist(path)
+        .with_context(|| format!("cannot move the finished file to {}", path.display()))?;
+    Ok(())
+}
+
+/// The sha256 of `bytes` in lower-case hexadecimal.
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/file");
+        write_atomic(&path, |out| Ok(out.write_all(b"old")?)).unwrap();
+        let error = write_atomic(&path, |out| {
+            out.write_all(b"half")?;
+            anyhow::bail!("no more")
+        })
+        .unwrap_err();
+        assert!(format!("{error:#}").contains("no more"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn sha256_is_the_published_one() {
+        assert_eq!(
+            sha256_hex(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+}

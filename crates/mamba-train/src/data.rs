@@ -1,0 +1,89 @@
+//! The splits of an experiment, ready to be batched.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use crate::cache::cache_dir;
+use crate::corpus::{Corpus, Split};
+use crate::encoded::EncodedCorpus;
+use crate::experiment::DataConfig;
+use crate::tokenizer::Tokenizer;
+use crate::windows::{Tail, Windows};
+
+/// The data of an experiment.
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// What turns text into tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The training split.
+    pub train: Arc<Windows>,
+    /// The valid split.
+    pub valid: Arc<Windows>,
+    /// The test split, where the corpus has one.
+    pub test: Option<Arc<Windows>>,
+    /// What the text turned out to be, in one line.
+    pub description: String,
+    /// One line for the user, where the corpus is not the one asked for.
+    pub notice: Option<String>,
+}
+
+impl Splits {
+    /// Loads and encodes the text of `data`.
+    ///
+    /// # Errors
+    ///
+    /// When text or tokenizer cannot be had, or a split is shorter than one sequence.
+    pub fn load(data: &DataConfig) -> Result<Self> {
+        let tokenizer = Tokenizer::from_spec(&data.tokenizer)?;
+        Self::with_tokenizer(data, tokenizer)
+    }
+
+    /// Like [`load`](Self::load), with a tokenizer that is at hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn with_tokenizer(data: &DataConfig, tokenizer: Tokenizer) -> Result<Self> {
+        let corpus = data.corpus().load(&[Split::Train, Split::Valid], &[Split::Test])?;
+        let windows = |split, tail| windows(data, &corpus, &tokenizer, split, tail);
+        Ok(Self {
+            train: windows(Split::Train, Tail::Drop)?,
+            valid: windows(Split::Valid, Tail::Keep)?,
+            test: match corpus.get(Split::Test) {
+                Some(_) => Some(windows(Split::Test, Tail::Keep)?),
+                None => None,
+            },
+            tokenizer: Arc::new(tokenizer),
+            description: corpus.to_string(),
+            notice: corpus.notice().map(str::to_string),
+        })
+    }
+}
+
+/// One split of `data`, for an evaluation that needs no other.
+///
+/// # Errors
+///
+/// When its text cannot be had or is shorter than two tokens.
+pub fn load_split(data: &DataConfig, tokenizer: &Tokenizer, split: Split) -> Result<Arc<Windows>> {
+    let corpus = data.corpus().load(&[split], &[])?;
+    windows(data, &corpus, tokenizer, split, Tail::Keep)
+}
+
+fn windows(
+    data: &DataConfig,
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+    split: Split,
+    tail: Tail,
+) -> Result<Arc<Windows>> {
+    let cache = cache_dir().ok().map(|dir| dir.join("tokens"));
+    let cache = cache.as_deref().map(Path::new);
+    let text = corpus.text(split)?;
+    let encoded = EncodedCorpus::load_or_encode(text, tokenizer, data.convention, cache)?;
+    let windows = Windows::new(Arc::new(encoded), data.seq_len, tail)
+        .with_context(|| format!("the {split} split is too short"))?;
+    Ok(Arc::new(windows))
+}

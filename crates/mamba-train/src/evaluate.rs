@@ -1,0 +1,95 @@
+//! The loss on a whole split.
+
+use anyhow::{Result, anyhow};
+use burn::data::dataloader::DataLoader;
+use burn::tensor::Tensor;
+use mamba_core::LanguageModel;
+use serde::{Deserialize, Serialize};
+
+use crate::windows::TokenBatch;
+
+/// Losses held on the device before they are read back: enough to keep a GPU busy, few enough
+/// to keep its queue short.
+const READ_EVERY: usize = 32;
+
+/// The loss of a model on a split.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean cross-entropy a token, in nats.
+    pub loss: f64,
+    /// Tokens predicted.
+    pub tokens: usize,
+}
+
+impl Evaluation {
+    /// The exponential of the loss.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// The mean of batch losses, weighted by tokens, in the order they came.
+#[derive(Default)]
+pub(crate) struct LossMean {
+    pending: Vec<(Tensor<1>, usize)>,
+    total: f64,
+    tokens: usize,
+}
+
+impl LossMean {
+    pub(crate) fn push(&mut self, loss: Tensor<1>, tokens: usize) -> Result<()> {
+        self.pending.push((loss, tokens));
+        if self.pending.len() >= READ_EVERY { self.read() } else { Ok(()) }
+    }
+
+    pub(crate) fn finish(mut self) -> Result<Option<Evaluation>> {
+        self.read()?;
+        let Self { total, tokens, .. } = self;
+        Ok((tokens > 0).then(|| Evaluation { loss: total / tokens as f64, tokens }))
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let (losses, tokens): (Vec<_>, Vec<_>) = self.pending.drain(..).unzip();
+        for (loss, tokens) in read_losses(losses)?.into_iter().zip(tokens) {
+            self.total += loss * tokens as f64;
+            self.tokens += tokens;
+        }
+        Ok(())
+    }
+}
+
+/// Reads scalars back from the device in one transfer.
+pub(crate) fn read_losses(losses: Vec<Tensor<1>>) -> Result<Vec<f64>> {
+    if losses.is_empty() {
+        return Ok(Vec::new());
+    }
+    let data = Tensor::cat(losses, 0)
+        .try_into_data()
+        .map_err(|error| anyhow!("the device failed to compute the loss: {error}"))?;
+    Ok(data.iter::<f64>().collect())
+}
+
+/// Evaluates `model` on every batch of `batches`.
+///
+/// `on_batch` gets the number of batches done and in total, and stops the evaluation by returning
+/// `false`; the result is then `None`, as it is where there is no batch at all.
+///
+/// # Errors
+///
+/// When a batch cannot be read or the device fails.
+pub fn evaluate(
+    model: &LanguageModel,
+    batches: &dyn DataLoader<TokenBatch>,
+    mut on_batch: impl FnMut(usize, usize) -> bool,
+) -> Result<Option<Evaluation>> {
+    let mut mean = LossMean::default();
+    for (done, batch) in batches.iter().enumerate() {
+        let batch = batch?;
+        let tokens = batch.targets.dims().iter().product();
+        mean.push(model.loss(batch.inputs, batch.targets), tokens)?;
+        if !on_batch(done + 1, batches.num_items()) {
+            return Ok(None);
+        }
+    }
+    mean.finish()
+}

@@ -1,0 +1,154 @@
+//! Experiments: everything that decides what a run computes, in one TOML file.
+//!
+//! A file names only what differs from the defaults; `--set section.key=value` differs once more.
+//! The resolved experiment is written to the run folder, so that a run can be repeated, resumed
+//! and evaluated from its folder alone.
+
+mod parse;
+mod training;
+
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Result, anyhow, ensure};
+use mamba_core::LanguageModelConfig;
+use serde::{Deserialize, Serialize};
+
+pub use training::{OptimizerKind, TrainingConfig};
+
+use crate::corpus::{CorpusConfig, DatasetKind, StoriesConfig};
+use crate::tokenizer::Convention;
+
+/// A complete training experiment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Experiment {
+    /// The name, which also names the run folder. Default: `"experiment"`.
+    pub name: String,
+    /// The model. `vocab_size` always follows the tokenizer.
+    pub model: LanguageModelConfig,
+    /// The text and how it is cut into batches.
+    pub data: DataConfig,
+    /// The optimisation.
+    pub training: TrainingConfig,
+    /// The text sampled once the run has finished.
+    pub sample: SampleConfig,
+}
+
+impl Default for Experiment {
+    fn default() -> Self {
+        Self {
+            name: "experiment".into(),
+            model: LanguageModelConfig::default(),
+            data: DataConfig::default(),
+            training: TrainingConfig::default(),
+            sample: SampleConfig::default(),
+        }
+    }
+}
+
+/// The text and how it is cut into batches.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataConfig {
+    /// `"auto"`, `"wikitext-2"`, `"wikitext-2-raw"` or `"stories"`. Default: `"auto"`.
+    pub dataset: DatasetKind,
+    /// A folder to read the corpus from. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// The size and seed of the generated stories.
+    pub stories: StoriesConfig,
+    /// `"gpt2"`, `"bytes"` or the path of a `tokenizer.json`. Default: `"gpt2"`.
+    pub tokenizer: String,
+    /// `"whole-file"` or `"rows"`: how the text of a split is encoded. Default: `"whole-file"`.
+    pub convention: Convention,
+    /// Tokens in a training sequence. Default: 128.
+    pub seq_len: usize,
+    /// Sequences in a batch. Default: 32.
+    pub batch_size: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            dataset: DatasetKind::default(),
+            data_dir: None,
+            stories: StoriesConfig::default(),
+            tokenizer: "gpt2".into(),
+            convention: Convention::default(),
+            seq_len: 128,
+            batch_size: 32,
+        }
+    }
+}
+
+impl DataConfig {
+    /// Which corpus this is.
+    pub fn corpus(&self) -> CorpusConfig {
+        CorpusConfig {
+            dataset: self.dataset,
+            data_dir: self.data_dir.clone(),
+            stories: self.stories.clone(),
+        }
+    }
+}
+
+/// The text sampled once the run has finished.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SampleConfig {
+    /// The text to continue. Default: `"The"`.
+    pub prompt: String,
+    /// Tokens to generate; 0 generates nothing. Default: 64.
+    pub tokens: usize,
+    /// Softmax temperature; 0 always takes the most likely token. Default: 0.8.
+    pub temperature: f64,
+    /// Sample among this many most likely tokens only; 0 is off. Default: 50.
+    pub top_k: usize,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self { prompt: "The".into(), tokens: 64, temperature: 0.8, top_k: 50 }
+    }
+}
+
+impl Experiment {
+    /// Reads the experiment at `path` over the defaults, then applies `overrides`, each of the
+    /// form `section.key=value` with a TOML value.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, is not TOML, or holds an unknown key, a value of the wrong
+    /// type or a value out of range. The message names the full key.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        parse::load(path, overrides)
+    }
+
+    /// Like [`load`](Self::load), for TOML that is in memory; `origin` names it in messages.
+    pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
+        parse::parse(text, origin, overrides)
+    }
+
+    /// The complete experiment as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string_pretty(self)?)
+    }
+
+    /// Checks what the types cannot.
+    fn validate(&self) -> Result<()> {
+        let mut components = Path::new(&self.name).components();
+        ensure!(
+            matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)),
+            "name: must be usable as a folder name, got {:?}",
+            self.name
+        );
+        ensure!(self.data.seq_len > 0, "data.seq_len: must be at least 1");
+        ensure!(self.data.batch_size > 0, "data.batch_size: must be at least 1");
+        ensure!(
+            self.sample.temperature >= 0.0,
+            "sample.temperature: must not be negative, got {}",
+            self.sample.temperature
+        );
+        self.model.validate().map_err(|problem| anyhow!("model.{problem}"))?;
+        self.training.validate()
+    }
+}

@@ -1,0 +1,182 @@
+//! Running an experiment.
+
+mod session;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use burn::data::dataset::Dataset;
+use burn::tensor::Device;
+use burn::train::Interrupter;
+
+use self::session::Session;
+use crate::checkpoint::Checkpoint;
+use crate::data::Splits;
+use crate::experiment::Experiment;
+use crate::learner::Plan;
+use crate::run::RunFolder;
+use crate::summary::Summary;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// A new run below `runs`, named `name`, or after its experiment.
+    New {
+        /// What to compute.
+        experiment: Box<Experiment>,
+        /// The folder of all runs.
+        runs: PathBuf,
+        /// The name asked for, if any.
+        name: Option<String>,
+    },
+    /// The run in this folder, from its last checkpoint.
+    Resume(RunFolder),
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Display {
+    /// The dashboard where standard output is a terminal, lines elsewhere.
+    #[default]
+    Auto,
+    /// burn-train's dashboard.
+    Dashboard,
+    /// One line every few steps.
+    Plain,
+    /// Nothing.
+    Quiet,
+}
+
+/// What decides how a run is carried out, but not what it computes.
+#[derive(Clone, Default)]
+pub struct TrainOptions {
+    /// Where to compute.
+    pub device: Device,
+    /// How progress is shown.
+    pub display: Display,
+    /// Stops the run; it then saves a checkpoint.
+    pub interrupter: Interrupter,
+}
+
+/// Something to tell the user, outside the time that the dashboard owns the terminal.
+#[derive(Clone, Debug)]
+pub enum TrainEvent {
+    /// A line from the data pipeline.
+    Notice(String),
+    /// The data is at hand and training is about to begin.
+    Started {
+        /// The folder of the run.
+        folder: RunFolder,
+        /// The text, in one line.
+        data: String,
+        /// Parameters of the model.
+        parameters: usize,
+        /// Optimizer steps taken before.
+        step: usize,
+        /// Optimizer steps in the run.
+        total_steps: usize,
+        /// Tokens in the training split.
+        train_tokens: usize,
+    },
+    /// Training ended and the final evaluation goes on.
+    Evaluating {
+        /// `valid` or `test`.
+        split: &'static str,
+        /// Batches done.
+        done: usize,
+        /// Batches in total.
+        total: usize,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It is finished, and its folder holds the results.
+    Finished {
+        /// The folder of the run.
+        folder: RunFolder,
+        /// The results, as in `summary.json`.
+        summary: Box<Summary>,
+    },
+    /// It was stopped, and continues from its checkpoint when resumed.
+    Interrupted {
+        /// The folder of the run.
+        folder: RunFolder,
+        /// Optimizer steps taken.
+        step: usize,
+        /// Optimizer steps in the run.
+        total_steps: usize,
+    },
+}
+
+/// Trains a model and leaves everything about it in a run folder.
+///
+/// # Errors
+///
+/// When the run exists or is finished already, its data cannot be had, a checkpoint is damaged, the
+/// loss is no longer finite, or a file cannot be written.
+pub fn train(
+    start: Start,
+    options: TrainOptions,
+    on_event: impl FnMut(TrainEvent),
+) -> Result<Outcome> {
+    train_on(start, options, |experiment| Splits::load(&experiment.data), on_event)
+}
+
+/// Like [`train`], on data from `load`.
+///
+/// # Errors
+///
+/// As [`train`].
+pub fn train_on(
+    start: Start,
+    options: TrainOptions,
+    load: impl FnOnce(&Experiment) -> Result<Splits>,
+    mut on_event: impl FnMut(TrainEvent),
+) -> Result<Outcome> {
+    let mut experiment = start.experiment()?;
+    let splits = load(&experiment)?;
+    if let Some(notice) = &splits.notice {
+        on_event(TrainEvent::Notice(notice.clone()));
+    }
+    experiment.model.vocab_size = splits.tokenizer.vocab_size();
+    let plan = Plan::new(&experiment, splits.train.len())?;
+    let (folder, checkpoint) = start.folder(&experiment)?;
+    splits.tokenizer.save(folder.path())?;
+
+    let session = Session { experiment, splits, plan, folder, options };
+    session.carry_out(checkpoint, &mut on_event)
+}
+
+impl Start {
+    /// The experiment, once it is clear that the run may begin.
+    fn experiment(&self) -> Result<Experiment> {
+        match self {
+            Self::New { experiment, runs, name } => {
+                if let Some(name) = name {
+                    RunFolder::ensure_free(runs, name)?;
+                }
+                Ok(experiment.as_ref().clone())
+            }
+            Self::Resume(folder) => {
+                ensure!(
+                    !folder.is_finished(),
+                    "the run {} is finished, there is nothing to resume; see {}",
+                    folder.name(),
+                    folder.summary().display()
+                );
+                folder.experiment()
+            }
+        }
+    }
+
+    fn folder(&self, experiment: &Experiment) -> Result<(RunFolder, Option<Checkpoint>)> {
+        match self {
+            Self::New { runs, name, .. } => {
+                Ok((RunFolder::create(runs, name.as_deref(), experiment)?, None))
+            }
+            Self::Resume(folder) => Ok((folder.clone(), folder.checkpoints().latest()?)),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Whole runs of a tiny model on tokens that repeat.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use burn::train::Interrupter;
+use mamba_train::data::Splits;
+use mamba_train::encoded::EncodedCorpus;
+use mamba_train::experiment::Experiment;
+use mamba_train::history::{Record, read_history};
+use mamba_train::learner::{LmTraining, Stop};
+use mamba_train::load::{Weights, load_run};
+use mamba_train::run::RunFolder;
+use mamba_train::summary::Summary;
+use mamba_train::tokenizer::Tokenizer;
+use mamba_train::train::{Display, Outcome, Start, TrainEvent, TrainOptions, train_on};
+use mamba_train::windows::{Tail, Windows};
+
+/// Random numbers belong to the device, so that runs side by side would disturb each other.
+static SERIAL: Mutex<()> = Mutex::new(());
+
+fn serial() -> MutexGuard<'static, ()> {
+    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const BASE: &str = r#"
+name = "tiny"
+
+[model]
+d_model = 8
+vocab_size = 256
+
+[model.mamba1]
+d_state = 2
+
+[data]
+tokenizer = "bytes"
+seq_len = 6
+batch_size = 2
+
+[training]
+epochs = 2
+grad_accum = 2
+learning_rate = 0.02
+warmup_steps = 3
+weight_decay = 0.1
+eval_every = 4
+checkpoint_every = 5
+log_every = 1
+"#;
+
+fn experiment(overrides: &[&str]) -> Experiment {
+    let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+    Experiment::parse(BASE, "test", &overrides).unwrap()
+}
+
+fn windows(tokens: u32, tail: Tail) -> Arc<Windows> {
+    let tokens: Vec<u32> = (0..tokens).map(|i| (i * i / 3 + i) % 31 + 97).collect();
+    Arc::new(Windows::new(Arc::new(EncodedCorpus::from_tokens(&tokens)), 6, tail).unwrap())
+}
+
+/// 11 optimizer steps an epoch under [`BASE`].
+fn splits() -> Splits {
+    Splits {
+        tokenizer: Arc::new(Tokenizer::bytes()),
+        train: windows(6 * 46 + 1, Tail::Drop),
+        valid: windows(50, Tail::Keep),
+        test: Some(windows(40, Tail::Keep)),
+        description: "numbers".into(),
+        notice: None,
+    }
+}
+
+fn start(runs: &Path, name: &str, experiment: Experiment) -> Start {
+    let name = Some(name.to_string());
+    Start::New { experiment: Box::new(experiment), runs: runs.to_path_buf(), name }
+}
+
+fn run(start: Start, interrupter: &Interrupter) -> anyhow::Result<Outcome> {
+    let options = TrainOptions {
+        display: Display::Quiet,
+        interrupter: interrupter.clone(),
+        ..TrainOptions::default()
+    };
+    train_on(start, options, |_| Ok(splits()), |_| {})
+}
+
+fn finish(start: Start) -> (RunFolder, Summary) {
+    match run(start, &Interrupter::new()).unwrap() {
+        Outcome::Finished { folder, summary } => (folder, *summary),
+        Outcome::Interrupted { step, .. } => panic!("interrupted at step {step}"),
+    }
+}
+
+/// Stops a run once `metrics.jsonl` has a training record of `step`.
+fn interrupt_at(start: Start, folder: PathBuf, step: usize) -> RunFolder {
+    let interrupter = Interrupter::new();
+    let watcher = {
+        let (interrupter, folder) = (interrupter.clone(), folder.join("metrics.jsonl"));
+        std::thread::spawn(move || {
+            let marker = format!("\"kind\":\"train\",\"step\":{step},");
+            while !fs::read_to_string(&folder).unwrap_or_default().contains(&marker) {
+                std::thread::yield_now();
+            }
+            interrupter.stop(Some("test"));
+        })
+    };
+    let outcome = run(start, &interrupter).unwrap();
+    watcher.join().unwrap();
+    match outcome {
+        Outcome::Interrupted { folder, step: stopped, total_steps } => {
+            assert!(step <= stopped && stopped < total_steps, "stopped at {stopped}");
+            folder
+        }
+        Outcome::Finished { .. } => panic!("the run finished before it was interrupted"),
+    }
+}
+
+/// The history without what depends on the clock, as text: losses are compared to the last digit.
+fn losses(folder: &RunFolder) -> Vec<String> {
+    let text = fs::read_to_string(folder.metrics()).unwrap();
+    let lines = text.lines().map(|line| match line.find(",\"tokens_per_second\"") {
+        Some(clock) => line[..clock].to_string(),
+        None => line.to_string(),
+    });
+    lines.collect()
+}
+
+#[test]
+fn resumed_run_equals_an_uninterrupted_one_to_the_bit() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    // Accumulated losses must survive as well: the checkpoints fall between logged steps.
+    let overrides = ["training.epochs=8", "training.log_every=3", "training.eval_every=7"];
+    let (whole, whole_summary) = finish(start(runs.path(), "whole", experiment(&overrides)));
+    assert_eq!(whole_summary.steps, 88);
+
+    let begin = start(runs.path(), "cut", experiment(&overrides));
+    let mut cut = interrupt_at(begin, runs.path().join("cut"), 6);
+    cut = interrupt_at(Start::Resume(cut.clone()), cut.path().to_path_buf(), 36);
+    let (cut, cut_summary) = finish(Start::Resume(cut));
+
+    assert_eq!(losses(&cut), losses(&whole));
+    assert_eq!(cut_summary.valid, whole_summary.valid);
+    assert_eq!(cut_summary.test, whole_summary.test);
+    let parameters = |folder: &RunFolder| {
+        let run = load_run(folder.path(), &Device::default()).unwrap();
+        let table: Vec<f32> = run.model.embedding.val().into_data().to_vec().unwrap();
+        table.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(parameters(&cut), parameters(&whole));
+}
+
+#[test]
+fn crashed_run_continues_from_its_last_checkpoint() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let (whole, _) = finish(start(runs.path(), "whole", experiment(&[])));
+
+    let begin = start(runs.path(), "crash", experiment(&[]));
+    let crash = interrupt_at(begin, runs.path().join("crash"), 13);
+    // As if the process had been killed a little after the checkpoint of step 10.
+    let checkpoints = crash.path().join("checkpoints");
+    for step in crash.checkpoints().steps().unwrap().into_iter().filter(|&step| step > 10) {
+        fs::remove_dir_all(checkpoints.join(format!("step-{step:08}"))).unwrap();
+    }
+    fs::create_dir(checkpoints.join("step-00000012.partial")).unwrap();
+    let metrics = fs::read_to_string(crash.metrics()).unwrap();
+    fs::write(crash.metrics(), metrics + "{\"kind\":\"train\",\"st").unwrap();
+
+    let (crash, _) = finish(Start::Resume(crash));
+    assert_eq!(losses(&crash), losses(&whole));
+}
+
+#[test]
+fn interrupted_run_leaves_a_checkpoint_that_loads() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let begin = start(runs.path(), "cut", experiment(&["training.epochs=50"]));
+    let folder = interrupt_at(begin, runs.path().join("cut"), 2);
+    assert!(!folder.is_finished());
+    let step = folder.checkpoints().latest().unwrap().unwrap().state.step;
+    let run = load_run(folder.path(), &Device::default()).unwrap();
+    assert_eq!(run.weights, Weights::Checkpoint(step));
+    assert_eq!(run.tokenizer.name(), "bytes");
+    assert_eq!(run.model.vocab_size(), 256);
+}
+
+#[test]
+fn finished_run_has_learnt_and_holds_everything() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let (folder, summary) =
+        finish(start(runs.path(), "done", experiment(&["training.epochs=6"])));
+
+    assert_eq!(summary, Summary::read(&folder.summary()).unwrap());
+    assert_eq!((summary.stop, summary.steps, summary.epochs), (Stop::Completed, 66, 6.0));
+    assert_eq!(summary.tokens, 66 * 2 * 2 * 6);
+    let before = summary.before.unwrap();
+    assert!((before.loss - 256f64.ln()).abs() < 0.1, "before: {}", before.loss);
+    let (valid, test) = (summary.valid.unwrap(), summary.test.unwrap());
+    assert!(valid.loss < before.loss - 0.5, "after: {}", valid.loss);
+    assert_eq!((valid.tokens, test.tokens), (Some(49), Some(39)));
+    assert_eq!(summary.wall_seconds, summary.wall_seconds.max(0.0));
+
+    let run = load_run(folder.path(), &Device::default()).unwrap();
+    assert_eq!(run.weights, Weights::Final);
+    assert_eq!(run.experiment.training.epochs, 6);
+    assert_eq!(run.model.num_params(), summary.parameters);
+    let kinds = read_history(&folder.metrics()).unwrap();
+    assert!(matches!(kinds[0], Record::Eval(_)) && matches!(kinds[1], Record::Train { .. }));
+    assert!(matches!(kinds.last(), Some(Record::Final(record)) if record.split == "test"));
+    assert!(fs::read_to_string(folder.curve()).unwrap().contains("</svg>"));
+    assert!(folder.checkpoints().steps().unwrap().contains(&66));
+
+    let message = format!("{:#}", run_error(Start::Resume(folder)));
+    assert!(message.contains("done is finished"), "{message}");
+}
+
+fn run_error(start: Start) -> anyhow::Error {
+    run(start, &Interrupter::new()).unwrap_err()
+}
+
+#[test]
+fn name_that_is_taken_is_refused_before_any_work() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    finish(start(runs.path(), "mine", experiment(&["training.max_steps=1"])));
+    let begin = start(runs.path(), "mine", experiment(&[]));
+    let loaded = train_on(
+        begin,
+        TrainOptions::default(),
+        |_| panic!("data must not be loaded"),
+        |_: TrainEvent| {},
+    );
+    assert!(loaded.unwrap_err().to_string().contains("mine exists; give --resume"));
+}
+
+#[test]
+fn damaged_checkpoint_is_not_resumed_from() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let begin = start(runs.path(), "cut", experiment(&["training.epochs=50"]));
+    let folder = interrupt_at(begin, runs.path().join("cut"), 12);
+    let step = folder.checkpoints().steps().unwrap().pop().unwrap();
+    let file = folder.path().join(format!("checkpoints/step-{step:08}/optimizer.bpk"));
+    let content = fs::read(&file).unwrap();
+    fs::write(&file, &content[..content.len() / 2]).unwrap();
+    let message = format!("{:#}", run_error(Start::Resume(folder)));
+    assert!(message.contains("optimizer.bpk is damaged"), "{message}");
+    assert!(message.contains("to resume from step"), "{message}");
+}
+
+#[test]
+fn checkpoint_of_another_model_is_refused() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let begin = start(runs.path(), "cut", experiment(&["training.epochs=50"]));
+    let folder = interrupt_at(begin, runs.path().join("cut"), 2);
+    let config = fs::read_to_string(folder.config()).unwrap();
+    let changed = config.replacen("d_model = 8", "d_model = 16", 1);
+    assert_ne!(config, changed);
+    fs::write(folder.config(), changed).unwrap();
+    let message = format!("{:#}", run_error(Start::Resume(folder)));
+    assert!(message.contains("does not fit the model"), "{message}");
+}
+
+#[test]
+fn early_stopping_keeps_the_best_weights() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    // A rate this high destroys what was learnt: evaluations soon stop improving.
+    let overrides = [
+        "training.epochs=40",
+        "training.learning_rate=2.0",
+        "training.schedule=constant",
+        "training.warmup_steps=300",
+        "training.patience=3",
+        "training.clip_norm=0",
+    ];
+    let (folder, summary) = finish(start(runs.path(), "early", experiment(&overrides)));
+    assert_eq!(summary.stop, Stop::EarlyStopping);
+    assert!(summary.kept_step < summary.steps);
+    let evaluations = read_history(&folder.metrics()).unwrap();
+    let best = evaluations
+        .iter()
+        .filter_map(|record| match record {
+            Record::Eval(record) => Some(record.loss),
+            _ => None,
+        })
+        .fold(f64::INFINITY, f64::min);
+    assert_eq!(summary.valid.unwrap().loss, best);
+}
+
+#[test]
+fn time_limit_finishes_the_run() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let overrides = ["training.epochs=100000", "training.max_minutes=0.005"];
+    let (_, summary) = finish(start(runs.path(), "timed", experiment(&overrides)));
+    assert_eq!(summary.stop, Stop::TimeLimit);
+    assert!(summary.valid.is_some());
+}
+
+#[test]
+fn loss_that_is_not_finite_is_an_error_with_advice() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let overrides = [
+        "training.epochs=50",
+        "training.learning_rate=1e30",
+        "training.warmup_steps=0",
+        "training.clip_norm=0",
+    ];
+    let begin = start(runs.path(), "wild", experiment(&overrides));
+    let message = format!("{:#}", run_error(begin));
+    assert!(message.contains("lower training.learning_rate"), "{message}");
+}
+
+#[test]
+fn accumulated_gradients_equal_those_of_one_big_batch() {
+    use burn::data::dataloader::batcher::Batcher;
+    use burn::data::dataset::Dataset;
+    use burn::optim::{GradientsAccumulator, GradientsParams};
+    use burn::train::TrainStep;
+    use mamba_train::windows::TokenBatcher;
+
+    let _serial = serial();
+    let device = Device::default().autodiff();
+    device.seed(7);
+    let model = experiment(&[]).model.init(&device);
+    let windows = windows(6 * 4 + 1, Tail::Drop);
+    let batch = |range: std::ops::Range<usize>| {
+        TokenBatcher.batch(windows.get_many(range.collect()).unwrap(), &device)
+    };
+    let gradient = |grads: &GradientsParams| -> Tensor<2> {
+        grads.get(model.embedding.id).expect("the embedding should have a gradient")
+    };
+
+    let whole = LmTraining::new(model.clone(), 1, 0.0);
+    let whole = gradient(&TrainStep::step(&whole, batch(0..4)).grads);
+
+    let part = LmTraining::new(model.clone(), 2, 0.0);
+    let mut accumulator = GradientsAccumulator::new();
+    for range in [0..2, 2..4] {
+        accumulator.accumulate(&part, TrainStep::step(&part, batch(range)).grads);
+    }
+    let parts = gradient(&accumulator.grads());
+    whole
+        .into_data()
+        .assert_approx_eq::<f32>(&parts.into_data(), burn::tensor::Tolerance::absolute(1e-6));
+}
