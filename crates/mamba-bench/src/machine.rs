@@ -25,6 +25,8 @@ pub struct Provenance {
     pub date: Option<String>,
     /// The command line.
     pub command: String,
+    /// Variables that steer the allocators and thread pools of all engines, as `NAME=value`.
+    pub environment: Vec<String>,
 }
 
 impl Provenance {
@@ -40,8 +42,20 @@ impl Provenance {
             revision: output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
             date: output_of("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
             command: std::env::args().collect::<Vec<_>>().join(" "),
+            environment: environment(),
         }
     }
+}
+
+fn environment() -> Vec<String> {
+    const PREFIXES: [&str; 5] = ["MALLOC_", "GLIBC_", "RAYON_", "OMP_", "MKL_"];
+    let mut variables: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    variables.sort();
+    variables
 }
 
 fn simd() -> &'static str {
@@ -66,11 +80,17 @@ pub fn peak_memory() -> Option<u64> {
 fn proc_field(path: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let mut fields = text.lines().filter_map(|line| line.split_once(':'));
-    fields.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
+    fields
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, value)| value.trim().to_owned())
 }
 
 fn kibibytes(value: String) -> Option<u64> {
-    value.strip_suffix(" kB")?.parse::<u64>().ok().map(|size| size * 1024)
+    value
+        .strip_suffix(" kB")?
+        .parse::<u64>()
+        .ok()
+        .map(|size| size * 1024)
 }
 
 fn output_of(program: &str, args: &[&str]) -> Option<String> {
@@ -90,7 +110,11 @@ pub struct Load {
 impl Load {
     /// Starts to watch, where the system has `/proc`.
     pub fn start(peer: Option<u32>) -> Option<Self> {
-        Some(Self { peer, others: other_ticks(peer)?, start: Instant::now() })
+        Some(Self {
+            peer,
+            others: other_ticks(peer)?,
+            start: Instant::now(),
+        })
     }
 
     /// Cores that others kept busy since the start.
@@ -116,7 +140,9 @@ fn busy_ticks() -> Option<u64> {
     let text = fs::read_to_string("/proc/stat").ok()?;
     let fields = text.lines().next()?.split_whitespace().skip(1);
     let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else { return None };
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
+        return None;
+    };
     Some(user + nice + system + irq + softirq)
 }
 

@@ -120,7 +120,8 @@ pub fn in_turns(
 /// The exponent `p` of the power law `y = c x^p` closest to the points, on logarithmic axes.
 pub fn exponent(points: &[(f64, f64)]) -> f64 {
     let logs: Vec<_> = points.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
-    let mean = |part: fn(&(f64, f64)) -> f64| logs.iter().map(part).sum::<f64>() / logs.len() as f64;
+    let mean =
+        |part: fn(&(f64, f64)) -> f64| logs.iter().map(part).sum::<f64>() / logs.len() as f64;
     let (x, y) = (mean(|point| point.0), mean(|point| point.1));
     let covariance: f64 = logs.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
     let variance: f64 = logs.iter().map(|point| (point.0 - x).powi(2)).sum();

@@ -27,7 +27,11 @@ impl Proof {
             "{claim}: they differ by {error:.1e} of the largest value, at most {tolerance:.0e} is \
              allowed; nothing was timed"
         );
-        Ok(Self { claim, error, tolerance })
+        Ok(Self {
+            claim,
+            error,
+            tolerance,
+        })
     }
 }
 
@@ -66,10 +70,18 @@ pub fn tutorial(peer: &mut Peer, device: &Device) -> Result<Vec<Proof>> {
         losses.push(f64::from(loss));
     }
     let error = relative_error(&losses, &peer.train(PeerModel::Mamba, STEPS)?.losses)?;
-    let training = Proof::new("our losses over four steps equal PyTorch's in f64", error, VALUES)?;
+    let training = Proof::new(
+        "our losses over four steps equal PyTorch's in f64",
+        error,
+        VALUES,
+    )?;
 
     let error = peer.attention_error()?;
-    let attention = Proof::new("the SDPA transformer equals its plain attention", error, VALUES)?;
+    let attention = Proof::new(
+        "the SDPA transformer equals its plain attention",
+        error,
+        VALUES,
+    )?;
     Ok(vec![forward, training, attention])
 }
 
@@ -114,15 +126,28 @@ pub fn scan() -> Result<Vec<Proof>> {
         (gradients.a, expected.a),
         (gradients.b, expected.b),
         (gradients.c, expected.c),
-        (gradients.d.unwrap_or_default(), expected.d.unwrap_or_else(absent)),
-        (gradients.z.unwrap_or_default(), expected.z.unwrap_or_else(absent)),
-        (gradients.delta_bias.unwrap_or_default(), expected.delta_bias.unwrap_or_else(absent)),
+        (
+            gradients.d.unwrap_or_default(),
+            expected.d.unwrap_or_else(absent),
+        ),
+        (
+            gradients.z.unwrap_or_default(),
+            expected.z.unwrap_or_else(absent),
+        ),
+        (
+            gradients.delta_bias.unwrap_or_default(),
+            expected.delta_bias.unwrap_or_else(absent),
+        ),
     ];
     let mut error = 0.0f64;
     for (ours, expected) in &pairs {
         error = error.max(relative_error(&wide(ours), expected)?);
     }
-    let backward = Proof::new("the scan's gradients equal the f64 oracle's", error, GRADIENTS)?;
+    let backward = Proof::new(
+        "the scan's gradients equal the f64 oracle's",
+        error,
+        GRADIENTS,
+    )?;
     Ok(vec![forward, backward])
 }
 
@@ -138,12 +163,23 @@ fn relative_error(ours: &[f64], expected: &[f64]) -> Result<f64> {
         expected.len(),
         ours.len()
     );
-    let largest = expected.iter().fold(0.0f64, |max, value| max.max(value.abs()));
+    let largest = expected
+        .iter()
+        .fold(0.0f64, |max, value| max.max(value.abs()));
     let difference = |(a, b): (&f64, &f64)| {
         let difference = (a - b).abs();
-        if difference.is_nan() { f64::INFINITY } else { difference }
+        if difference.is_nan() {
+            f64::INFINITY
+        } else {
+            difference
+        }
     };
-    Ok(ours.iter().zip(expected).map(difference).fold(0.0, f64::max) / largest)
+    Ok(ours
+        .iter()
+        .zip(expected)
+        .map(difference)
+        .fold(0.0, f64::max)
+        / largest)
 }
 
 #[cfg(test)]
@@ -157,7 +193,10 @@ mod tests {
 
     #[test]
     fn a_nan_or_a_missing_value_is_no_proof() {
-        assert_eq!(relative_error(&[f64::NAN, 1.0], &[1.0, 1.0]).unwrap(), f64::INFINITY);
+        assert_eq!(
+            relative_error(&[f64::NAN, 1.0], &[1.0, 1.0]).unwrap(),
+            f64::INFINITY
+        );
         assert!(relative_error(&[], &[]).is_err());
         assert!(Proof::new("nothing", f64::INFINITY, VALUES).is_err());
     }

@@ -106,7 +106,12 @@ impl Record {
                 other_cores: measurement.other_cores,
             })
         };
-        engines.iter().zip(measured).enumerate().map(record).collect()
+        engines
+            .iter()
+            .zip(measured)
+            .enumerate()
+            .map(record)
+            .collect()
     }
 }
 
@@ -114,25 +119,63 @@ impl Record {
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Run { provenance: run, torch } => {
-                let memory = run.memory_gib.map_or(String::new(), |gib| format!(", {gib} GiB"));
+            Self::Run {
+                provenance: run,
+                torch,
+            } => {
+                let memory = run
+                    .memory_gib
+                    .map_or(String::new(), |gib| format!(", {gib} GiB"));
                 writeln!(f, "{}, {} cores{memory}, {}", run.cpu, run.cores, run.simd)?;
                 let revision = run.revision.as_deref().unwrap_or("unknown");
                 let date = run.date.as_deref().unwrap_or("unknown date");
-                write!(f, "{} threads, revision {revision}, torch {torch}, {date}", run.threads)
+                write!(
+                    f,
+                    "{} threads, revision {revision}, torch {torch}, {date}",
+                    run.threads
+                )?;
+                run.environment
+                    .iter()
+                    .try_for_each(|variable| write!(f, ", {variable}"))
             }
-            Self::Proof(Proof { claim, error, tolerance }) => {
-                write!(f, "proved: {claim} (error {error:.1e}, allowed {tolerance:.0e})")
+            Self::Proof(Proof {
+                claim,
+                error,
+                tolerance,
+            }) => {
+                write!(
+                    f,
+                    "proved: {claim} (error {error:.1e}, allowed {tolerance:.0e})"
+                )
             }
             Self::Time(time) => time.fmt(f),
-            Self::Memory { problem, engine, bytes } => {
+            Self::Memory {
+                problem,
+                engine,
+                bytes,
+            } => {
                 let mib = *bytes as f64 / f64::from(1 << 20);
                 write!(f, "{problem:<18} {engine:<20} peak memory {mib:>8.0} MiB")
             }
-            Self::Growth { problem, engine, exponent } => {
-                write!(f, "{problem:<18} {engine:<20} time grows with length^{exponent:.2}")
+            Self::Growth {
+                problem,
+                engine,
+                exponent,
+            } => {
+                write!(
+                    f,
+                    "{problem:<18} {engine:<20} time grows with length^{exponent:.2}"
+                )
             }
-            Self::Roofline { problem, size, floor_ms, peak_multiply_adds, ms, other_cores, .. } => {
+            Self::Roofline {
+                problem,
+                size,
+                floor_ms,
+                peak_multiply_adds,
+                ms,
+                other_cores,
+                ..
+            } => {
                 let peak = peak_multiply_adds * 32.0 * 1e-9;
                 write!(
                     f,
@@ -151,7 +194,14 @@ impl fmt::Display for Record {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { problem, engine, seq_len, ms, tokens_per_second, .. } = self;
+        let Self {
+            problem,
+            engine,
+            seq_len,
+            ms,
+            tokens_per_second,
+            ..
+        } = self;
         write!(
             f,
             "{problem:<18} {engine:<20} {seq_len:>6} {:>10.1} ms {:>10.1} to {:<10.1} \
@@ -194,8 +244,12 @@ pub fn write_json_lines(path: &Path, records: &[Record]) -> Result<()> {
         text.push('\n');
     }
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create {}: choose another --output", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| {
+            format!(
+                "cannot create {}: choose another --output",
+                folder.display()
+            )
+        })?;
     }
     fs::write(path, text)
         .with_context(|| format!("cannot write {}: choose another --output", path.display()))

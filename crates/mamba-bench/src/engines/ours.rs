@@ -21,7 +21,10 @@ fn tokens(problem: &Tutorial, device: &Device) -> [Tensor<2, Int>; 2] {
     let Tutorial { batch, seq_len, .. } = *problem;
     let sequences = TensorData::new(problem.sequences(), [batch, seq_len + 1]);
     let sequences = Tensor::<2, Int>::from_data(sequences, device);
-    [sequences.clone().slice(s![.., ..seq_len]), sequences.slice(s![.., 1..])]
+    [
+        sequences.clone().slice(s![.., ..seq_len]),
+        sequences.slice(s![.., 1..]),
+    ]
 }
 
 /// The tutorial's backbone in inference: embedding to final norm, without a tape.
@@ -37,7 +40,11 @@ impl Forward {
     pub fn new(model: &LanguageModel, problem: &Tutorial, device: &Device) -> Self {
         let device = device.clone().inner();
         let [inputs, _] = tokens(problem, &device);
-        Self { model: model.clone().valid(), inputs, device }
+        Self {
+            model: model.clone().valid(),
+            inputs,
+            device,
+        }
     }
 
     /// Hidden states, `[batch, seq_len, d_model]`, finished.
@@ -47,7 +54,9 @@ impl Forward {
     /// If the device fails.
     pub fn run(&self) -> Result<Tensor<3>> {
         let hidden = self.model.hidden(self.inputs.clone(), None);
-        self.device.sync().context("the device did not finish a forward pass")?;
+        self.device
+            .sync()
+            .context("the device did not finish a forward pass")?;
         Ok(hidden)
     }
 }
@@ -66,7 +75,13 @@ impl Training {
     pub fn new(model: LanguageModel, problem: &Tutorial, device: &Device) -> Self {
         let [inputs, targets] = tokens(problem, device);
         let optimizer = AdamConfig::new().with_epsilon(1e-8).init();
-        Self { model, optimizer, inputs, targets, device: device.clone() }
+        Self {
+            model,
+            optimizer,
+            inputs,
+            targets,
+            device: device.clone(),
+        }
     }
 
     /// Takes one step and returns the loss before it, with the trained self.
@@ -75,13 +90,30 @@ impl Training {
     ///
     /// If the device fails.
     pub fn step(self) -> Result<(Self, f32)> {
-        let Self { model, mut optimizer, inputs, targets, device } = self;
+        let Self {
+            model,
+            mut optimizer,
+            inputs,
+            targets,
+            device,
+        } = self;
         let loss = model.loss(inputs.clone(), targets.clone());
         let value = loss.clone().into_scalar();
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         let model = optimizer.step(Tutorial::LEARNING_RATE, model, gradients);
-        device.sync().context("the device did not finish a training step")?;
-        Ok((Self { model, optimizer, inputs, targets, device }, value))
+        device
+            .sync()
+            .context("the device did not finish a training step")?;
+        Ok((
+            Self {
+                model,
+                optimizer,
+                inputs,
+                targets,
+                device,
+            },
+            value,
+        ))
     }
 }
 
@@ -97,9 +129,19 @@ pub fn tutorial_weights(model: &LanguageModel) -> Result<Vec<u8>> {
     let Mixer::Mamba1(mixer) = &layer.mixer else {
         anyhow::bail!("expected a Mamba-1 mixer, got {:?}", layer.mixer);
     };
-    let head = model.head.as_ref().context("expected a head of its own, got a tied one")?;
-    let dt_bias = mixer.dt_proj.bias.as_ref().context("expected a bias of dt_proj")?;
-    let conv_bias = mixer.conv_bias.as_ref().context("expected a bias of the convolution")?;
+    let head = model
+        .head
+        .as_ref()
+        .context("expected a head of its own, got a tied one")?;
+    let dt_bias = mixer
+        .dt_proj
+        .bias
+        .as_ref()
+        .context("expected a bias of dt_proj")?;
+    let conv_bias = mixer
+        .conv_bias
+        .as_ref()
+        .context("expected a bias of the convolution")?;
     let projection = |weight: &Param<Tensor<2>>| weight.val().transpose().into_data();
     let tensors = [
         ("embedding", model.embedding.val().into_data()),
@@ -135,7 +177,10 @@ pub struct CpuScan {
 impl CpuScan {
     /// Makes the problem's data.
     pub fn new(problem: Scan) -> Self {
-        Self { problem, data: problem.data() }
+        Self {
+            problem,
+            data: problem.data(),
+        }
     }
 
     /// What it runs on.
@@ -154,15 +199,28 @@ impl CpuScan {
         let checkpoints = outputs.checkpoints.as_deref();
         let checkpoints = checkpoints.context("the scan saved no checkpoints")?;
         let gradients = selective_scan::backward(&inputs, checkpoints, &data.grad_y, None);
-        ensure!(gradients.u.len() == data.u.len(), "the scan returned gradients of another size");
+        ensure!(
+            gradients.u.len() == data.u.len(),
+            "the scan returned gradients of another size"
+        );
         Ok((outputs, gradients))
     }
 
     fn inputs(&self) -> selective_scan::ScanInputs<'_> {
-        let Scan { batch, seq_len, d_inner, d_state } = self.problem;
+        let Scan {
+            batch,
+            seq_len,
+            d_inner,
+            d_state,
+        } = self.problem;
         let data = &self.data;
         selective_scan::ScanInputs {
-            dims: selective_scan::ScanDims { batch, seq_len, d_inner, d_state },
+            dims: selective_scan::ScanDims {
+                batch,
+                seq_len,
+                d_inner,
+                d_state,
+            },
             u: Rows::contiguous(&data.u, d_inner),
             delta: Rows::contiguous(&data.delta, d_inner),
             a: &data.a,

@@ -36,13 +36,33 @@ pub enum Precision {
 #[serde(tag = "request", rename_all = "snake_case")]
 enum Request<'a> {
     Hello,
-    LoadMamba { bytes: usize, double: bool },
-    LoadTransformer { vocab_size: usize, d_model: usize, n_layer: usize, heads: usize, max_positions: usize },
-    Tokens { batch: usize, values: &'a [i64] },
-    Hidden { model: PeerModel },
+    LoadMamba {
+        bytes: usize,
+        double: bool,
+    },
+    LoadTransformer {
+        vocab_size: usize,
+        d_model: usize,
+        n_layer: usize,
+        heads: usize,
+        max_positions: usize,
+    },
+    Tokens {
+        batch: usize,
+        values: &'a [i64],
+    },
+    Hidden {
+        model: PeerModel,
+    },
     AttentionError,
-    Forward { model: PeerModel, calls: usize },
-    Train { model: PeerModel, calls: usize },
+    Forward {
+        model: PeerModel,
+        calls: usize,
+    },
+    Train {
+        model: PeerModel,
+        calls: usize,
+    },
     PeakMemory,
 }
 
@@ -117,7 +137,12 @@ impl Peer {
             .with_context(|| format!("cannot start {}: give --python", python.display()))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("the peer has no output")?;
-        let mut peer = Self { child, stdin, stdout: BufReader::new(stdout), torch: String::new() };
+        let mut peer = Self {
+            child,
+            stdin,
+            stdout: BufReader::new(stdout),
+            torch: String::new(),
+        };
         let hello: Hello = peer.ask(&Request::Hello, &[])?;
         peer.torch = hello.torch;
         Ok(peer)
@@ -140,7 +165,10 @@ impl Peer {
     /// If the peer stopped.
     pub fn load_mamba(&mut self, weights: &[u8], precision: Precision) -> Result<()> {
         let double = precision == Precision::Double;
-        let request = Request::LoadMamba { bytes: weights.len(), double };
+        let request = Request::LoadMamba {
+            bytes: weights.len(),
+            double,
+        };
         self.ask::<Parameters>(&request, weights).map(drop)
     }
 
@@ -166,7 +194,10 @@ impl Peer {
     ///
     /// If the peer stopped or read another shape.
     pub fn set_tokens(&mut self, problem: &Tutorial) -> Result<()> {
-        let request = Request::Tokens { batch: problem.batch, values: &problem.sequences() };
+        let request = Request::Tokens {
+            batch: problem.batch,
+            values: &problem.sequences(),
+        };
         let TokenShape { shape } = self.ask(&request, &[])?;
         let expected = [problem.batch, problem.seq_len];
         if shape != expected {
@@ -181,7 +212,8 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn hidden(&mut self, model: PeerModel) -> Result<Vec<f64>> {
-        self.ask::<Values>(&Request::Hidden { model }, &[]).map(|answer| answer.values)
+        self.ask::<Values>(&Request::Hidden { model }, &[])
+            .map(|answer| answer.values)
     }
 
     /// How far the transformer's hidden states are from those with attention written out, relative
@@ -191,7 +223,8 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn attention_error(&mut self) -> Result<f64> {
-        self.ask::<Error>(&Request::AttentionError, &[]).map(|answer| answer.error)
+        self.ask::<Error>(&Request::AttentionError, &[])
+            .map(|answer| answer.error)
     }
 
     /// Milliseconds of each of `calls` forward passes.
@@ -200,7 +233,8 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn forward(&mut self, model: PeerModel, calls: usize) -> Result<Vec<f64>> {
-        self.ask::<Clocked>(&Request::Forward { model, calls }, &[]).map(|answer| answer.ms)
+        self.ask::<Clocked>(&Request::Forward { model, calls }, &[])
+            .map(|answer| answer.ms)
     }
 
     /// Takes `calls` training steps.
@@ -218,7 +252,8 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn peak_memory(&mut self) -> Result<u64> {
-        self.ask::<Bytes>(&Request::PeakMemory, &[]).map(|answer| answer.bytes)
+        self.ask::<Bytes>(&Request::PeakMemory, &[])
+            .map(|answer| answer.bytes)
     }
 
     fn ask<A: DeserializeOwned>(&mut self, request: &Request, body: &[u8]) -> Result<A> {

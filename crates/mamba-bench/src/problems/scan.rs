@@ -15,9 +15,19 @@ pub struct Scan {
 
 impl Scan {
     /// The size that is timed.
-    pub const LARGE: Self = Self { batch: 8, seq_len: 2048, d_inner: 256, d_state: 16 };
+    pub const LARGE: Self = Self {
+        batch: 8,
+        seq_len: 2048,
+        d_inner: 256,
+        d_state: 16,
+    };
     /// The size that proofs run at: neither chunks, lanes nor groups of states come out even.
-    pub const SMALL: Self = Self { batch: 2, seq_len: 70, d_inner: 40, d_state: 6 };
+    pub const SMALL: Self = Self {
+        batch: 2,
+        seq_len: 70,
+        d_inner: 40,
+        d_state: 6,
+    };
 
     /// Values of `u`.
     pub fn positions(&self) -> usize {

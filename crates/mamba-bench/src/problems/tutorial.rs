@@ -26,12 +26,22 @@ impl Tutorial {
 
     /// The size that is timed.
     pub fn at_length(seq_len: usize) -> Self {
-        Self { vocab_size: 50_257, d_model: 128, batch: 32, seq_len }
+        Self {
+            vocab_size: 50_257,
+            d_model: 128,
+            batch: 32,
+            seq_len,
+        }
     }
 
     /// The size that proofs run at: sequences that end within a chunk of the scan.
     pub fn small() -> Self {
-        Self { vocab_size: 97, d_model: 48, batch: 3, seq_len: 70 }
+        Self {
+            vocab_size: 97,
+            d_model: 48,
+            batch: 3,
+            seq_len: 70,
+        }
     }
 
     /// The Mamba. Its vocabulary is not padded, so that peers have the same softmax.
@@ -52,6 +62,8 @@ impl Tutorial {
     pub fn sequences(&self) -> Vec<i64> {
         let mut numbers = Numbers::new(7);
         let len = self.batch * (self.seq_len + 1);
-        (0..len).map(|_| numbers.below(self.vocab_size) as i64).collect()
+        (0..len)
+            .map(|_| numbers.below(self.vocab_size) as i64)
+            .collect()
     }
 }

@@ -68,10 +68,15 @@ impl Suite {
         use_threads(self.threads)?;
         let mut peer = Peer::start(&self.python, self.threads)?;
         let provenance = Provenance::collect(self.threads);
-        emit(Record::Run { provenance, torch: peer.torch().to_owned() });
+        emit(Record::Run {
+            provenance,
+            torch: peer.torch().to_owned(),
+        });
 
         let device = Device::flex().autodiff();
-        let proofs = proofs::tutorial(&mut peer, &device)?.into_iter().chain(proofs::scan()?);
+        let proofs = proofs::tutorial(&mut peer, &device)?
+            .into_iter()
+            .chain(proofs::scan()?);
         proofs.for_each(|proof| emit(Record::Proof(proof)));
         if self.parts.contains(&Part::Forward) {
             self.forward(&mut peer, &device, &mut emit)?;
@@ -110,15 +115,25 @@ impl Suite {
                 contenders.extend(theirs);
                 in_turns(&mut contenders, self.rounds, Some(peer_id))?
             } else {
-                in_turns(&mut [clocked(|| ours.run().map(drop))], self.rounds, Some(peer_id))?
+                in_turns(
+                    &mut [clocked(|| ours.run().map(drop))],
+                    self.rounds,
+                    Some(peer_id),
+                )?
             };
             points.push((seq_len as f64, measured[0].ms.median()));
             let size = [problem.batch, seq_len];
-            Record::times(FORWARD, size, &engines(), &measured).into_iter().for_each(&mut *emit);
+            Record::times(FORWARD, size, &engines(), &measured)
+                .into_iter()
+                .for_each(&mut *emit);
         }
         if points.len() > 1 {
             let exponent = exponent(&points);
-            emit(Record::Growth { problem: FORWARD, engine: OURS, exponent });
+            emit(Record::Growth {
+                problem: FORWARD,
+                engine: OURS,
+                exponent,
+            });
         }
         Ok(())
     }
@@ -148,21 +163,33 @@ impl Suite {
         contenders.extend(theirs);
         let measured = in_turns(&mut contenders, self.rounds, Some(peer_id))?;
         let size = [problem.batch, problem.seq_len];
-        Record::times(TRAINING, size, &engines(), &measured).into_iter().for_each(emit);
+        Record::times(TRAINING, size, &engines(), &measured)
+            .into_iter()
+            .for_each(emit);
         Ok(())
     }
 
     /// Each engine in a fresh process that does nothing else.
     fn memory(&mut self, emit: &mut impl FnMut(Record)) -> Result<()> {
-        let output = self.memory_probe.output().context("cannot start the memory probe")?;
+        let output = self
+            .memory_probe
+            .output()
+            .context("cannot start the memory probe")?;
         ensure!(
             output.status.success(),
             "the memory probe failed: {}",
             String::from_utf8_lossy(&output.stderr)
         );
         let bytes = String::from_utf8(output.stdout)?;
-        let bytes = bytes.trim().parse().context("the memory probe printed no number")?;
-        emit(Record::Memory { problem: TRAINING, engine: OURS, bytes });
+        let bytes = bytes
+            .trim()
+            .parse()
+            .context("the memory probe printed no number")?;
+        emit(Record::Memory {
+            problem: TRAINING,
+            engine: OURS,
+            bytes,
+        });
 
         let problem = Tutorial::at_length(TRAINING_LENGTH);
         for (engine, model) in PEERS {
@@ -176,7 +203,11 @@ impl Suite {
             }
             peer.set_tokens(&problem)?;
             peer.train(model, MEMORY_STEPS)?;
-            emit(Record::Memory { problem: TRAINING, engine, bytes: peer.peak_memory()? });
+            emit(Record::Memory {
+                problem: TRAINING,
+                engine,
+                bytes: peer.peak_memory()?,
+            });
         }
         Ok(())
     }
@@ -188,7 +219,12 @@ impl Suite {
         let work = clocked(|| ours.run().map(drop));
         let measured = in_turns(&mut [work], self.rounds, None)?.remove(0);
         let instructions = roofline::scan_instructions(&problem);
-        let Scan { batch, seq_len, d_inner, d_state } = problem;
+        let Scan {
+            batch,
+            seq_len,
+            d_inner,
+            d_state,
+        } = problem;
         emit(Record::Roofline {
             problem: SCAN,
             size: format!("B {batch}, L {seq_len}, D {d_inner}, N {d_state}"),
