@@ -14,5 +14,8 @@ pub fn device() -> Device {
 
 /// Both ways to record a tape: keeping results, and recomputing the cheap ones.
 pub fn autodiff_devices() -> [Device; 2] {
-    [device().autodiff(), device().autodiff().gradient_checkpointing()]
+    [
+        device().autodiff(),
+        device().autodiff().gradient_checkpointing(),
+    ]
 }

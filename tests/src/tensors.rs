@@ -7,12 +7,18 @@ use crate::tolerances::{Tolerance, assert_close};
 
 /// A fixture's tensor on a device.
 pub fn float<const D: usize>(array: &Array<f32>, device: &Device) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(array.values.clone(), array.shape.clone()), device)
+    Tensor::from_data(
+        TensorData::new(array.values.clone(), array.shape.clone()),
+        device,
+    )
 }
 
 /// A fixture's integers on a device.
 pub fn int<const D: usize>(array: &Array<i64>, device: &Device) -> Tensor<D, Int> {
-    Tensor::from_data(TensorData::new(array.values.clone(), array.shape.clone()), device)
+    Tensor::from_data(
+        TensorData::new(array.values.clone(), array.shape.clone()),
+        device,
+    )
 }
 
 /// The values of a tensor as f32.
@@ -30,7 +36,11 @@ pub fn assert_fixture<const D: usize>(
     tolerance: Tolerance,
 ) {
     let want = fixture.floats(key);
-    assert_eq!(got.dims().as_slice(), want.shape.as_slice(), "{name}: shape of {key}");
+    assert_eq!(
+        got.dims().as_slice(),
+        want.shape.as_slice(),
+        "{name}: shape of {key}"
+    );
     assert_close(&format!("{name}: {key}"), &values(got), want, tolerance);
 }
 
@@ -44,7 +54,12 @@ pub fn assert_same<const D: usize>(
 ) {
     assert_eq!(got.dims(), want.dims(), "{name}: shapes");
     let shape = want.dims();
-    assert_close(name, &values(got), &Array::new(&shape, values(want)), tolerance);
+    assert_close(
+        name,
+        &values(got),
+        &Array::new(&shape, values(want)),
+        tolerance,
+    );
 }
 
 /// Distinct, reproducible numbers between -1 and 1.

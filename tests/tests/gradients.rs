@@ -13,7 +13,10 @@ use mamba_tests::tensors::{numbers, values};
 use mamba_tests::tolerances::{self, Tolerance, assert_close};
 
 fn doubles<const D: usize>(tensor: &Tensor<D>) -> Vec<f64> {
-    values(tensor.clone().inner()).into_iter().map(f64::from).collect()
+    values(tensor.clone().inner())
+        .into_iter()
+        .map(f64::from)
+        .collect()
 }
 
 fn floats(shape: &[usize], doubles: &[f64]) -> Array<f32> {
@@ -58,7 +61,9 @@ fn the_scan_equals_the_oracle_at_awkward_sizes() {
             let state_dims = [batch, d_inner, d_state];
             let (u, delta) = (leaf3(1, wide), leaf3(2, wide));
             let (b, c) = (leaf3(3, narrow), leaf3(4, narrow));
-            let a = (numbers(5, [d_inner, d_state], &device) - 1.5).detach().require_grad();
+            let a = (numbers(5, [d_inner, d_state], &device) - 1.5)
+                .detach()
+                .require_grad();
             let leaf1 = |seed| numbers(seed, [d_inner], &device).require_grad();
             let (d, bias) = (leaf1(6), leaf1(7));
             let (z, initial) = (leaf3(8, wide), leaf3(9, state_dims));
@@ -75,7 +80,8 @@ fn the_scan_equals_the_oracle_at_awkward_sizes() {
                 strategy: Strategy::Fused,
                 ..SelectiveScan::new(u.clone(), delta.clone(), a.clone(), b.clone(), c.clone())
             });
-            let loss = (y.clone() * grad_y.clone()).sum() + (state.clone() * grad_state.clone()).sum();
+            let loss =
+                (y.clone() * grad_y.clone()).sum() + (state.clone() * grad_state.clone()).sum();
             let gradients = loss.backward();
 
             let (ud, deltad, ad) = (doubles(&u), doubles(&delta), doubles(&a));
@@ -111,19 +117,39 @@ fn the_scan_equals_the_oracle_at_awkward_sizes() {
             check(&name("state"), state.inner(), &want.final_state, tolerance);
             let tolerance = tolerances::SELECTIVE_SCAN_F32_GRADIENT;
             check(&name("u"), u.grad(&gradients).unwrap(), &grads.u, tolerance);
-            check(&name("delta"), delta.grad(&gradients).unwrap(), &grads.delta, tolerance);
+            check(
+                &name("delta"),
+                delta.grad(&gradients).unwrap(),
+                &grads.delta,
+                tolerance,
+            );
             check(&name("a"), a.grad(&gradients).unwrap(), &grads.a, tolerance);
             check(&name("b"), b.grad(&gradients).unwrap(), &grads.b, tolerance);
             check(&name("c"), c.grad(&gradients).unwrap(), &grads.c, tolerance);
             assert_eq!(z.grad(&gradients).is_some(), full);
             if full {
                 let optional = |grad: Option<Vec<f64>>| grad.expect("the input was given");
-                check(&name("d"), d.grad(&gradients).unwrap(), &optional(grads.d), tolerance);
-                check(&name("z"), z.grad(&gradients).unwrap(), &optional(grads.z), tolerance);
+                check(
+                    &name("d"),
+                    d.grad(&gradients).unwrap(),
+                    &optional(grads.d),
+                    tolerance,
+                );
+                check(
+                    &name("z"),
+                    z.grad(&gradients).unwrap(),
+                    &optional(grads.z),
+                    tolerance,
+                );
                 let bias = bias.grad(&gradients).unwrap();
                 check(&name("bias"), bias, &optional(grads.delta_bias), tolerance);
                 let initial = initial.grad(&gradients).unwrap();
-                check(&name("initial"), initial, &optional(grads.initial_state), tolerance);
+                check(
+                    &name("initial"),
+                    initial,
+                    &optional(grads.initial_state),
+                    tolerance,
+                );
             }
         }
     }
@@ -132,9 +158,14 @@ fn the_scan_equals_the_oracle_at_awkward_sizes() {
 #[test]
 fn the_convolution_equals_the_oracle_at_awkward_sizes() {
     let device = device().autodiff();
-    for [batch, seq_len, channels, width] in
-        [[2, 1, 5, 4], [1, 2, 16, 4], [2, 17, 40, 3], [1, 130, 12, 4], [2, 9, 3, 6], [1, 33, 17, 2]]
-    {
+    for [batch, seq_len, channels, width] in [
+        [2, 1, 5, 4],
+        [1, 2, 16, 4],
+        [2, 17, 40, 3],
+        [1, 130, 12, 4],
+        [2, 9, 3, 6],
+        [1, 33, 17, 2],
+    ] {
         for full in [false, true] {
             let dims = [batch, seq_len, channels];
             let window_dims = [batch, width - 1, channels];
@@ -153,7 +184,8 @@ fn the_convolution_equals_the_oracle_at_awkward_sizes() {
                 strategy: Strategy::Fused,
                 ..CausalConv1d::new(x.clone(), weight.clone())
             });
-            let loss = (y.clone() * grad_y.clone()).sum() + (last.clone() * grad_window.clone()).sum();
+            let loss =
+                (y.clone() * grad_y.clone()).sum() + (last.clone() * grad_window.clone()).sum();
             let gradients = loss.backward();
 
             let (xd, weightd) = (doubles(&x), doubles(&weight));
@@ -183,13 +215,23 @@ fn the_convolution_equals_the_oracle_at_awkward_sizes() {
             check(&name("window"), last.inner(), &want.final_state, tolerance);
             let tolerance = tolerances::CAUSAL_CONV1D_F32_GRADIENT;
             check(&name("x"), x.grad(&gradients).unwrap(), &grads.x, tolerance);
-            check(&name("weight"), weight.grad(&gradients).unwrap(), &grads.weight, tolerance);
+            check(
+                &name("weight"),
+                weight.grad(&gradients).unwrap(),
+                &grads.weight,
+                tolerance,
+            );
             if full {
                 let optional = |grad: Option<Vec<f64>>| grad.expect("the input was given");
                 let bias = bias.grad(&gradients).unwrap();
                 check(&name("bias"), bias, &optional(grads.bias), tolerance);
                 let window = window.grad(&gradients).unwrap();
-                check(&name("initial"), window, &optional(grads.initial_state), tolerance);
+                check(
+                    &name("initial"),
+                    window,
+                    &optional(grads.initial_state),
+                    tolerance,
+                );
             }
         }
     }
@@ -200,8 +242,12 @@ fn the_loss_equals_the_oracle_across_chunks() {
     let device = device().autodiff();
     let (tokens, d_model, rows, vocab_size) = (300, 12, 104, 101);
     let hidden = numbers(1, [tokens, d_model], &device).require_grad();
-    let weight = (numbers(2, [rows, d_model], &device) * 3.0).detach().require_grad();
-    let targets: Vec<i64> = (0..tokens as i64).map(|t| if t % 7 == 0 { -1 } else { t % 101 }).collect();
+    let weight = (numbers(2, [rows, d_model], &device) * 3.0)
+        .detach()
+        .require_grad();
+    let targets: Vec<i64> = (0..tokens as i64)
+        .map(|t| if t % 7 == 0 { -1 } else { t % 101 })
+        .collect();
     let data: Vec<i32> = targets.iter().map(|target| *target as i32).collect();
     let loss = linear_cross_entropy(LinearCrossEntropy {
         hidden: hidden.clone(),
@@ -222,12 +268,27 @@ fn the_loss_equals_the_oracle_across_chunks() {
         ignore_index: Some(-1),
     };
     let want = [oracle::linear_cross_entropy(&inputs)];
-    check("loss", loss.clone().inner(), &want, tolerances::LINEAR_CROSS_ENTROPY_F32);
+    check(
+        "loss",
+        loss.clone().inner(),
+        &want,
+        tolerances::LINEAR_CROSS_ENTROPY_F32,
+    );
     let gradients = (loss * 2.0).backward();
     let grads = oracle::linear_cross_entropy_backward(&inputs, 2.0);
     let tolerance = tolerances::LINEAR_CROSS_ENTROPY_F32_GRADIENT;
-    check("hidden", hidden.grad(&gradients).unwrap(), &grads.hidden, tolerance);
-    check("weight", weight.grad(&gradients).unwrap(), &grads.weight, tolerance);
+    check(
+        "hidden",
+        hidden.grad(&gradients).unwrap(),
+        &grads.hidden,
+        tolerance,
+    );
+    check(
+        "weight",
+        weight.grad(&gradients).unwrap(),
+        &grads.weight,
+        tolerance,
+    );
 }
 
 #[test]
@@ -243,7 +304,11 @@ fn all_targets_left_out_give_no_loss() {
     });
     assert_eq!(values(loss.clone().inner()), [0.0]);
     let gradients = loss.backward();
-    assert!(values(hidden.grad(&gradients).unwrap()).iter().all(|value| *value == 0.0));
+    assert!(
+        values(hidden.grad(&gradients).unwrap())
+            .iter()
+            .all(|value| *value == 0.0)
+    );
 }
 
 /// A whole path of ours, from a leaf to a scalar, against the slope between two nearby points.
@@ -284,6 +349,9 @@ fn gradients_are_the_slopes_of_the_values() {
         };
         let slope = (nudged(step) - nudged(-step)) / f64::from(2.0 * step);
         let got = f64::from(gradient[index]);
-        assert!((got - slope).abs() < 2e-3 * (1.0 + slope.abs()), "{index}: {got} is not {slope}");
+        assert!(
+            (got - slope).abs() < 2e-3 * (1.0 + slope.abs()),
+            "{index}: {got} is not {slope}"
+        );
     }
 }

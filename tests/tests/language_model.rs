@@ -22,7 +22,10 @@ struct Weights {
 
 impl Weights {
     fn load(name: &str, device: &Device) -> Self {
-        Self { fixture: Fixture::load(name), device: device.clone() }
+        Self {
+            fixture: Fixture::load(name),
+            device: device.clone(),
+        }
     }
 
     fn get<const D: usize>(&self, name: &str) -> Param<Tensor<D>> {
@@ -40,13 +43,22 @@ impl Weights {
 
     /// Several linear layers of one input, side by side.
     fn joined(&self, names: &[String]) -> Linear {
-        let weights = names.iter().map(|name| self.linear(name).weight.val()).collect();
-        Linear { weight: Param::from_tensor(Tensor::cat(weights, 1).detach()), bias: None }
+        let weights = names
+            .iter()
+            .map(|name| self.linear(name).weight.val())
+            .collect();
+        Linear {
+            weight: Param::from_tensor(Tensor::cat(weights, 1).detach()),
+            bias: None,
+        }
     }
 
     /// GPT-2's `Conv1D` keeps `[d_input, d_output]`.
     fn conv1d(&self, name: &str) -> Linear {
-        Linear { weight: self.get(&format!("{name}.weight")), bias: self.bias(name) }
+        Linear {
+            weight: self.get(&format!("{name}.weight")),
+            bias: self.bias(name),
+        }
     }
 
     fn bias(&self, name: &str) -> Option<Param<Tensor<1>>> {
@@ -84,10 +96,16 @@ fn mamba1(weights: &Weights) -> LanguageModel {
         .enumerate()
         .map(|(index, block)| {
             let name = |part: &str| format!("backbone.layers.{index}.mixer.{part}");
-            let Mixer::Mamba1(mut mixer) = block.mixer else { panic!("a Mamba-1 model") };
+            let Mixer::Mamba1(mut mixer) = block.mixer else {
+                panic!("a Mamba-1 model")
+            };
             mixer.in_proj = weights.linear(&name("in_proj"));
             mixer.conv_weight = Param::from_tensor(
-                weights.get::<3>(&name("conv1d.weight")).val().squeeze_dim(1).detach(),
+                weights
+                    .get::<3>(&name("conv1d.weight"))
+                    .val()
+                    .squeeze_dim(1)
+                    .detach(),
             );
             mixer.conv_bias = weights.bias(&name("conv1d"));
             mixer.x_proj = weights.linear(&name("x_proj"));
@@ -96,19 +114,23 @@ fn mamba1(weights: &Weights) -> LanguageModel {
             mixer.d = weights.get(&name("D"));
             mixer.out_proj = weights.linear(&name("out_proj"));
             let norm = weights.norm(block.norm, &format!("backbone.layers.{index}.norm"));
-            Block { norm, mixer: Mixer::Mamba1(mixer) }
+            Block {
+                norm,
+                mixer: Mixer::Mamba1(mixer),
+            }
         })
         .collect();
     model
 }
 
 /// The part of a transformer layer that a block of ours is.
-fn transformer_layers(
-    model: &mut LanguageModel,
-    replace: impl Fn(usize, Block) -> Block,
-) {
+fn transformer_layers(model: &mut LanguageModel, replace: impl Fn(usize, Block) -> Block) {
     let layers = std::mem::take(&mut model.layers);
-    model.layers = layers.into_iter().enumerate().map(|(i, block)| replace(i / 2, block)).collect();
+    model.layers = layers
+        .into_iter()
+        .enumerate()
+        .map(|(i, block)| replace(i / 2, block))
+        .collect();
 }
 
 fn gpt2(weights: &Weights) -> LanguageModel {
@@ -121,7 +143,9 @@ fn gpt2(weights: &Weights) -> LanguageModel {
         .with_norm(NormKind::LayerNorm)
         .with_max_positions(setting("n_positions"))
         .with_attention(
-            AttentionConfig::new(0, setting("n_head")).with_qkv_bias(true).with_out_bias(true),
+            AttentionConfig::new(0, setting("n_head"))
+                .with_qkv_bias(true)
+                .with_out_bias(true),
         )
         .with_mlp(MlpConfig::new(0).with_bias(true));
     let mut model = config.init(&weights.device);
@@ -135,13 +159,19 @@ fn gpt2(weights: &Weights) -> LanguageModel {
                 mixer.in_proj = weights.conv1d(&name("attn.c_attn"));
                 mixer.out_proj = weights.conv1d(&name("attn.c_proj"));
                 let norm = weights.norm(block.norm, &name("ln_1"));
-                Block { norm, mixer: Mixer::Attention(mixer) }
+                Block {
+                    norm,
+                    mixer: Mixer::Attention(mixer),
+                }
             }
             Mixer::Mlp(mut mixer) => {
                 mixer.fc_in = weights.conv1d(&name("mlp.c_fc"));
                 mixer.fc_out = weights.conv1d(&name("mlp.c_proj"));
                 let norm = weights.norm(block.norm, &name("ln_2"));
-                Block { norm, mixer: Mixer::Mlp(mixer) }
+                Block {
+                    norm,
+                    mixer: Mixer::Mlp(mixer),
+                }
             }
             Mixer::Mamba1(_) => panic!("a transformer"),
         }
@@ -177,13 +207,19 @@ fn llama(weights: &Weights) -> LanguageModel {
                 mixer.in_proj = weights.joined(&parts);
                 mixer.out_proj = weights.linear(&name("self_attn.o_proj"));
                 let norm = weights.norm(block.norm, &name("input_layernorm"));
-                Block { norm, mixer: Mixer::Attention(mixer) }
+                Block {
+                    norm,
+                    mixer: Mixer::Attention(mixer),
+                }
             }
             Mixer::Mlp(mut mixer) => {
                 mixer.fc_in = weights.joined(&[name("mlp.gate_proj"), name("mlp.up_proj")]);
                 mixer.fc_out = weights.linear(&name("mlp.down_proj"));
                 let norm = weights.norm(block.norm, &name("post_attention_layernorm"));
-                Block { norm, mixer: Mixer::Mlp(mixer) }
+                Block {
+                    norm,
+                    mixer: Mixer::Mlp(mixer),
+                }
             }
             Mixer::Mamba1(_) => panic!("a transformer"),
         }
@@ -192,13 +228,20 @@ fn llama(weights: &Weights) -> LanguageModel {
 }
 
 type Build = fn(&Weights) -> LanguageModel;
-const MODELS: [(&str, Build); 3] = [("mamba1_lm", mamba1), ("gpt2_lm", gpt2), ("llama_lm", llama)];
+const MODELS: [(&str, Build); 3] = [
+    ("mamba1_lm", mamba1),
+    ("gpt2_lm", gpt2),
+    ("llama_lm", llama),
+];
 
 /// Inputs and targets of next-token prediction.
 fn next_tokens(weights: &Weights) -> (Tensor<2, Int>, Tensor<2, Int>) {
     let ids = int::<2>(weights.fixture.ints("input_ids"), &weights.device);
     let [_, length] = ids.dims();
-    (ids.clone().slice(s![.., ..length - 1]), ids.slice(s![.., 1..]))
+    (
+        ids.clone().slice(s![.., ..length - 1]),
+        ids.slice(s![.., 1..]),
+    )
 }
 
 #[test]
@@ -211,7 +254,10 @@ fn logits_and_loss_equal_transformers() {
         assert_fixture(name, &weights.fixture, "logits", logits, LANGUAGE_MODEL_F32);
         let (inputs, targets) = next_tokens(&weights);
         let loss = model.loss(inputs.clone(), targets.clone());
-        let want = Tensor::from_data(weights.fixture.floats("loss").values.as_slice(), &weights.device);
+        let want = Tensor::from_data(
+            weights.fixture.floats("loss").values.as_slice(),
+            &weights.device,
+        );
         assert_same(name, loss.clone(), want, LANGUAGE_MODEL_F32);
         let (scores, _) = model.score(inputs, targets, model.initial_state(2, &weights.device));
         assert_same(name, scores.mean(), loss, LANGUAGE_MODEL_F32);
@@ -221,7 +267,11 @@ fn logits_and_loss_equal_transformers() {
 #[test]
 fn gradients_of_the_embedding_equal_transformers() {
     for (name, build, key) in [
-        ("mamba1_lm", mamba1 as Build, "grad.backbone.embeddings.weight"),
+        (
+            "mamba1_lm",
+            mamba1 as Build,
+            "grad.backbone.embeddings.weight",
+        ),
         ("gpt2_lm", gpt2, "grad.transformer.wte.weight"),
         ("llama_lm", llama, "grad.model.embed_tokens.weight"),
     ] {
@@ -230,12 +280,22 @@ fn gradients_of_the_embedding_equal_transformers() {
         let (inputs, targets) = next_tokens(&weights);
         let gradients = model.loss(inputs, targets).backward();
         let gradient = model.embedding.grad(&gradients).unwrap();
-        assert_fixture(name, &weights.fixture, key, gradient, LANGUAGE_MODEL_F32_GRADIENT);
+        assert_fixture(
+            name,
+            &weights.fixture,
+            key,
+            gradient,
+            LANGUAGE_MODEL_F32_GRADIENT,
+        );
     }
 }
 
 fn greedy() -> Sampler {
-    Sampler::new(SamplingConfig { temperature: 0.0, ..Default::default() }).unwrap()
+    Sampler::new(SamplingConfig {
+        temperature: 0.0,
+        ..Default::default()
+    })
+    .unwrap()
 }
 
 #[test]
@@ -248,14 +308,21 @@ fn greedy_tokens_equal_transformers() {
         let length = ids.shape[1];
         let count = want.shape[1];
         for row in 0..2 {
-            let prompt: Vec<u32> = ids.values[row * length..][..length].iter().map(|id| *id as u32).collect();
+            let prompt: Vec<u32> = ids.values[row * length..][..length]
+                .iter()
+                .map(|id| *id as u32)
+                .collect();
             let got: Vec<i64> = model
                 .generate(&prompt, greedy(), &weights.device)
                 .unwrap()
                 .take(count)
                 .map(|token| i64::from(token.unwrap()))
                 .collect();
-            assert_eq!(got, want.values[row * count..][..count], "{name}, row {row}");
+            assert_eq!(
+                got,
+                want.values[row * count..][..count],
+                "{name}, row {row}"
+            );
         }
     }
 }
@@ -266,7 +333,11 @@ fn hybrid(device: &Device) -> LanguageModel {
         .with_vocab_size(29)
         .with_d_model(16)
         .with_n_layer(2)
-        .with_pattern(vec![MixerKind::Mamba1, MixerKind::Attention, MixerKind::Mlp])
+        .with_pattern(vec![
+            MixerKind::Mamba1,
+            MixerKind::Attention,
+            MixerKind::Mlp,
+        ])
         .with_attention(AttentionConfig::new(0, 4).with_rotary_dim(4))
         .init(device)
 }
@@ -283,8 +354,10 @@ fn a_hybrid_steps_as_it_reads() {
     let model = hybrid(&device);
     let ids = tokens([2, 11], &device);
     let whole = model.logits(model.hidden(ids.clone(), None));
-    let (first, mut state) =
-        model.prefill(ids.clone().slice(s![.., ..4]), model.initial_state(2, &device));
+    let (first, mut state) = model.prefill(
+        ids.clone().slice(s![.., ..4]),
+        model.initial_state(2, &device),
+    );
     let at = |t: usize| whole.clone().slice(s![.., t..t + 1]).squeeze_dim::<2>(1);
     assert_same("prefill", first, at(3), LANGUAGE_MODEL_F32);
     for t in 4..11 {
@@ -320,12 +393,23 @@ fn bad_prompts_are_refused() {
     assert!(matches!(error(&[]), GenerateError::EmptyPrompt));
     assert!(matches!(
         error(&[1, 29]),
-        GenerateError::UnknownToken { token: 29, vocab_size: 29 }
+        GenerateError::UnknownToken {
+            token: 29,
+            vocab_size: 29
+        }
     ));
     let weights = Weights::load("gpt2_lm", &device);
     let model = gpt2(&weights);
-    let last = model.generate(&[1; 31], greedy(), &device).unwrap().take(4).last().unwrap();
-    assert!(matches!(last, Err(GenerateError::OutOfPositions(32))), "{last:?}");
+    let last = model
+        .generate(&[1; 31], greedy(), &device)
+        .unwrap()
+        .take(4)
+        .last()
+        .unwrap();
+    assert!(
+        matches!(last, Err(GenerateError::OutOfPositions(32))),
+        "{last:?}"
+    );
 }
 
 #[test]
@@ -340,7 +424,11 @@ fn weights_survive_a_record() {
         .with_vocab_size(29)
         .with_d_model(16)
         .with_n_layer(2)
-        .with_pattern(vec![MixerKind::Mamba1, MixerKind::Attention, MixerKind::Mlp])
+        .with_pattern(vec![
+            MixerKind::Mamba1,
+            MixerKind::Attention,
+            MixerKind::Mlp,
+        ])
         .with_attention(AttentionConfig::new(0, 4).with_rotary_dim(4))
         .init(&device)
         .load_record(record);

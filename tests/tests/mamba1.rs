@@ -34,12 +34,20 @@ fn block(fixture: &Fixture, device: &Device) -> Mamba1 {
         .with_conv_bias(fixture.setting("conv_bias"));
     let conv = float::<3>(fixture.floats("conv1d.weight"), device);
     let module = config.init(device);
-    assert_eq!(module.in_proj.bias.is_some(), fixture.setting::<bool>("bias"));
-    assert_eq!(module.conv_bias.is_some(), fixture.setting::<bool>("conv_bias"));
+    assert_eq!(
+        module.in_proj.bias.is_some(),
+        fixture.setting::<bool>("bias")
+    );
+    assert_eq!(
+        module.conv_bias.is_some(),
+        fixture.setting::<bool>("conv_bias")
+    );
     Mamba1 {
         in_proj: linear(fixture, "in_proj", device),
         conv_weight: parameter(conv.squeeze_dim(1)),
-        conv_bias: fixture.find_floats("conv1d.bias").map(|bias| parameter(float(bias, device))),
+        conv_bias: fixture
+            .find_floats("conv1d.bias")
+            .map(|bias| parameter(float(bias, device))),
         x_proj: linear(fixture, "x_proj", device),
         dt_proj: linear(fixture, "dt_proj", device),
         a_log: parameter(float(fixture.floats("A_log"), device)),
@@ -61,7 +69,9 @@ fn the_block_equals_pytorch() {
                 ssm: leaf("initial_ssm_state"),
             };
             let (y, last) = match fixture.find_ints("seq_idx") {
-                Some(ids) => module.forward_packed(x.clone(), int(ids, &device), Some(state.clone())),
+                Some(ids) => {
+                    module.forward_packed(x.clone(), int(ids, &device), Some(state.clone()))
+                }
                 None => module.forward(x.clone(), Some(state.clone())),
             };
             let values = |key: &str, got: Tensor<3>| {
@@ -71,9 +81,8 @@ fn the_block_equals_pytorch() {
             values("final_conv_state", last.conv.clone());
             values("final_ssm_state", last.ssm.clone());
 
-            let weighted = |key: &str, output: Tensor<3>| {
-                (output * float(fixture.floats(key), &device)).sum()
-            };
+            let weighted =
+                |key: &str, output: Tensor<3>| (output * float(fixture.floats(key), &device)).sum();
             let loss = weighted("grad_y", y)
                 + weighted("grad_final_conv_state", last.conv)
                 + weighted("grad_final_ssm_state", last.ssm);
@@ -89,7 +98,13 @@ fn the_block_equals_pytorch() {
             let check_linear = |key: &str, module: &Linear| {
                 let gradient = module.weight.grad(&gradients).expect(key).transpose();
                 let weight = format!("grad.{key}.weight");
-                assert_fixture(&name, &fixture, &weight, gradient, MAMBA1_BLOCK_F32_GRADIENT);
+                assert_fixture(
+                    &name,
+                    &fixture,
+                    &weight,
+                    gradient,
+                    MAMBA1_BLOCK_F32_GRADIENT,
+                );
                 if let Some(bias) = &module.bias {
                     let gradient = bias.grad(&gradients).expect(key);
                     let bias = format!("grad.{key}.bias");
@@ -115,9 +130,21 @@ fn the_block_equals_pytorch() {
                 assert_fixture(&name, &fixture, "grad.conv1d.bias", gradient, tolerance);
             }
             let gradient = module.a_log.grad(&gradients).expect("A_log");
-            assert_fixture(&name, &fixture, "grad.A_log", gradient, MAMBA1_BLOCK_F32_GRADIENT);
+            assert_fixture(
+                &name,
+                &fixture,
+                "grad.A_log",
+                gradient,
+                MAMBA1_BLOCK_F32_GRADIENT,
+            );
             let gradient = module.d.grad(&gradients).expect("D");
-            assert_fixture(&name, &fixture, "grad.D", gradient, MAMBA1_BLOCK_F32_GRADIENT);
+            assert_fixture(
+                &name,
+                &fixture,
+                "grad.D",
+                gradient,
+                MAMBA1_BLOCK_F32_GRADIENT,
+            );
         }
     }
 }
@@ -167,11 +194,21 @@ fn final_state_continues_a_sequence() {
         let name = format!("{seq_len} cut at {cut}");
         assert_same(&name, joined.inner(), whole.inner(), MAMBA1_BLOCK_F32);
         assert_same(&name, state.ssm.inner(), last.ssm.inner(), MAMBA1_BLOCK_F32);
-        assert_same(&name, state.conv.inner(), last.conv.inner(), MAMBA1_BLOCK_F32);
+        assert_same(
+            &name,
+            state.conv.inner(),
+            last.conv.inner(),
+            MAMBA1_BLOCK_F32,
+        );
         let (got_x, want_x) = (parts.grad(&got).unwrap(), x.grad(&wanted).unwrap());
         assert_same(&name, got_x, want_x, MAMBA1_BLOCK_F32_GRADIENT);
         let gradient = |gradients| module.a_log.grad(gradients).unwrap();
-        assert_same(&name, gradient(&got), gradient(&wanted), MAMBA1_BLOCK_F32_GRADIENT);
+        assert_same(
+            &name,
+            gradient(&got),
+            gradient(&wanted),
+            MAMBA1_BLOCK_F32_GRADIENT,
+        );
     }
 }
 
@@ -211,11 +248,21 @@ fn packed_sequences_equal_separate_ones() {
 
     assert_same("y", y.inner(), joined.inner(), MAMBA1_BLOCK_F32);
     assert_same("ssm", last.ssm.inner(), state.ssm.inner(), MAMBA1_BLOCK_F32);
-    assert_same("conv", last.conv.inner(), state.conv.inner(), MAMBA1_BLOCK_F32);
+    assert_same(
+        "conv",
+        last.conv.inner(),
+        state.conv.inner(),
+        MAMBA1_BLOCK_F32,
+    );
     let (got_x, want_x) = (packed.grad(&got).unwrap(), separate.grad(&wanted).unwrap());
     assert_same("grad x", got_x, want_x, MAMBA1_BLOCK_F32_GRADIENT);
     let gradient = |gradients| module.conv_weight.grad(gradients).unwrap();
-    assert_same("grad conv", gradient(&got), gradient(&wanted), MAMBA1_BLOCK_F32_GRADIENT);
+    assert_same(
+        "grad conv",
+        gradient(&got),
+        gradient(&wanted),
+        MAMBA1_BLOCK_F32_GRADIENT,
+    );
 }
 
 #[test]
@@ -227,7 +274,10 @@ fn gradients_are_bit_identical_from_run_to_run() {
         let (y, _) = module.forward(x.clone(), None);
         let gradients = y.square().sum().backward();
         let x = x.grad(&gradients).unwrap().into_data();
-        (x, module.x_proj.weight.grad(&gradients).unwrap().into_data())
+        (
+            x,
+            module.x_proj.weight.grad(&gradients).unwrap().into_data(),
+        )
     };
     let first = run();
     for _ in 0..3 {
@@ -242,21 +292,45 @@ fn initialisation_is_the_official_one() {
     let config = Mamba1Config::new(64);
     let module = config.init(&device);
     assert_eq!(config.resolved_dt_rank(), 4);
-    assert_eq!(module.num_params(), 64 * 256 + 128 * 4 + 128 + 128 * 36 + 4 * 128 + 128 + 128 * 16 + 128 + 128 * 64);
+    assert_eq!(
+        module.num_params(),
+        64 * 256 + 128 * 4 + 128 + 128 * 36 + 4 * 128 + 128 + 128 * 16 + 128 + 128 * 64
+    );
 
     let a = module.a_log.val().exp().into_data();
     for (index, value) in a.iter::<f32>().enumerate() {
         let want = (index % 16 + 1) as f32;
-        assert!((value - want).abs() < 1e-4 * want, "A[{index}] = -{value}, expected -{want}");
+        assert!(
+            (value - want).abs() < 1e-4 * want,
+            "A[{index}] = -{value}, expected -{want}"
+        );
     }
     assert!(module.d.val().into_data().iter::<f32>().all(|d| d == 1.0));
     let bias = module.dt_proj.bias.as_ref().unwrap().val().into_data();
     let dt: Vec<f64> = bias.iter::<f64>().map(|bias| bias.exp().ln_1p()).collect();
-    assert!(dt.iter().all(|dt| (0.000_999..0.1001).contains(dt)), "{dt:?}");
-    let (low, high) = (dt.iter().cloned().fold(1.0, f64::min), dt.iter().cloned().fold(0.0, f64::max));
-    assert!(low < 0.002 && high > 0.05, "log-uniform over the range: {low} .. {high}");
+    assert!(
+        dt.iter().all(|dt| (0.000_999..0.1001).contains(dt)),
+        "{dt:?}"
+    );
+    let (low, high) = (
+        dt.iter().cloned().fold(1.0, f64::min),
+        dt.iter().cloned().fold(0.0, f64::max),
+    );
+    assert!(
+        low < 0.002 && high > 0.05,
+        "log-uniform over the range: {low} .. {high}"
+    );
     let bound = |tensor: Tensor<2>| tensor.abs().max().into_scalar::<f32>();
-    assert!((0.45..=0.5).contains(&bound(module.dt_proj.weight.val())), "dt_rank^-1/2");
-    assert!((0.45..=0.5).contains(&bound(module.conv_weight.val())), "d_conv^-1/2");
-    assert!((0.12..=0.125).contains(&bound(module.in_proj.weight.val())), "d_model^-1/2");
+    assert!(
+        (0.45..=0.5).contains(&bound(module.dt_proj.weight.val())),
+        "dt_rank^-1/2"
+    );
+    assert!(
+        (0.45..=0.5).contains(&bound(module.conv_weight.val())),
+        "d_conv^-1/2"
+    );
+    assert!(
+        (0.12..=0.125).contains(&bound(module.in_proj.weight.val())),
+        "d_model^-1/2"
+    );
 }

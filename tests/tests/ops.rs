@@ -22,7 +22,11 @@ struct Case<'a> {
 
 impl<'a> Case<'a> {
     fn load(name: &'a str, device: &Device) -> Self {
-        Self { name, fixture: Fixture::load(name), device: device.clone() }
+        Self {
+            name,
+            fixture: Fixture::load(name),
+            device: device.clone(),
+        }
     }
 
     fn leaf<const D: usize>(&self, key: &str) -> Tensor<D> {
@@ -67,7 +71,10 @@ fn scan_of(case: &Case) -> SelectiveScan {
         z: case.optional_leaf("z"),
         delta_bias: case.optional_leaf("delta_bias"),
         initial_state: case.optional_leaf("initial_state"),
-        seq_idx: case.fixture.find_ints("seq_idx").map(|ids| int(ids, &case.device)),
+        seq_idx: case
+            .fixture
+            .find_ints("seq_idx")
+            .map(|ids| int(ids, &case.device)),
         delta_softplus: case.fixture.setting("delta_softplus"),
         ..SelectiveScan::new(
             case.leaf("u"),
@@ -112,7 +119,10 @@ fn selective_scan_equals_pytorch() {
         for name in fixtures::names("selective_scan_") {
             for strategy in STRATEGIES {
                 let case = Case::load(&name, &device);
-                let scan = SelectiveScan { strategy, ..scan_of(&case) };
+                let scan = SelectiveScan {
+                    strategy,
+                    ..scan_of(&case)
+                };
                 check_scan(&case, scan.clone(), selective_scan(scan));
             }
         }
@@ -125,7 +135,11 @@ fn the_parallel_scan_equals_pytorch() {
     for name in fixtures::names("selective_scan_") {
         let case = Case::load(&name, &device);
         let scan = scan_of(&case);
-        check_scan(&case, scan.clone(), reference::selective_scan_parallel(scan));
+        check_scan(
+            &case,
+            scan.clone(),
+            reference::selective_scan_parallel(scan),
+        );
     }
 }
 
@@ -140,8 +154,13 @@ fn causal_conv1d_equals_pytorch() {
                 let without_window = case.fixture.floats("final_state").values.is_empty();
                 let conv = CausalConv1d {
                     bias: case.optional_leaf("bias"),
-                    initial_state: case.optional_leaf("initial_state").filter(|_| !without_window),
-                    seq_idx: case.fixture.find_ints("seq_idx").map(|ids| int(ids, &device)),
+                    initial_state: case
+                        .optional_leaf("initial_state")
+                        .filter(|_| !without_window),
+                    seq_idx: case
+                        .fixture
+                        .find_ints("seq_idx")
+                        .map(|ids| int(ids, &device)),
                     silu: case.fixture.setting("activation"),
                     strategy,
                     ..CausalConv1d::new(case.leaf("x"), case.leaf("weight"))
@@ -221,5 +240,8 @@ fn scalar(value: f32) -> fixtures::Array<f32> {
 #[test]
 fn a_device_with_operations_of_its_own_uses_them() {
     assert_eq!(Strategy::Auto.resolve(&device()), Strategy::Fused);
-    assert_eq!(Strategy::Auto.resolve(&device().autodiff()), Strategy::Fused);
+    assert_eq!(
+        Strategy::Auto.resolve(&device().autodiff()),
+        Strategy::Fused
+    );
 }

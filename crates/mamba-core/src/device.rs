@@ -102,7 +102,10 @@ pub fn start(name: &str) -> Result<Device, DeviceError> {
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = std::thread::spawn(move || {
-        (Tensor::<1>::ones([2], &on_device) + 1.0).into_data().iter::<f32>().sum::<f32>()
+        (Tensor::<1>::ones([2], &on_device) + 1.0)
+            .into_data()
+            .iter::<f32>()
+            .sum::<f32>()
     })
     .join();
     std::panic::set_hook(quiet);
@@ -114,7 +117,9 @@ pub fn start(name: &str) -> Result<Device, DeviceError> {
         }),
         Err(panic) => Err(DeviceError::Unusable {
             name: name.into(),
-            reason: panic_message(&*panic).unwrap_or("its driver gave no reason").into(),
+            reason: panic_message(&*panic)
+                .unwrap_or("its driver gave no reason")
+                .into(),
         }),
     }
 }
@@ -131,7 +136,10 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let message = device("tpu").unwrap_err().to_string();
-        assert!(message.contains("`tpu`") && message.contains("flex"), "{message}");
+        assert!(
+            message.contains("`tpu`") && message.contains("flex"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -13,7 +13,9 @@ pub enum GenerateError {
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,
     /// A token of the prompt is none of the model's.
-    #[error("token {token} of the prompt is not below the model's vocabulary of {vocab_size}: the tokenizer is another model's")]
+    #[error(
+        "token {token} of the prompt is not below the model's vocabulary of {vocab_size}: the tokenizer is another model's"
+    )]
     UnknownToken {
         /// The offending token.
         token: u32,
@@ -21,7 +23,9 @@ pub enum GenerateError {
         vocab_size: usize,
     },
     /// The model's learned positions are used up.
-    #[error("the model has {0} learned positions and the sequence has reached them: shorten the prompt or generate fewer tokens")]
+    #[error(
+        "the model has {0} learned positions and the sequence has reached them: shorten the prompt or generate fewer tokens"
+    )]
     OutOfPositions(usize),
     /// No token could be drawn.
     #[error(transparent)]
@@ -57,7 +61,11 @@ impl LanguageModel {
             return Err(GenerateError::EmptyPrompt);
         }
         let vocab_size = self.vocab_size();
-        if let Some(token) = prompt.iter().copied().find(|token| *token as usize >= vocab_size) {
+        if let Some(token) = prompt
+            .iter()
+            .copied()
+            .find(|token| *token as usize >= vocab_size)
+        {
             return Err(GenerateError::UnknownToken { token, vocab_size });
         }
         if let Some(positions) = self.max_positions().filter(|max| prompt.len() > *max) {
@@ -96,8 +104,15 @@ impl Generator<'_> {
     }
 
     fn read(&mut self, token: u32) -> Result<(), GenerateError> {
-        let state = self.state.take().expect("the state is put back after every step");
-        if let Some(positions) = self.model.max_positions().filter(|max| state.position >= *max) {
+        let state = self
+            .state
+            .take()
+            .expect("the state is put back after every step");
+        if let Some(positions) = self
+            .model
+            .max_positions()
+            .filter(|max| state.position >= *max)
+        {
             self.state = Some(state);
             return Err(GenerateError::OutOfPositions(positions));
         }

@@ -65,13 +65,17 @@ impl Default for LanguageModelConfig {
 impl LanguageModelConfig {
     /// The official Mamba-130M: 24 layers of width 768, vocabulary of GPT-NeoX.
     pub fn mamba_130m() -> Self {
-        Self::new().with_vocab_size(50_280).with_d_model(768).with_n_layer(24)
+        Self::new()
+            .with_vocab_size(50_280)
+            .with_d_model(768)
+            .with_n_layer(24)
     }
 
     /// Rows of the embedding: the vocabulary rounded up to a multiple of
     /// `pad_vocab_size_multiple`.
     pub fn padded_vocab_size(&self) -> usize {
-        self.vocab_size.next_multiple_of(self.pad_vocab_size_multiple.max(1))
+        self.vocab_size
+            .next_multiple_of(self.pad_vocab_size_multiple.max(1))
     }
 
     /// What keeps [`LanguageModelConfig::init`] from working, naming the field.
@@ -104,16 +108,24 @@ impl LanguageModelConfig {
         }
         if !(1..=256).contains(&self.mamba1.d_state) {
             let d_state = self.mamba1.d_state;
-            return Err(format!("mamba1.d_state must be between 1 and 256, got {d_state}"));
+            return Err(format!(
+                "mamba1.d_state must be between 1 and 256, got {d_state}"
+            ));
         }
         if self.mamba1.d_conv < 2 {
-            return Err(format!("mamba1.d_conv must be at least 2, got {}", self.mamba1.d_conv));
+            return Err(format!(
+                "mamba1.d_conv must be at least 2, got {}",
+                self.mamba1.d_conv
+            ));
         }
         if !(0.0 < self.mamba1.dt_min && self.mamba1.dt_min <= self.mamba1.dt_max) {
             return Err("mamba1.dt_min must be above 0 and at most mamba1.dt_max".into());
         }
         if self.norm_epsilon.is_nan() || self.norm_epsilon <= 0.0 {
-            return Err(format!("norm_epsilon must be positive, got {}", self.norm_epsilon));
+            return Err(format!(
+                "norm_epsilon must be positive, got {}",
+                self.norm_epsilon
+            ));
         }
         let heads = self.attention.num_heads;
         if self.pattern.contains(&MixerKind::Attention)
@@ -139,15 +151,23 @@ impl LanguageModelConfig {
             panic!("LanguageModelConfig: {problem}");
         }
         let rows = self.padded_vocab_size();
-        let table = Initializer::Normal { mean: 0.0, std: 0.02 };
+        let table = Initializer::Normal {
+            mean: 0.0,
+            std: 0.02,
+        };
         let norm = NormConfig::new(self.d_model)
             .with_kind(self.norm)
             .with_epsilon(self.norm_epsilon);
         let branches = self.n_layer * self.pattern.len();
-        let layers = self.pattern.iter().cycle().take(branches).map(|kind| Block {
-            norm: norm.init(device),
-            mixer: self.init_mixer(*kind, branches, device),
-        });
+        let layers = self
+            .pattern
+            .iter()
+            .cycle()
+            .take(branches)
+            .map(|kind| Block {
+                norm: norm.init(device),
+                mixer: self.init_mixer(*kind, branches, device),
+            });
         LanguageModel {
             layers: layers.collect(),
             norm: norm.init(device),
@@ -219,11 +239,7 @@ impl LanguageModel {
     /// # Panics
     ///
     /// If there are learned positions and the sequence is longer than they are.
-    pub fn hidden(
-        &self,
-        tokens: Tensor<2, Int>,
-        seq_idx: Option<Tensor<2, Int>>,
-    ) -> Tensor<3> {
+    pub fn hidden(&self, tokens: Tensor<2, Int>, seq_idx: Option<Tensor<2, Int>>) -> Tensor<3> {
         if let Some(seq_idx) = &seq_idx {
             let [batch, seq_len] = tokens.dims();
             assert_shape!(seq_idx, [batch, seq_len]);
@@ -315,7 +331,10 @@ impl LanguageModel {
             x = output;
             layers.push(layer_state);
         }
-        let state = LanguageModelState { layers, position: state.position + seq_len };
+        let state = LanguageModelState {
+            layers,
+            position: state.position + seq_len,
+        };
         (self.norm.forward(x), state)
     }
 
@@ -359,14 +378,20 @@ impl LanguageModel {
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let [batch, seq_len, d_model] = hidden.dims();
         let weight = self.head_weight().slice(s![..self.vocab_size]);
-        let logits = hidden.reshape([batch * seq_len, d_model]).matmul(weight.transpose());
+        let logits = hidden
+            .reshape([batch * seq_len, d_model])
+            .matmul(weight.transpose());
         logits.reshape([batch, seq_len, self.vocab_size])
     }
 
     /// The state before any token.
     pub fn initial_state(&self, batch: usize, device: &Device) -> LanguageModelState {
         LanguageModelState {
-            layers: self.layers.iter().map(|layer| layer.initial_state(batch, device)).collect(),
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| layer.initial_state(batch, device))
+                .collect(),
             position: 0,
         }
     }

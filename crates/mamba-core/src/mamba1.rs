@@ -1,9 +1,7 @@
 //! The Mamba-1 mixer.
 
 use burn::config::Config;
-use burn::module::{
-    Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param,
-};
+use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape, s};
 use serde::{Deserialize, Serialize};
@@ -97,7 +95,11 @@ impl Mamba1Config {
             (1..=256).contains(&d_state),
             "Mamba1Config: d_state must be between 1 and 256, got {d_state}"
         );
-        assert!(self.d_conv >= 2, "Mamba1Config: d_conv must be at least 2, got {}", self.d_conv);
+        assert!(
+            self.d_conv >= 2,
+            "Mamba1Config: d_conv must be at least 2, got {}",
+            self.d_conv
+        );
         assert!(
             0.0 < self.dt_min && self.dt_min <= self.dt_max,
             "Mamba1Config: expected 0 < dt_min <= dt_max, got {} and {}",
@@ -107,7 +109,10 @@ impl Mamba1Config {
 
         // U(-1/sqrt(width), 1/sqrt(width)): a depthwise filter sees `width` inputs.
         let bound = (self.d_conv as f64).sqrt().recip();
-        let conv = Initializer::Uniform { min: -bound, max: bound };
+        let conv = Initializer::Uniform {
+            min: -bound,
+            max: bound,
+        };
         Mamba1 {
             in_proj: projection(d_model, 2 * d_inner, self.bias, device),
             conv_weight: conv.init([d_inner, self.d_conv], device),
@@ -132,12 +137,17 @@ impl Mamba1Config {
         let (dt_rank, d_inner) = (self.resolved_dt_rank(), self.d_inner());
         let scale = (dt_rank as f64).powf(-0.5) * self.dt_scale;
         let weight = match self.dt_init {
-            DtInit::Random => Initializer::Uniform { min: -scale, max: scale },
+            DtInit::Random => Initializer::Uniform {
+                min: -scale,
+                max: scale,
+            },
             DtInit::Constant => Initializer::Constant { value: scale },
         };
         let (low, high) = (self.dt_min.ln(), self.dt_max.ln());
         let uniform = Tensor::<1>::random([d_inner], Distribution::Uniform(0.0, 1.0), device);
-        let dt = (uniform * (high - low) + low).exp().clamp_min(self.dt_init_floor);
+        let dt = (uniform * (high - low) + low)
+            .exp()
+            .clamp_min(self.dt_init_floor);
         // The inverse of softplus: dt + ln(1 - exp(-dt)), in f64 since exp(-dt) is close to 1.
         let bias: Vec<f32> = dt
             .into_data()
@@ -146,14 +156,19 @@ impl Mamba1Config {
             .collect();
         Linear {
             weight: weight.init([dt_rank, d_inner], device),
-            bias: Some(parameter(Tensor::from_data(TensorData::new(bias, [d_inner]), device))),
+            bias: Some(parameter(Tensor::from_data(
+                TensorData::new(bias, [d_inner]),
+                device,
+            ))),
         }
     }
 }
 
 /// A linear layer that starts like PyTorch's, with a bias of zero as the official model has it.
 fn projection(d_input: usize, d_output: usize, bias: bool, device: &Device) -> Linear {
-    let linear = LinearConfig::new(d_input, d_output).with_bias(false).init(device);
+    let linear = LinearConfig::new(d_input, d_output)
+        .with_bias(false)
+        .init(device);
     Linear {
         bias: bias.then(|| Initializer::Zeros.init([d_output], device)),
         ..linear
@@ -214,7 +229,11 @@ impl Mamba1 {
     /// # Panics
     ///
     /// If the last axis of `input` is not `d_model` or the state is of another batch or mixer.
-    pub fn forward(&self, input: Tensor<3>, state: Option<Mamba1State>) -> (Tensor<3>, Mamba1State) {
+    pub fn forward(
+        &self,
+        input: Tensor<3>,
+        state: Option<Mamba1State>,
+    ) -> (Tensor<3>, Mamba1State) {
         self.mix(input, state, None)
     }
 
@@ -278,7 +297,9 @@ impl Mamba1 {
 
         let projected = self.x_proj.forward(x.clone()); // [batch, seq_len, dt_rank + 2 d_state]
         let dt = projected.clone().slice(s![.., .., ..dt_rank]);
-        let b = projected.clone().slice(s![.., .., dt_rank..dt_rank + d_state]);
+        let b = projected
+            .clone()
+            .slice(s![.., .., dt_rank..dt_rank + d_state]);
         let c = projected.slice(s![.., .., dt_rank + d_state..]);
         let delta = burn::tensor::module::linear(dt, self.dt_proj.weight.val(), None);
         let (y, ssm) = selective_scan(SelectiveScan {
@@ -295,7 +316,9 @@ impl Mamba1 {
 
 impl ModuleDisplay for Mamba1 {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {

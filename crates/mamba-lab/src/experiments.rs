@@ -7,9 +7,18 @@ use mamba_train::experiment::Experiment;
 
 /// Name and text of every experiment that comes with the program.
 const BUILT_IN: [(&str, &str); 3] = [
-    ("quickstart", include_str!("../../../experiments/quickstart.toml")),
-    ("tutorial-mamba", include_str!("../../../experiments/tutorial-mamba.toml")),
-    ("tutorial-transformer", include_str!("../../../experiments/tutorial-transformer.toml")),
+    (
+        "quickstart",
+        include_str!("../../../experiments/quickstart.toml"),
+    ),
+    (
+        "tutorial-mamba",
+        include_str!("../../../experiments/tutorial-mamba.toml"),
+    ),
+    (
+        "tutorial-transformer",
+        include_str!("../../../experiments/tutorial-transformer.toml"),
+    ),
 ];
 
 /// The experiment in the file `which`, or the built-in one of that name, with `key=value`

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cache::cache_dir;
 use crate::corpus::{Corpus, Split};
@@ -23,6 +23,8 @@ pub struct Splits {
     pub valid: Arc<Windows>,
     /// The test split, where the corpus has one.
     pub test: Option<Arc<Windows>>,
+    /// The corpus, as in [`Corpus::name`].
+    pub corpus: String,
     /// What the text turned out to be, in one line.
     pub description: String,
     /// One line for the user, where the corpus is not the one asked for.
@@ -46,7 +48,7 @@ impl Splits {
     ///
     /// As [`load`](Self::load).
     pub fn with_tokenizer(data: &DataConfig, tokenizer: Tokenizer) -> Result<Self> {
-        let corpus = data.corpus().load(&[Split::Train, Split::Valid], &[Split::Test])?;
+        let corpus = load(data, &[Split::Train, Split::Valid], &[Split::Test])?;
         let windows = |split, tail| windows(data, &corpus, &tokenizer, split, tail);
         Ok(Self {
             train: windows(Split::Train, Tail::Drop)?,
@@ -56,6 +58,7 @@ impl Splits {
                 None => None,
             },
             tokenizer: Arc::new(tokenizer),
+            corpus: corpus.name().into(),
             description: corpus.to_string(),
             notice: corpus.notice().map(str::to_string),
         })
@@ -68,8 +71,22 @@ impl Splits {
 ///
 /// When its text cannot be had or is shorter than two tokens.
 pub fn load_split(data: &DataConfig, tokenizer: &Tokenizer, split: Split) -> Result<Arc<Windows>> {
-    let corpus = data.corpus().load(&[split], &[])?;
+    let corpus = load(data, &[split], &[])?;
     windows(data, &corpus, tokenizer, split, Tail::Keep)
+}
+
+/// The text of `data`, which must be the corpus it names, if it names one: losses on different
+/// texts cannot be compared.
+fn load(data: &DataConfig, required: &[Split], optional: &[Split]) -> Result<Corpus> {
+    let corpus = data.corpus_config().load(required, optional)?;
+    if let Some(expected) = data.corpus.as_deref().filter(|name| *name != corpus.name()) {
+        bail!(
+            "the run was trained on {expected}, but this text is {}; give the folder of the same \
+             text with --data-dir",
+            corpus.name()
+        );
+    }
+    Ok(corpus)
 }
 
 fn windows(

@@ -4,7 +4,6 @@
 //! 4), token count (`u64`), key (32 bytes), sha256 of the tokens (32 bytes), tokens.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};

@@ -39,13 +39,20 @@ pub(crate) struct LossMean {
 impl LossMean {
     pub(crate) fn push(&mut self, loss: Tensor<1>, tokens: usize) -> Result<()> {
         self.pending.push((loss, tokens));
-        if self.pending.len() >= READ_EVERY { self.read() } else { Ok(()) }
+        if self.pending.len() >= READ_EVERY {
+            self.read()
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn finish(mut self) -> Result<Option<Evaluation>> {
         self.read()?;
         let Self { total, tokens, .. } = self;
-        Ok((tokens > 0).then(|| Evaluation { loss: total / tokens as f64, tokens }))
+        Ok((tokens > 0).then(|| Evaluation {
+            loss: total / tokens as f64,
+            tokens,
+        }))
     }
 
     fn read(&mut self) -> Result<()> {

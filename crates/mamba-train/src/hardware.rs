@@ -52,7 +52,9 @@ fn cpu_model() -> Option<String> {
 /// The value of a `Name:   123 kB` line, in bytes.
 fn kibibytes(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    let line = text
+        .lines()
+        .find(|line| line.split(':').next() == Some(name))?;
     let value: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(value * 1024)
 }

@@ -107,7 +107,10 @@ impl History {
             .append(true)
             .open(path)
             .with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self { file, path: path.to_path_buf() })
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+        })
     }
 
     /// Appends a record.
@@ -126,7 +129,10 @@ impl History {
 ///
 /// When the file cannot be read, or a line before the last is no record.
 pub fn read_history(path: &Path) -> Result<Vec<Record>> {
-    Ok(read_lines(path)?.into_iter().map(|(record, _)| record).collect())
+    Ok(read_lines(path)?
+        .into_iter()
+        .map(|(record, _)| record)
+        .collect())
 }
 
 fn read_lines(path: &Path) -> Result<Vec<(Record, String)>> {
@@ -137,7 +143,11 @@ fn read_lines(path: &Path) -> Result<Vec<(Record, String)>> {
         .filter(|(_, line)| line.ends_with('\n'))
         .map(|(number, line)| {
             let record = serde_json::from_str(line).with_context(|| {
-                format!("{} line {}: not a metrics record", path.display(), number + 1)
+                format!(
+                    "{} line {}: not a metrics record",
+                    path.display(),
+                    number + 1
+                )
             })?;
             Ok((record, line.to_string()))
         })
@@ -162,7 +172,14 @@ mod tests {
     }
 
     fn eval(step: usize) -> Record {
-        Record::Eval(EvalRecord::new("valid", step, Evaluation { loss: 2.0, tokens: 5 }))
+        Record::Eval(EvalRecord::new(
+            "valid",
+            step,
+            Evaluation {
+                loss: 2.0,
+                tokens: 5,
+            },
+        ))
     }
 
     #[test]
@@ -173,12 +190,23 @@ mod tests {
         for record in [eval(0), train(1), train(2), eval(2), train(3), eval(3)] {
             history.push(&record).unwrap();
         }
-        fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"kind\":\"tra").unwrap();
+        fs::write(
+            &path,
+            fs::read_to_string(&path).unwrap() + "{\"kind\":\"tra",
+        )
+        .unwrap();
 
-        let state = TrainState { step: 2, evaluated_step: Some(0), ..TrainState::default() };
+        let state = TrainState {
+            step: 2,
+            evaluated_step: Some(0),
+            ..TrainState::default()
+        };
         let mut history = History::open(&path, &state).unwrap();
         history.push(&eval(2)).unwrap();
-        assert_eq!(read_history(&path).unwrap(), [eval(0), train(1), train(2), eval(2)]);
+        assert_eq!(
+            read_history(&path).unwrap(),
+            [eval(0), train(1), train(2), eval(2)]
+        );
     }
 
     #[test]

@@ -57,14 +57,27 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
                 folder.config().display()
             )
         })?;
-        return Ok(LoadedRun { experiment, model, tokenizer, weights: Weights::Final });
+        return Ok(LoadedRun {
+            experiment,
+            model,
+            tokenizer,
+            weights: Weights::Final,
+        });
     }
     let checkpoint = folder.checkpoints().latest()?.with_context(|| {
-        format!("{} holds no weights: it was stopped before its first checkpoint", path.display())
+        format!(
+            "{} holds no weights: it was stopped before its first checkpoint",
+            path.display()
+        )
     })?;
     let model = load_training(LmTraining::new(model, 1, 0.0), checkpoint.model()?)?.model;
     let weights = Weights::Checkpoint(checkpoint.state.step);
-    Ok(LoadedRun { experiment, model, tokenizer, weights })
+    Ok(LoadedRun {
+        experiment,
+        model,
+        tokenizer,
+        weights,
+    })
 }
 
 /// Puts the parameters of a checkpoint into a training module.

@@ -42,7 +42,9 @@ pub fn build_optimizer<M: Module>(training: &TrainingConfig, module: &M) -> Modu
             let decayed = if decay == 0.0 {
                 config.clone()
             } else {
-                config.clone().with_weight_decay(Some(WeightDecayConfig::new(decay)))
+                config
+                    .clone()
+                    .with_weight_decay(Some(WeightDecayConfig::new(decay)))
             };
             decayed.init().with_group(no_decay, config.build(), None)
         }
@@ -52,7 +54,9 @@ pub fn build_optimizer<M: Module>(training: &TrainingConfig, module: &M) -> Modu
                 .with_beta_2(training.beta_2 as f32)
                 .with_epsilon(training.epsilon as f32);
             let decayed = config.clone().with_weight_decay(decay);
-            decayed.init().with_group(no_decay, config.with_weight_decay(0.0).build(), None)
+            decayed
+                .init()
+                .with_group(no_decay, config.with_weight_decay(0.0).build(), None)
         }
     }
 }
@@ -65,7 +69,10 @@ pub fn clip_global_norm<M: Module>(
     grads: GradientsParams,
     max_norm: f64,
 ) -> GradientsParams {
-    let mut squares = SquaredNorm { grads: &grads, total: None };
+    let mut squares = SquaredNorm {
+        grads: &grads,
+        total: None,
+    };
     module.visit(&mut squares);
     let Some(total) = squares.total else {
         return grads;
@@ -160,23 +167,43 @@ mod tests {
     }
 
     fn training(optimizer: OptimizerKind, weight_decay: f64) -> TrainingConfig {
-        TrainingConfig { optimizer, weight_decay, ..TrainingConfig::default() }
+        TrainingConfig {
+            optimizer,
+            weight_decay,
+            ..TrainingConfig::default()
+        }
     }
 
     #[test]
     fn only_matrices_outside_norms_and_a_log_decay() {
         let paths = no_decay_paths(&mixer(&Device::default()));
-        let expected =
-            ["in_proj.bias", "A_log", "D", "dt_proj.bias", "norm.gamma", "norm.beta"];
+        let expected = [
+            "in_proj.bias",
+            "A_log",
+            "D",
+            "dt_proj.bias",
+            "norm.gamma",
+            "norm.beta",
+        ];
         assert_eq!(paths, expected);
     }
 
     #[test]
     fn rule_follows_names_and_rank() {
-        for path in ["layers.0.mixer.in_proj.weight", "embedding.weight", "mixer.conv1d.weight"] {
+        for path in [
+            "layers.0.mixer.in_proj.weight",
+            "embedding.weight",
+            "mixer.conv1d.weight",
+        ] {
             assert!(decays(path, 2), "{path}");
         }
-        for path in ["mixer.a_log", "mixer.A_log", "mixer.d", "mixer.dt_bias", "norm_f.weight"] {
+        for path in [
+            "mixer.a_log",
+            "mixer.A_log",
+            "mixer.d",
+            "mixer.dt_bias",
+            "norm_f.weight",
+        ] {
             assert!(!decays(path, 2), "{path}");
         }
         assert!(!decays("mixer.in_proj.weight", 1));
@@ -197,8 +224,16 @@ mod tests {
             let mut optimizer = build_optimizer(&training(kind, 0.5), &module);
             let module = optimizer.step(0.1, module, grads);
 
-            module.A_log.val().into_data().assert_eq(&TensorData::from([[1f32; 2]; 4]), true);
-            module.D.val().into_data().assert_eq(&TensorData::from([1f32; 4]), true);
+            module
+                .A_log
+                .val()
+                .into_data()
+                .assert_eq(&TensorData::from([[1f32; 2]; 4]), true);
+            module
+                .D
+                .val()
+                .into_data()
+                .assert_eq(&TensorData::from([1f32; 4]), true);
             let after: Vec<f32> = module.in_proj.weight.val().into_data().to_vec().unwrap();
             for (before, after) in before.iter().zip(after) {
                 // AdamW shrinks by `1 - lr * decay`; the first Adam step has the size of `lr`.
@@ -206,7 +241,10 @@ mod tests {
                     OptimizerKind::AdamW => before * moved,
                     OptimizerKind::Adam => before - 0.1 * before.signum(),
                 };
-                assert!((after - expected).abs() < 1e-4, "{kind:?}: {before} -> {after}");
+                assert!(
+                    (after - expected).abs() < 1e-4,
+                    "{kind:?}: {before} -> {after}"
+                );
             }
         }
     }
@@ -228,7 +266,10 @@ mod tests {
         let read = |grads: &GradientsParams| -> Vec<f32> {
             let weight = grads.get::<2>(module.in_proj.weight.id).unwrap();
             let bias = grads.get::<1>(bias_id).unwrap();
-            Tensor::cat(vec![weight.flatten(0, 1), bias], 0).into_data().to_vec().unwrap()
+            Tensor::cat(vec![weight.flatten(0, 1), bias], 0)
+                .into_data()
+                .to_vec()
+                .unwrap()
         };
         let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
 

@@ -94,8 +94,16 @@ impl<W: Write> PlainRenderer<W> {
     }
 
     fn line(&mut self) {
-        let PlainOptions { start_step, total_steps, .. } = self.options;
-        let Interval { loss, throughput, learning_rate } = std::mem::take(&mut self.interval);
+        let PlainOptions {
+            start_step,
+            total_steps,
+            ..
+        } = self.options;
+        let Interval {
+            loss,
+            throughput,
+            learning_rate,
+        } = std::mem::take(&mut self.interval);
         let per_step = self.started.elapsed().as_secs_f64() / (self.step - start_step) as f64;
         let left = total_steps.saturating_sub(self.step) as f64 * per_step;
         let width = total_steps.to_string().len();
@@ -195,7 +203,10 @@ impl<W: Write + Send + Sync> TrainingProgressLogger for PlainRenderer<W> {
     fn end_split(&mut self) {
         if !self.training {
             let (step, loss) = (self.step, self.valid_loss);
-            self.print(&format!("step {step} | valid loss {loss:.4} | valid ppl {:.1}", loss.exp()));
+            self.print(&format!(
+                "step {step} | valid loss {loss:.4} | valid ppl {:.1}",
+                loss.exp()
+            ));
         }
     }
 
@@ -226,7 +237,8 @@ impl<W: Write + Send + Sync> MetricsRenderer for PlainRenderer<W> {
     fn manual_close(&mut self) {}
 
     fn register_metric(&mut self, definition: MetricDefinition) {
-        self.names.push((definition.metric_id, definition.name.to_string()));
+        self.names
+            .push((definition.metric_id, definition.name.to_string()));
     }
 }
 
@@ -252,7 +264,11 @@ mod tests {
 
     #[test]
     fn one_line_every_few_steps_and_one_an_evaluation() {
-        let options = PlainOptions { start_step: 4, total_steps: 9, every: 2 };
+        let options = PlainOptions {
+            start_step: 4,
+            total_steps: 9,
+            every: 2,
+        };
         let mut renderer = PlainRenderer::with_output(options, Vec::new());
         register(&mut renderer, &TokenLossMetric::default());
         register(&mut renderer, &ThroughputMetric::default());
@@ -275,7 +291,10 @@ mod tests {
         let text = String::from_utf8(renderer.out).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
-        assert!(lines[0].starts_with("step 6/9 | epoch 2 | loss 3.0000 | ppl 20.1 |"), "{text}");
+        assert!(
+            lines[0].starts_with("step 6/9 | epoch 2 | loss 3.0000 | ppl 20.1 |"),
+            "{text}"
+        );
         assert!(lines[0].contains("| 100 tok/s | eta "), "{text}");
         assert_eq!(lines[1], "step 7 | valid loss 2.5000 | valid ppl 12.2");
     }

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::cache::write_atomic;
 use crate::checkpoint::Checkpoints;
 use crate::experiment::Experiment;
-use crate::cache::write_atomic;
 
 /// Where runs are kept unless told otherwise.
 pub const DEFAULT_RUNS: &str = "artifacts/runs";
@@ -67,7 +67,9 @@ impl RunFolder {
     ///
     /// When it is no run folder.
     pub fn open(path: &Path) -> Result<Self> {
-        let folder = Self { path: path.to_path_buf() };
+        let folder = Self {
+            path: path.to_path_buf(),
+        };
         if !folder.config().is_file() {
             bail!(
                 "{} is not a run folder: it has no config.toml; give the folder of a run",
@@ -140,7 +142,10 @@ impl RunFolder {
 }
 
 fn taken(path: &Path) -> String {
-    format!("the run {} exists; give --resume to continue it, or another name", path.display())
+    format!(
+        "the run {} exists; give --resume to continue it, or another name",
+        path.display()
+    )
 }
 
 /// Makes a folder, and returns whether it did not exist.
@@ -169,14 +174,21 @@ mod tests {
     use super::*;
 
     fn experiment() -> Experiment {
-        Experiment { name: "quickstart".into(), ..Experiment::default() }
+        Experiment {
+            name: "quickstart".into(),
+            ..Experiment::default()
+        }
     }
 
     #[test]
     fn default_names_count_up() {
         let runs = tempfile::tempdir().unwrap();
         let names: Vec<String> = (0..3)
-            .map(|_| RunFolder::create(runs.path(), None, &experiment()).unwrap().name())
+            .map(|_| {
+                RunFolder::create(runs.path(), None, &experiment())
+                    .unwrap()
+                    .name()
+            })
             .collect();
         assert_eq!(names, ["quickstart", "quickstart-2", "quickstart-3"]);
     }
@@ -196,7 +208,10 @@ mod tests {
     fn experiment_comes_back_from_the_folder() {
         let runs = tempfile::tempdir().unwrap();
         let folder = RunFolder::create(runs.path(), None, &experiment()).unwrap();
-        let again = RunFolder::open(folder.path()).unwrap().experiment().unwrap();
+        let again = RunFolder::open(folder.path())
+            .unwrap()
+            .experiment()
+            .unwrap();
         assert_eq!(again.to_toml().unwrap(), experiment().to_toml().unwrap());
 
         let message = RunFolder::open(runs.path()).unwrap_err().to_string();

@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::Evaluation;
 use crate::cache::write_atomic;
+use crate::evaluate::Evaluation;
 use crate::hardware::Hardware;
 use crate::learner::Stop;
 
@@ -20,6 +20,8 @@ pub const BURN_VERSION: &str = "0.22.1";
 pub struct Summary {
     /// The name of the run.
     pub name: String,
+    /// The corpus: `wikitext-2-v1`, `wikitext-2-raw-v1`, `stories` or `own-text`.
+    pub corpus: String,
     /// Why training ended.
     pub stop: Stop,
     /// Optimizer steps taken.
@@ -68,13 +70,20 @@ pub struct Scores {
 impl Scores {
     /// The scores of a training loss.
     pub fn of_loss(loss: f64) -> Self {
-        Self { loss, perplexity: loss.exp(), tokens: None }
+        Self {
+            loss,
+            perplexity: loss.exp(),
+            tokens: None,
+        }
     }
 }
 
 impl From<Evaluation> for Scores {
     fn from(evaluation: Evaluation) -> Self {
-        Self { tokens: Some(evaluation.tokens), ..Self::of_loss(evaluation.loss) }
+        Self {
+            tokens: Some(evaluation.tokens),
+            ..Self::of_loss(evaluation.loss)
+        }
     }
 }
 
@@ -89,7 +98,10 @@ pub struct Versions {
 
 impl Default for Versions {
     fn default() -> Self {
-        Self { mamba_lab: env!("CARGO_PKG_VERSION").into(), burn: BURN_VERSION.into() }
+        Self {
+            mamba_lab: env!("CARGO_PKG_VERSION").into(),
+            burn: BURN_VERSION.into(),
+        }
     }
 }
 
@@ -111,7 +123,13 @@ impl Summary {
 /// The revision of the git repository around the working folder, `-dirty` where it has changes.
 pub(crate) fn git_revision() -> Option<String> {
     let output = Command::new("git")
-        .args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+        .args([
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude=*",
+        ])
         .output()
         .ok()?;
     let revision = String::from_utf8(output.stdout).ok()?.trim().to_string();
@@ -127,6 +145,9 @@ mod tests {
         let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
         let lock = fs::read_to_string(lock).unwrap();
         let entry = format!("name = \"burn\"\nversion = \"{BURN_VERSION}\"\n");
-        assert!(lock.contains(&entry), "BURN_VERSION is not the version in Cargo.lock");
+        assert!(
+            lock.contains(&entry),
+            "BURN_VERSION is not the version in Cargo.lock"
+        );
     }
 }

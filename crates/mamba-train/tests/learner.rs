@@ -69,6 +69,7 @@ fn splits() -> Splits {
         train: windows(6 * 46 + 1, Tail::Drop),
         valid: windows(50, Tail::Keep),
         test: Some(windows(40, Tail::Keep)),
+        corpus: "own-text".into(),
         description: "numbers".into(),
         notice: None,
     }
@@ -76,7 +77,11 @@ fn splits() -> Splits {
 
 fn start(runs: &Path, name: &str, experiment: Experiment) -> Start {
     let name = Some(name.to_string());
-    Start::New { experiment: Box::new(experiment), runs: runs.to_path_buf(), name }
+    Start::New {
+        experiment: Box::new(experiment),
+        runs: runs.to_path_buf(),
+        name,
+    }
 }
 
 fn run(start: Start, interrupter: &Interrupter) -> anyhow::Result<Outcome> {
@@ -102,7 +107,10 @@ fn interrupt_at(start: Start, folder: PathBuf, step: usize) -> RunFolder {
         let (interrupter, folder) = (interrupter.clone(), folder.join("metrics.jsonl"));
         std::thread::spawn(move || {
             let marker = format!("\"kind\":\"train\",\"step\":{step},");
-            while !fs::read_to_string(&folder).unwrap_or_default().contains(&marker) {
+            while !fs::read_to_string(&folder)
+                .unwrap_or_default()
+                .contains(&marker)
+            {
                 std::thread::yield_now();
             }
             interrupter.stop(Some("test"));
@@ -111,8 +119,15 @@ fn interrupt_at(start: Start, folder: PathBuf, step: usize) -> RunFolder {
     let outcome = run(start, &interrupter).unwrap();
     watcher.join().unwrap();
     match outcome {
-        Outcome::Interrupted { folder, step: stopped, total_steps } => {
-            assert!(step <= stopped && stopped < total_steps, "stopped at {stopped}");
+        Outcome::Interrupted {
+            folder,
+            step: stopped,
+            total_steps,
+        } => {
+            assert!(
+                step <= stopped && stopped < total_steps,
+                "stopped at {stopped}"
+            );
             folder
         }
         Outcome::Finished { .. } => panic!("the run finished before it was interrupted"),
@@ -122,10 +137,12 @@ fn interrupt_at(start: Start, folder: PathBuf, step: usize) -> RunFolder {
 /// The history without what depends on the clock, as text: losses are compared to the last digit.
 fn losses(folder: &RunFolder) -> Vec<String> {
     let text = fs::read_to_string(folder.metrics()).unwrap();
-    let lines = text.lines().map(|line| match line.find(",\"tokens_per_second\"") {
-        Some(clock) => line[..clock].to_string(),
-        None => line.to_string(),
-    });
+    let lines = text
+        .lines()
+        .map(|line| match line.find(",\"tokens_per_second\"") {
+            Some(clock) => line[..clock].to_string(),
+            None => line.to_string(),
+        });
     lines.collect()
 }
 
@@ -134,7 +151,11 @@ fn resumed_run_equals_an_uninterrupted_one_to_the_bit() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();
     // Accumulated losses must survive as well: the checkpoints fall between logged steps.
-    let overrides = ["training.epochs=8", "training.log_every=3", "training.eval_every=7"];
+    let overrides = [
+        "training.epochs=8",
+        "training.log_every=3",
+        "training.eval_every=7",
+    ];
     let (whole, whole_summary) = finish(start(runs.path(), "whole", experiment(&overrides)));
     assert_eq!(whole_summary.steps, 88);
 
@@ -149,7 +170,10 @@ fn resumed_run_equals_an_uninterrupted_one_to_the_bit() {
     let parameters = |folder: &RunFolder| {
         let run = load_run(folder.path(), &Device::default()).unwrap();
         let table: Vec<f32> = run.model.embedding.val().into_data().to_vec().unwrap();
-        table.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+        table
+            .iter()
+            .map(|value| value.to_bits())
+            .collect::<Vec<_>>()
     };
     assert_eq!(parameters(&cut), parameters(&whole));
 }
@@ -164,7 +188,13 @@ fn crashed_run_continues_from_its_last_checkpoint() {
     let crash = interrupt_at(begin, runs.path().join("crash"), 13);
     // As if the process had been killed a little after the checkpoint of step 10.
     let checkpoints = crash.path().join("checkpoints");
-    for step in crash.checkpoints().steps().unwrap().into_iter().filter(|&step| step > 10) {
+    for step in crash
+        .checkpoints()
+        .steps()
+        .unwrap()
+        .into_iter()
+        .filter(|&step| step > 10)
+    {
         fs::remove_dir_all(checkpoints.join(format!("step-{step:08}"))).unwrap();
     }
     fs::create_dir(checkpoints.join("step-00000012.partial")).unwrap();
@@ -193,14 +223,24 @@ fn interrupted_run_leaves_a_checkpoint_that_loads() {
 fn finished_run_has_learnt_and_holds_everything() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();
-    let (folder, summary) =
-        finish(start(runs.path(), "done", experiment(&["training.epochs=6"])));
+    let (folder, summary) = finish(start(
+        runs.path(),
+        "done",
+        experiment(&["training.epochs=6"]),
+    ));
 
     assert_eq!(summary, Summary::read(&folder.summary()).unwrap());
-    assert_eq!((summary.stop, summary.steps, summary.epochs), (Stop::Completed, 66, 6.0));
+    assert_eq!(
+        (summary.stop, summary.steps, summary.epochs),
+        (Stop::Completed, 66, 6.0)
+    );
     assert_eq!(summary.tokens, 66 * 2 * 2 * 6);
     let before = summary.before.unwrap();
-    assert!((before.loss - 256f64.ln()).abs() < 0.1, "before: {}", before.loss);
+    assert!(
+        (before.loss - 256f64.ln()).abs() < 0.1,
+        "before: {}",
+        before.loss
+    );
     let (valid, test) = (summary.valid.unwrap(), summary.test.unwrap());
     assert!(valid.loss < before.loss - 0.5, "after: {}", valid.loss);
     assert_eq!((valid.tokens, test.tokens), (Some(49), Some(39)));
@@ -213,7 +253,11 @@ fn finished_run_has_learnt_and_holds_everything() {
     let kinds = read_history(&folder.metrics()).unwrap();
     assert!(matches!(kinds[0], Record::Eval(_)) && matches!(kinds[1], Record::Train { .. }));
     assert!(matches!(kinds.last(), Some(Record::Final(record)) if record.split == "test"));
-    assert!(fs::read_to_string(folder.curve()).unwrap().contains("</svg>"));
+    assert!(
+        fs::read_to_string(folder.curve())
+            .unwrap()
+            .contains("</svg>")
+    );
     assert!(folder.checkpoints().steps().unwrap().contains(&66));
 
     let message = format!("{:#}", run_error(Start::Resume(folder)));
@@ -228,7 +272,11 @@ fn run_error(start: Start) -> anyhow::Error {
 fn name_that_is_taken_is_refused_before_any_work() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();
-    finish(start(runs.path(), "mine", experiment(&["training.max_steps=1"])));
+    finish(start(
+        runs.path(),
+        "mine",
+        experiment(&["training.max_steps=1"]),
+    ));
     let begin = start(runs.path(), "mine", experiment(&[]));
     let loaded = train_on(
         begin,
@@ -236,7 +284,12 @@ fn name_that_is_taken_is_refused_before_any_work() {
         |_| panic!("data must not be loaded"),
         |_: TrainEvent| {},
     );
-    assert!(loaded.unwrap_err().to_string().contains("mine exists; give --resume"));
+    assert!(
+        loaded
+            .unwrap_err()
+            .to_string()
+            .contains("mine exists; give --resume")
+    );
 }
 
 #[test]
@@ -246,7 +299,9 @@ fn damaged_checkpoint_is_not_resumed_from() {
     let begin = start(runs.path(), "cut", experiment(&["training.epochs=50"]));
     let folder = interrupt_at(begin, runs.path().join("cut"), 12);
     let step = folder.checkpoints().steps().unwrap().pop().unwrap();
-    let file = folder.path().join(format!("checkpoints/step-{step:08}/optimizer.bpk"));
+    let file = folder
+        .path()
+        .join(format!("checkpoints/step-{step:08}/optimizer.bpk"));
     let content = fs::read(&file).unwrap();
     fs::write(&file, &content[..content.len() / 2]).unwrap();
     let message = format!("{:#}", run_error(Start::Resume(folder)));
@@ -317,7 +372,10 @@ fn loss_that_is_not_finite_is_an_error_with_advice() {
     ];
     let begin = start(runs.path(), "wild", experiment(&overrides));
     let message = format!("{:#}", run_error(begin));
-    assert!(message.contains("lower training.learning_rate"), "{message}");
+    assert!(
+        message.contains("lower training.learning_rate"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -337,7 +395,9 @@ fn accumulated_gradients_equal_those_of_one_big_batch() {
         TokenBatcher.batch(windows.get_many(range.collect()).unwrap(), &device)
     };
     let gradient = |grads: &GradientsParams| -> Tensor<2> {
-        grads.get(model.embedding.id).expect("the embedding should have a gradient")
+        grads
+            .get(model.embedding.id)
+            .expect("the embedding should have a gradient")
     };
 
     let whole = LmTraining::new(model.clone(), 1, 0.0);

@@ -102,7 +102,10 @@ pub fn causal_conv1d(conv: CausalConv1d) -> (Tensor<3>, Tensor<3>) {
         Strategy::Reference => reference::causal_conv1d(conv),
         Strategy::Auto | Strategy::Fused => {
             let outputs = Dispatch::causal_conv1d(conv.into_inputs());
-            (Tensor::from_dispatch(outputs.y), Tensor::from_dispatch(outputs.final_state))
+            (
+                Tensor::from_dispatch(outputs.y),
+                Tensor::from_dispatch(outputs.final_state),
+            )
         }
     };
     (restore(y, dtype), final_state)

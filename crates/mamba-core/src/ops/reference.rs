@@ -12,20 +12,29 @@ use super::{CausalConv1d, LinearCrossEntropy, SelectiveScan, float_primitive};
 /// [`selective_scan`](super::selective_scan), one position after the other.
 pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
     let outputs = portable::selective_scan::forward::<Dispatch>(scan.into_inputs(), false);
-    (Tensor::from_dispatch(outputs.y), Tensor::from_dispatch(outputs.final_state))
+    (
+        Tensor::from_dispatch(outputs.y),
+        Tensor::from_dispatch(outputs.final_state),
+    )
 }
 
 /// [`selective_scan`](super::selective_scan) as an associative scan, all positions at once in
 /// `log2(seq_len)` passes: a second path that shares no loop with the first.
 pub fn selective_scan_parallel(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
     let outputs = portable::selective_scan::forward_parallel::<Dispatch>(scan.into_inputs());
-    (Tensor::from_dispatch(outputs.y), Tensor::from_dispatch(outputs.final_state))
+    (
+        Tensor::from_dispatch(outputs.y),
+        Tensor::from_dispatch(outputs.final_state),
+    )
 }
 
 /// [`causal_conv1d`](super::causal_conv1d) as a sum of shifted products.
 pub fn causal_conv1d(conv: CausalConv1d) -> (Tensor<3>, Tensor<3>) {
     let outputs = portable::causal_conv1d::forward::<Dispatch>(conv.into_inputs());
-    (Tensor::from_dispatch(outputs.y), Tensor::from_dispatch(outputs.final_state))
+    (
+        Tensor::from_dispatch(outputs.y),
+        Tensor::from_dispatch(outputs.final_state),
+    )
 }
 
 /// [`linear_cross_entropy`](super::linear_cross_entropy) through chunks of logits that the tape

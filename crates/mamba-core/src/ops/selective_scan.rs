@@ -132,7 +132,10 @@ pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
         Strategy::Reference => reference::selective_scan(scan),
         Strategy::Auto | Strategy::Fused => {
             let outputs = Dispatch::selective_scan(scan.into_inputs(), false);
-            (Tensor::from_dispatch(outputs.y), Tensor::from_dispatch(outputs.final_state))
+            (
+                Tensor::from_dispatch(outputs.y),
+                Tensor::from_dispatch(outputs.final_state),
+            )
         }
     };
     (restore(y, dtype), final_state)

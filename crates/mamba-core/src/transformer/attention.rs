@@ -1,8 +1,8 @@
 use super::causal::causal_attention;
-use crate::init::{linear, rescale};
 use super::kv_cache::KvCache;
 use super::packing::Packing;
 use super::rotary::{RotaryEmbedding, RotaryEmbeddingConfig};
+use crate::init::{linear, rescale};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;

@@ -57,10 +57,16 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 
     let mut out = stdout().lock();
     let (split, tokens) = (arguments.split.name(), evaluation.tokens);
-    writeln!(out, "{split}: loss {:.4}, perplexity {:.2}", evaluation.loss, evaluation.perplexity())?;
     writeln!(
         out,
-        "over {tokens} tokens of {} ({}), in windows of {} that each begin without a past",
+        "{split}: loss {:.4}, perplexity {:.2}",
+        evaluation.loss,
+        evaluation.perplexity()
+    )?;
+    writeln!(
+        out,
+        "over {tokens} tokens of {} ({} tokens, {}), in windows of {} that each begin without a past",
+        data.corpus.as_deref().unwrap_or("text"),
         run.tokenizer.name(),
         data.convention,
         data.seq_len

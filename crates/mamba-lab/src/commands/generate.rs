@@ -71,11 +71,16 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
                 "give the text to continue as an argument or on standard input"
             );
             let mut prompt = String::new();
-            stdin().read_to_string(&mut prompt).context("cannot read standard input")?;
+            stdin()
+                .read_to_string(&mut prompt)
+                .context("cannot read standard input")?;
             prompt
         }
     };
-    ensure!(!prompt.is_empty(), "the text to continue is empty: give at least one character");
+    ensure!(
+        !prompt.is_empty(),
+        "the text to continue is empty: give at least one character"
+    );
 
     let device = start_device(arguments.device.as_deref())?;
     let run = load_run(&run_path(&arguments.run), &device)?;
@@ -86,7 +91,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut out = stdout().lock();
     write!(out, "{prompt}")?;
     out.flush()?;
-    let limit = Limit { tokens: arguments.tokens, stop: &arguments.stop };
+    let limit = Limit {
+        tokens: arguments.tokens,
+        stop: &arguments.stop,
+    };
     let statistics = stream(&run, &tokens, sampler, limit, &device, &mut out)?;
     writeln!(out)?;
     eprintln!("{statistics}");
@@ -142,7 +150,10 @@ pub fn stream(
         count => format!(", then {:.1} tokens/s", f64::from(count - 1) / rest),
     };
     let prompt = prompt.len();
-    Ok(format!("{prompt} prompt tokens; first token after {:.3} s{speed}", first.as_secs_f64()))
+    Ok(format!(
+        "{prompt} prompt tokens; first token after {:.3} s{speed}",
+        first.as_secs_f64()
+    ))
 }
 
 /// Holds back text that may turn out to be the beginning of a stop text.
@@ -154,7 +165,11 @@ struct StopFilter<'a> {
 
 impl<'a> StopFilter<'a> {
     fn new(stop: &'a [String]) -> Self {
-        Self { stop, pending: String::new(), stopped: false }
+        Self {
+            stop,
+            pending: String::new(),
+            stopped: false,
+        }
     }
 
     /// The text that is certain once `piece` has come.
@@ -163,7 +178,11 @@ impl<'a> StopFilter<'a> {
             return String::new();
         }
         self.pending.push_str(piece);
-        let found = self.stop.iter().filter_map(|stop| self.pending.find(stop.as_str())).min();
+        let found = self
+            .stop
+            .iter()
+            .filter_map(|stop| self.pending.find(stop.as_str()))
+            .min();
         if let Some(at) = found {
             self.stopped = true;
             self.pending.truncate(at);
@@ -173,7 +192,11 @@ impl<'a> StopFilter<'a> {
             .pending
             .char_indices()
             .map(|(at, _)| at)
-            .find(|at| self.stop.iter().any(|stop| stop.starts_with(&self.pending[*at..])))
+            .find(|at| {
+                self.stop
+                    .iter()
+                    .any(|stop| stop.starts_with(&self.pending[*at..]))
+            })
             .unwrap_or(self.pending.len());
         let rest = self.pending.split_off(held);
         std::mem::replace(&mut self.pending, rest)

@@ -23,9 +23,20 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut out = stdout().lock();
     let hardware = Hardware::detect(&Device::default());
-    writeln!(out, "mamba-lab {} on Burn {}", env!("CARGO_PKG_VERSION"), burn_version())?;
-    let memory = hardware.memory.map_or(String::new(), |bytes| format!(", {} GiB", bytes >> 30));
-    writeln!(out, "{} ({} threads{memory}, {})", hardware.cpu, hardware.cores, hardware.os)?;
+    writeln!(
+        out,
+        "mamba-lab {} on Burn {}",
+        env!("CARGO_PKG_VERSION"),
+        burn_version()
+    )?;
+    let memory = hardware
+        .memory
+        .map_or(String::new(), |bytes| format!(", {} GiB", bytes >> 30));
+    writeln!(
+        out,
+        "{} ({} threads{memory}, {})",
+        hardware.cpu, hardware.cores, hardware.os
+    )?;
 
     writeln!(out, "\nDevices of this build, the default first:")?;
     for name in device::device_names() {
@@ -41,7 +52,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             writeln!(out, "\n{}", run.model)?;
         }
         None => {
-            writeln!(out, "\nSizes of a Mamba-1 (vocabulary 50,280, tied head, f32):")?;
+            writeln!(
+                out,
+                "\nSizes of a Mamba-1 (vocabulary 50,280, tied head, f32):"
+            )?;
             for (name, d_model, n_layer) in OFFICIAL {
                 let config = LanguageModelConfig::mamba_130m()
                     .with_d_model(d_model)
@@ -70,7 +84,10 @@ const OFFICIAL: [(&str, usize, usize); 5] = [
 /// Counts without allocating the whole model: all layers are alike.
 fn num_parameters(config: &LanguageModelConfig) -> usize {
     let count = |n_layer, vocab_size| {
-        let config = config.clone().with_n_layer(n_layer).with_vocab_size(vocab_size);
+        let config = config
+            .clone()
+            .with_n_layer(n_layer)
+            .with_vocab_size(vocab_size);
         config.init(&Device::default()).num_params()
     };
     let (one, two) = (count(1, 8), count(2, 8));

@@ -1,5 +1,6 @@
 //! One file a subcommand: its arguments, and a call into the library that does the work.
 
+pub mod compare;
 pub mod evaluate;
 pub mod generate;
 pub mod info;
@@ -25,5 +26,9 @@ fn start_device(name: Option<&str>) -> Result<Device> {
 fn run_path(run: &str) -> PathBuf {
     let path = Path::new(run);
     let named = Path::new(DEFAULT_RUNS).join(run);
-    if !path.exists() && named.exists() { named } else { path.to_path_buf() }
+    if !path.exists() && named.exists() {
+        named
+    } else {
+        path.to_path_buf()
+    }
 }

@@ -95,7 +95,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             finished(&folder, &summary, &device)?;
             Ok(ExitCode::SUCCESS)
         }
-        Outcome::Interrupted { folder, step, total_steps } => {
+        Outcome::Interrupted {
+            folder,
+            step,
+            total_steps,
+        } => {
             eprintln!(
                 "Stopped after step {step} of {total_steps}; a checkpoint is saved. Continue with\n  \
                  mamba-lab train --name {} --resume{}",
@@ -150,11 +154,21 @@ impl Reporter {
     fn report(&mut self, event: TrainEvent) {
         match event {
             TrainEvent::Notice(line) => eprintln!("{line}"),
-            TrainEvent::Started { folder, data, parameters, step, total_steps, train_tokens } => {
+            TrainEvent::Started {
+                folder,
+                data,
+                parameters,
+                step,
+                total_steps,
+                train_tokens,
+            } => {
                 eprintln!("{data}: {train_tokens} training tokens");
                 eprintln!("Model of {parameters} parameters");
                 match step {
-                    0 => eprintln!("Training {total_steps} steps in {}", folder.path().display()),
+                    0 => eprintln!(
+                        "Training {total_steps} steps in {}",
+                        folder.path().display()
+                    ),
                     step => eprintln!(
                         "Continuing {} after step {step} of {total_steps}",
                         folder.path().display()
@@ -162,7 +176,11 @@ impl Reporter {
                 }
             }
             TrainEvent::Evaluating { split, done, total } => {
-                if self.bar.as_ref().is_none_or(|(current, _)| *current != split) {
+                if self
+                    .bar
+                    .as_ref()
+                    .is_none_or(|(current, _)| *current != split)
+                {
                     self.finish();
                     self.bar = Some((split, progress::bar(split, total)));
                 }
@@ -183,7 +201,12 @@ impl Reporter {
 /// What the run has learnt: losses before and after, and a sample.
 fn finished(folder: &RunFolder, summary: &Summary, device: &Device) -> Result<()> {
     let mut out = stdout().lock();
-    writeln!(out, "\n{} finished after {} steps", folder.name(), summary.steps)?;
+    writeln!(
+        out,
+        "\n{} finished after {} steps",
+        folder.name(),
+        summary.steps
+    )?;
     writeln!(out, "{:<16}{:>9}{:>14}", "", "loss", "perplexity")?;
     let rows = [
         ("valid, before", &summary.before),
@@ -192,7 +215,10 @@ fn finished(folder: &RunFolder, summary: &Summary, device: &Device) -> Result<()
         ("test", &summary.test),
     ];
     for (name, scores) in rows {
-        if let Some(Scores { loss, perplexity, .. }) = scores {
+        if let Some(Scores {
+            loss, perplexity, ..
+        }) = scores
+        {
             writeln!(out, "{name:<16}{loss:>9.4}{perplexity:>14.2}")?;
         }
     }
@@ -202,8 +228,16 @@ fn finished(folder: &RunFolder, summary: &Summary, device: &Device) -> Result<()
     let (speed, wall) = (summary.tokens_per_second, summary.wall_seconds);
     writeln!(out, "{speed:.0} tokens/s, {wall:.0} s in all{memory}")?;
     sample(folder, device, &mut out)?;
-    writeln!(out, "\nEverything is in {}; continue it with", folder.path().display())?;
-    writeln!(out, "  mamba-lab generate {} \"Your text\"", folder.path().display())?;
+    writeln!(
+        out,
+        "\nEverything is in {}; continue it with",
+        folder.path().display()
+    )?;
+    writeln!(
+        out,
+        "  mamba-lab generate {} \"Your text\"",
+        folder.path().display()
+    )?;
     Ok(())
 }
 
@@ -221,7 +255,10 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
     })?;
     let prompt = run.tokenizer.encode(&settings.prompt)?;
     write!(out, "\nA sample: {}", settings.prompt)?;
-    let limit = generate::Limit { tokens: settings.tokens, stop: &[] };
+    let limit = generate::Limit {
+        tokens: settings.tokens,
+        stop: &[],
+    };
     generate::stream(&run, &prompt, sampler, limit, device, out)?;
     writeln!(out)?;
     stderr().flush()?;

@@ -60,7 +60,9 @@ struct FileDigest {
 impl Checkpoints {
     /// The checkpoints below `folder`, which need not exist.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self {
+            folder: folder.into(),
+        }
     }
 
     /// The steps of the complete checkpoints, ascending.
@@ -85,7 +87,10 @@ impl Checkpoints {
     ///
     /// When that checkpoint is damaged: an older one is never taken in its place silently.
     pub fn latest(&self) -> Result<Option<Checkpoint>> {
-        self.steps()?.last().map(|&step| self.open(step)).transpose()
+        self.steps()?
+            .last()
+            .map(|&step| self.open(step))
+            .transpose()
     }
 
     /// The checkpoint made after `step` steps.
@@ -116,7 +121,11 @@ impl Checkpoints {
 
     fn remedy(&self, step: usize) -> String {
         let damaged = self.step_folder(step);
-        let earlier = self.steps().unwrap_or_default().into_iter().rfind(|&other| other < step);
+        let earlier = self
+            .steps()
+            .unwrap_or_default()
+            .into_iter()
+            .rfind(|&other| other < step);
         match earlier {
             Some(earlier) => format!(
                 "the checkpoint of step {step} cannot be used; remove {} to resume from step \

@@ -58,7 +58,11 @@ struct Pending {
 impl CheckpointWriter {
     /// A writer that keeps the last `keep` checkpoints and the best one.
     pub fn new(checkpoints: Checkpoints, keep: usize) -> Self {
-        Self { checkpoints, keep, pending: Arc::default() }
+        Self {
+            checkpoints,
+            keep,
+            pending: Arc::default(),
+        }
     }
 
     /// Announces the checkpoint of `state`, whose parts are about to be saved.
@@ -74,14 +78,20 @@ impl CheckpointWriter {
         }
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        let pending = Pending { state: state.clone(), missing: Part::ALL.len() };
+        let pending = Pending {
+            state: state.clone(),
+            missing: Part::ALL.len(),
+        };
         self.lock().insert(state.step, pending);
         Ok(())
     }
 
     /// The checkpointer through which burn-train saves `part`.
     pub fn part(&self, part: Part) -> PartCheckpointer {
-        PartCheckpointer { writer: self.clone(), part }
+        PartCheckpointer {
+            writer: self.clone(),
+            part,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Pending>> {
@@ -90,13 +100,19 @@ impl CheckpointWriter {
 
     fn save_part<R: Record>(&self, step: usize, part: Part, record: R) -> Result<()> {
         let path = self.checkpoints.partial_folder(step).join(part.file_name());
-        record.save(path.clone()).with_context(|| format!("cannot write {}", path.display()))?;
+        record
+            .save(path.clone())
+            .with_context(|| format!("cannot write {}", path.display()))?;
 
         let complete = {
             let mut pending = self.lock();
-            let entry = pending.get_mut(&step).context("the checkpoint was not announced")?;
+            let entry = pending
+                .get_mut(&step)
+                .context("the checkpoint was not announced")?;
             entry.missing -= 1;
-            (entry.missing == 0).then(|| pending.remove(&step)).flatten()
+            (entry.missing == 0)
+                .then(|| pending.remove(&step))
+                .flatten()
         };
         match complete {
             Some(Pending { state, .. }) => self.publish(state),
@@ -114,12 +130,22 @@ impl CheckpointWriter {
                 let path = partial.join(part.file_name());
                 let (sha256, bytes) =
                     digest(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                Ok(FileDigest { name: part.file_name().into(), bytes, sha256 })
+                Ok(FileDigest {
+                    name: part.file_name().into(),
+                    bytes,
+                    sha256,
+                })
             })
             .collect::<Result<_>>()?;
-        let manifest = Manifest { format: FORMAT, state, files };
+        let manifest = Manifest {
+            format: FORMAT,
+            state,
+            files,
+        };
         let manifest = toml::to_string(&manifest)?;
-        write_atomic(&partial.join(MANIFEST), |out| Ok(out.write_all(manifest.as_bytes())?))?;
+        write_atomic(&partial.join(MANIFEST), |out| {
+            Ok(out.write_all(manifest.as_bytes())?)
+        })?;
 
         let folder = self.checkpoints.step_folder(step);
         if folder.exists() {
@@ -195,18 +221,36 @@ mod tests {
 
     fn save(writer: &CheckpointWriter, state: &TrainState) {
         writer.begin(state).unwrap();
-        let model: ModuleRecord = LinearConfig::new(3, 2).init(&Device::default()).into_record();
+        let model: ModuleRecord = LinearConfig::new(3, 2)
+            .init(&Device::default())
+            .into_record();
         let optimizer: OptimizerRecord = AdamConfig::new().init().to_record();
         let scheduler = LrSchedulerRecord::new().with_scalar("step", state.step);
         writer.part(Part::Model).save(state.step, model).unwrap();
-        writer.part(Part::Scheduler).save(state.step, scheduler).unwrap();
-        assert!(!writer.checkpoints.step_folder(state.step).exists(), "published too early");
-        writer.part(Part::Optimizer).save(state.step, optimizer).unwrap();
+        writer
+            .part(Part::Scheduler)
+            .save(state.step, scheduler)
+            .unwrap();
+        assert!(
+            !writer.checkpoints.step_folder(state.step).exists(),
+            "published too early"
+        );
+        writer
+            .part(Part::Optimizer)
+            .save(state.step, optimizer)
+            .unwrap();
     }
 
     fn state(step: usize, best: usize) -> TrainState {
-        let best = Some(Best { step: best, loss: 1.0 });
-        TrainState { step, best, ..TrainState::default() }
+        let best = Some(Best {
+            step: best,
+            loss: 1.0,
+        });
+        TrainState {
+            step,
+            best,
+            ..TrainState::default()
+        }
     }
 
     #[test]
@@ -244,8 +288,16 @@ mod tests {
         let message = || format!("{:#}", checkpoints.latest().unwrap_err());
 
         fs::write(&model, &whole[..whole.len() - 1]).unwrap();
-        assert!(message().contains("model.bpk is damaged: it has"), "{}", message());
-        assert!(message().contains("step-00000007 to resume from step 3"), "{}", message());
+        assert!(
+            message().contains("model.bpk is damaged: it has"),
+            "{}",
+            message()
+        );
+        assert!(
+            message().contains("step-00000007 to resume from step 3"),
+            "{}",
+            message()
+        );
 
         let mut altered = whole.clone();
         *altered.last_mut().unwrap() ^= 1;
@@ -258,6 +310,10 @@ mod tests {
         fs::write(&model, whole).unwrap();
         assert!(checkpoints.latest().is_ok());
         fs::write(checkpoints.step_folder(7).join(MANIFEST), "{").unwrap();
-        assert!(message().contains("checkpoint.toml is damaged"), "{}", message());
+        assert!(
+            message().contains("checkpoint.toml is damaged"),
+            "{}",
+            message()
+        );
     }
 }

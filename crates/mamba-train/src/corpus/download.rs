@@ -1,13 +1,14 @@
 //! Fetching a pinned archive from the Hugging Face hub, checked by hash, without ever hanging.
 
+use std::env;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hf_hub::api::Progress;
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo};
@@ -38,12 +39,17 @@ impl Hub {
     /// The hub as the environment describes it: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`, and
     /// `MAMBA_LAB_CACHE` for what is extracted.
     pub fn from_env() -> Self {
-        let hub_cache = Cache::from_env().path().clone();
         let variable = |name| {
-            std::env::var(name)
+            env::var(name)
                 .ok()
                 .filter(|value: &String| !value.is_empty())
         };
+        // Not `Cache::from_env`, which panics for a user without a home folder.
+        let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
+            let home = dirs::home_dir()?;
+            Some(home.join(".cache").join("huggingface"))
+        });
+        let hub_cache = home.unwrap_or_else(env::temp_dir).join("hub");
         Self {
             endpoint: variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into()),
             extracted: cache_dir().unwrap_or_else(|_| hub_cache.join("mamba-lab")),
@@ -79,8 +85,9 @@ impl Hub {
         let name = file.to_string();
         thread::spawn(move || {
             let result = api.download_with_progress(&name, progress);
-            // The receiver is gone where the download was given up.
-            let _ = events.send(Event::Done(result.map_err(anyhow::Error::from)));
+            // The message of hf-hub's error already tells its sources. The receiver is gone where
+            // the download was given up.
+            let _ = events.send(Event::Done(result.map_err(|error| anyhow!("{error}"))));
         });
         loop {
             match inbox.recv_timeout(self.patience) {
@@ -228,7 +235,7 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Cursor};
+    use std::io::{BufRead, BufReader, Cursor, Write};
     use std::net::{TcpListener, TcpStream};
     use std::time::Instant;
 

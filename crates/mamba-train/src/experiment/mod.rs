@@ -54,6 +54,10 @@ pub struct DataConfig {
     /// A folder to read the corpus from. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
+    /// What the text turned out to be, written by the run: `wikitext-2-v1`, `wikitext-2-raw-v1`,
+    /// `stories` or `own-text`. Where it is given, any other text is refused. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<String>,
     /// The size and seed of the generated stories.
     pub stories: StoriesConfig,
     /// `"gpt2"`, `"bytes"` or the path of a `tokenizer.json`. Default: `"gpt2"`.
@@ -71,6 +75,7 @@ impl Default for DataConfig {
         Self {
             dataset: DatasetKind::default(),
             data_dir: None,
+            corpus: None,
             stories: StoriesConfig::default(),
             tokenizer: "gpt2".into(),
             convention: Convention::default(),
@@ -82,7 +87,7 @@ impl Default for DataConfig {
 
 impl DataConfig {
     /// Which corpus this is.
-    pub fn corpus(&self) -> CorpusConfig {
+    pub fn corpus_config(&self) -> CorpusConfig {
         CorpusConfig {
             dataset: self.dataset,
             data_dir: self.data_dir.clone(),
@@ -107,7 +112,12 @@ pub struct SampleConfig {
 
 impl Default for SampleConfig {
     fn default() -> Self {
-        Self { prompt: "The".into(), tokens: 64, temperature: 0.8, top_k: 50 }
+        Self {
+            prompt: "The".into(),
+            tokens: 64,
+            temperature: 0.8,
+            top_k: 50,
+        }
     }
 }
 
@@ -137,18 +147,32 @@ impl Experiment {
     fn validate(&self) -> Result<()> {
         let mut components = Path::new(&self.name).components();
         ensure!(
-            matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)),
+            matches!(
+                (components.next(), components.next()),
+                (Some(Component::Normal(_)), None)
+            ),
             "name: must be usable as a folder name, got {:?}",
             self.name
         );
         ensure!(self.data.seq_len > 0, "data.seq_len: must be at least 1");
-        ensure!(self.data.batch_size > 0, "data.batch_size: must be at least 1");
+        ensure!(
+            self.data.batch_size > 0,
+            "data.batch_size: must be at least 1"
+        );
         ensure!(
             self.sample.temperature >= 0.0,
             "sample.temperature: must not be negative, got {}",
             self.sample.temperature
         );
-        self.model.validate().map_err(|problem| anyhow!("model.{problem}"))?;
+        let positions = self.model.max_positions;
+        ensure!(
+            positions == 0 || self.data.seq_len <= positions,
+            "data.seq_len: must not exceed model.max_positions ({positions}), got {}",
+            self.data.seq_len
+        );
+        self.model
+            .validate()
+            .map_err(|problem| anyhow!("model.{problem}"))?;
         self.training.validate()
     }
 }

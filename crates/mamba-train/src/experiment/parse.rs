@@ -12,22 +12,27 @@ use super::Experiment;
 const NEAR: f64 = 0.8;
 
 pub(super) fn load(path: &Path, overrides: &[String]) -> Result<Experiment> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read the experiment {}; give a TOML file", path.display()))?;
+    let text = fs::read_to_string(path).with_context(|| {
+        format!(
+            "cannot read the experiment {}; give a TOML file",
+            path.display()
+        )
+    })?;
     parse(&text, &path.display().to_string(), overrides)
 }
 
 pub(super) fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Experiment> {
-    let mut given: Table =
-        text.parse().with_context(|| format!("{origin} is not valid TOML; correct the file"))?;
+    let mut given: Table = text
+        .parse()
+        .with_context(|| format!("{origin} is not valid TOML; correct the file"))?;
     for assignment in overrides {
         apply_override(&mut given, assignment)?;
     }
 
     let mut resolved = Table::try_from(Experiment::default())?;
     merge(&mut resolved, &given);
-    let experiment: Experiment = serde_path_to_error::deserialize(Value::Table(resolved))
-        .map_err(|error| {
+    let experiment: Experiment =
+        serde_path_to_error::deserialize(Value::Table(resolved)).map_err(|error| {
             let key = error.path().to_string();
             anyhow!("{origin}: {key}: {}", error.into_inner().to_string().trim())
         })?;
@@ -60,11 +65,16 @@ fn apply_override(table: &mut Table, assignment: &str) -> Result<()> {
         .with_context(|| format!("--set {path}: the value is not valid TOML"))?;
 
     let mut keys: Vec<&str> = path.split('.').collect();
-    ensure!(keys.iter().all(|key| !key.is_empty()), "--set {path}: expected section.key=value");
+    ensure!(
+        keys.iter().all(|key| !key.is_empty()),
+        "--set {path}: expected section.key=value"
+    );
     let last = keys.pop().expect("split yields at least one key");
     let mut table = table;
     for key in keys {
-        let entry = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
+        let entry = table
+            .entry(key)
+            .or_insert_with(|| Value::Table(Table::new()));
         table = match entry {
             Value::Table(table) => table,
             _ => bail!("--set {path}: `{key}` is a value, not a section"),
@@ -87,7 +97,11 @@ fn parse_value(text: &str) -> Result<Value> {
 
 fn reject_unknown(given: &Table, known: &Table, path: &str) -> Result<()> {
     for (key, value) in given {
-        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let full = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
         match known.get(key) {
             Some(known) => reject_unknown_value(value, known, &full)?,
             None => bail!("unknown key `{full}`; {}", suggestion(key, known)),
@@ -136,8 +150,12 @@ mod tests {
 
     #[test]
     fn short_file_is_completed_with_defaults() {
-        let experiment =
-            parse("name = \"a\"\n[training]\nlearning_rate = 1\n", "test.toml", &[]).unwrap();
+        let experiment = parse(
+            "name = \"a\"\n[training]\nlearning_rate = 1\n",
+            "test.toml",
+            &[],
+        )
+        .unwrap();
         assert_eq!(experiment.name, "a");
         assert_eq!(experiment.training.learning_rate, 1.0);
         assert_eq!(experiment.training.beta_1, 0.9);
@@ -167,8 +185,14 @@ mod tests {
     #[test]
     fn unknown_key_is_named_with_the_nearest_one() {
         let message = error("[training]\nlearning_rat = 1\n", &[]);
-        assert!(message.contains("unknown key `training.learning_rat`"), "{message}");
-        assert!(message.contains("did you mean `learning_rate`?"), "{message}");
+        assert!(
+            message.contains("unknown key `training.learning_rat`"),
+            "{message}"
+        );
+        assert!(
+            message.contains("did you mean `learning_rate`?"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -181,15 +205,30 @@ mod tests {
     #[test]
     fn unknown_model_key_is_named() {
         let message = error("", &["model.d_modell=3"]);
-        assert!(message.contains("model.d_modell"), "{message}");
+        assert!(
+            message.contains("unknown key `model.d_modell`"),
+            "{message}"
+        );
+        let message = error("", &["model.mamba1.d_stat=3"]);
+        assert!(
+            message.contains("unknown key `model.mamba1.d_stat`"),
+            "{message}"
+        );
+        assert!(message.contains("did you mean `d_state`?"), "{message}");
     }
 
     #[test]
     fn wrong_type_names_the_key() {
         let message = error("[training]\nepochs = \"two\"\n", &[]);
-        assert!(message.contains("test.toml: training.epochs: invalid type"), "{message}");
+        assert!(
+            message.contains("test.toml: training.epochs: invalid type"),
+            "{message}"
+        );
         let message = error("", &["model.vocab_size=many"]);
-        assert!(message.contains("model.vocab_size: invalid type"), "{message}");
+        assert!(
+            message.contains("model.vocab_size: invalid type"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -206,6 +245,8 @@ mod tests {
             ("training.learning_rate=nan", "training.learning_rate"),
             ("training.grad_accum=0", "training.grad_accum"),
             ("data.seq_len=0", "data.seq_len"),
+            ("model.max_positions=64", "data.seq_len"),
+            ("model.mamba1.d_state=0", "model.mamba1.d_state"),
             ("name=../escape", "name"),
         ] {
             let message = error("", &[assignment]);

@@ -41,7 +41,14 @@ impl TokenLoader {
     pub fn sequential(windows: Arc<Windows>, batch_size: usize, device: &Device) -> Self {
         let end = windows.sequential(batch_size, Tail::Keep).len();
         let order = Order::Sequential;
-        Self { windows, batch_size, order, start: 0, end, device: device.clone() }
+        Self {
+            windows,
+            batch_size,
+            order,
+            start: 0,
+            end,
+            device: device.clone(),
+        }
     }
 
     /// The first `end` batches of shuffled passes over `windows`.
@@ -62,8 +69,18 @@ impl TokenLoader {
             "TokenLoader: {batches_per_epoch} batches of {batch_size} need more than {} windows",
             windows.len()
         );
-        let order = Order::Shuffled { seed, batches_per_epoch };
-        Self { windows, batch_size, order, start: 0, end, device: device.clone() }
+        let order = Order::Shuffled {
+            seed,
+            batches_per_epoch,
+        };
+        Self {
+            windows,
+            batch_size,
+            order,
+            start: 0,
+            end,
+            device: device.clone(),
+        }
     }
 
     /// Leaves out the batches before `start`.
@@ -83,7 +100,11 @@ impl TokenLoader {
 
 impl DataLoader<TokenBatch> for TokenLoader {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch> + 'a> {
-        Box::new(TokenIterator { loader: self, next: self.start, pass: None })
+        Box::new(TokenIterator {
+            loader: self,
+            next: self.start,
+            pass: None,
+        })
     }
 
     /// Counts batches: the unit of an optimizer step, whose size is the same throughout.
@@ -92,12 +113,19 @@ impl DataLoader<TokenBatch> for TokenLoader {
     }
 
     fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<TokenBatch>> {
-        Arc::new(Self { device: device.clone(), ..self.clone() })
+        Arc::new(Self {
+            device: device.clone(),
+            ..self.clone()
+        })
     }
 
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<TokenBatch>> {
         let (start, end) = (self.start + start, (self.start + end).min(self.end));
-        Arc::new(Self { start, end, ..self.clone() })
+        Arc::new(Self {
+            start,
+            end,
+            ..self.clone()
+        })
     }
 }
 
@@ -110,12 +138,17 @@ struct TokenIterator<'a> {
 
 impl TokenIterator<'_> {
     fn indices(&mut self, batch: usize) -> Vec<usize> {
-        let TokenLoader { windows, batch_size, order, .. } = self.loader;
+        let TokenLoader {
+            windows,
+            batch_size,
+            order,
+            ..
+        } = self.loader;
         let (pass, batch) = match *order {
             Order::Sequential => (0, batch),
-            Order::Shuffled { batches_per_epoch, .. } => {
-                (batch / batches_per_epoch, batch % batches_per_epoch)
-            }
+            Order::Shuffled {
+                batches_per_epoch, ..
+            } => (batch / batches_per_epoch, batch % batches_per_epoch),
         };
         let plan = match self.pass.take() {
             Some((current, plan)) if current == pass => plan,
@@ -167,7 +200,14 @@ mod tests {
     fn first_tokens(loader: &TokenLoader) -> Vec<Vec<i64>> {
         let batches = loader.iter().map(Result::unwrap);
         batches
-            .map(|batch| batch.inputs.narrow(1, 0, 1).into_data().iter::<i64>().collect())
+            .map(|batch| {
+                batch
+                    .inputs
+                    .narrow(1, 0, 1)
+                    .into_data()
+                    .iter::<i64>()
+                    .collect()
+            })
             .collect()
     }
 

@@ -30,7 +30,10 @@ pub struct TokenLossMetric {
 
 impl Default for TokenLossMetric {
     fn default() -> Self {
-        Self { name: Arc::new("Loss".into()), state: NumericMetricState::new() }
+        Self {
+            name: Arc::new("Loss".into()),
+            state: NumericMetricState::new(),
+        }
     }
 }
 
@@ -48,7 +51,11 @@ impl Metric for TokenLossMetric {
     }
 
     fn attributes(&self) -> MetricAttributes {
-        NumericAttributes { unit: None, higher_is_better: false }.into()
+        NumericAttributes {
+            unit: None,
+            higher_is_better: false,
+        }
+        .into()
     }
 
     fn update(
@@ -93,7 +100,10 @@ pub struct PerplexityMetric {
 
 impl Default for PerplexityMetric {
     fn default() -> Self {
-        Self { name: Arc::new("Perplexity".into()), loss: TokenLossMetric::default() }
+        Self {
+            name: Arc::new("Perplexity".into()),
+            loss: TokenLossMetric::default(),
+        }
     }
 }
 
@@ -101,7 +111,10 @@ impl PerplexityMetric {
     fn entry(&self) -> SerializedEntry {
         let epoch = self.loss.state.running_value().current().exp();
         let batch = self.loss.state.current_value().current().exp();
-        SerializedEntry::new(format!("epoch {epoch:.2} - batch {batch:.2}"), batch.to_string())
+        SerializedEntry::new(
+            format!("epoch {epoch:.2} - batch {batch:.2}"),
+            batch.to_string(),
+        )
     }
 }
 
@@ -113,7 +126,11 @@ impl Metric for PerplexityMetric {
     }
 
     fn attributes(&self) -> MetricAttributes {
-        NumericAttributes { unit: None, higher_is_better: false }.into()
+        NumericAttributes {
+            unit: None,
+            higher_is_better: false,
+        }
+        .into()
     }
 
     fn update(
@@ -152,9 +169,13 @@ fn exponential(entry: NumericEntry) -> NumericEntry {
     match entry {
         NumericEntry::Value(loss) => NumericEntry::Value(loss.exp()),
         NumericEntry::Final(loss) => NumericEntry::Final(loss.exp()),
-        NumericEntry::Aggregated { aggregated_value, count } => {
-            NumericEntry::Aggregated { aggregated_value: aggregated_value.exp(), count }
-        }
+        NumericEntry::Aggregated {
+            aggregated_value,
+            count,
+        } => NumericEntry::Aggregated {
+            aggregated_value: aggregated_value.exp(),
+            count,
+        },
     }
 }
 
@@ -198,7 +219,10 @@ impl Gauge {
     fn new(name: &str, unit: Option<&str>, higher_is_better: bool) -> Self {
         Self {
             name: Arc::new(name.into()),
-            attributes: NumericAttributes { unit: unit.map(Into::into), higher_is_better },
+            attributes: NumericAttributes {
+                unit: unit.map(Into::into),
+                higher_is_better,
+            },
             state: NumericMetricState::new(),
         }
     }
@@ -285,7 +309,11 @@ mod tests {
     use burn::tensor::Device;
 
     fn metadata() -> MetricMetadata {
-        MetricMetadata { progress: Progress::new(1, 1, None), iteration: None, lr: None }
+        MetricMetadata {
+            progress: Progress::new(1, 1, None),
+            iteration: None,
+            lr: None,
+        }
     }
 
     #[test]
@@ -293,7 +321,9 @@ mod tests {
         let mut metric = PerplexityMetric::default();
         for (loss, tokens) in [(1.0, 3), (5.0, 1)] {
             let loss = Tensor::<1>::from_floats([loss], &Device::default());
-            metric.update(&TokenLossInput { loss, tokens }, &metadata()).unwrap();
+            metric
+                .update(&TokenLossInput { loss, tokens }, &metadata())
+                .unwrap();
         }
         assert!((metric.value().unwrap().current() - 5f64.exp()).abs() < 1e-4);
         assert!((metric.final_value().current() - 2f64.exp()).abs() < 1e-4);
@@ -303,7 +333,15 @@ mod tests {
     fn throughput_divides_tokens_by_seconds() {
         let mut metric = ThroughputMetric::default();
         assert!(metric.value().is_none());
-        metric.update(&ThroughputInput { tokens: 300, seconds: 0.5 }, &metadata()).unwrap();
+        metric
+            .update(
+                &ThroughputInput {
+                    tokens: 300,
+                    seconds: 0.5,
+                },
+                &metadata(),
+            )
+            .unwrap();
         assert_eq!(metric.value().unwrap().current(), 600.0);
     }
 }

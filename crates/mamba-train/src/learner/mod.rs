@@ -19,4 +19,4 @@ pub use metrics::{
 pub use module::{LmOutput, LmTraining};
 pub use plan::Plan;
 pub use state::{Best, LossWindow, TrainState};
-pub use strategy::{Stop, StepStrategy};
+pub use strategy::{StepStrategy, Stop};

@@ -1,9 +1,9 @@
 //! The model as burn-train sees it.
 
+use burn::backend::ExecutionError;
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
-use burn::backend::ExecutionError;
 use burn::tensor::Tensor;
 use burn::train::metric::Adaptor;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
@@ -26,7 +26,11 @@ impl LmTraining {
     /// Wraps `model` for steps that average `grad_accum` batches and clip the gradient to the
     /// global norm `clip_norm`; a `clip_norm` of 0 does not clip.
     pub fn new(model: LanguageModel, grad_accum: usize, clip_norm: f64) -> Self {
-        Self { model, grad_accum, clip_norm }
+        Self {
+            model,
+            grad_accum,
+            clip_norm,
+        }
     }
 }
 
@@ -50,7 +54,11 @@ impl TrainStep for LmTraining {
         let loss = self.model.loss(batch.inputs, batch.targets);
         // Gradients of the batches of a step are summed: dividing here makes that their mean.
         let grads = (loss.clone() / self.grad_accum as f64).backward();
-        let output = LmOutput { loss: loss.inner(), tokens, seconds: 0.0 };
+        let output = LmOutput {
+            loss: loss.inner(),
+            tokens,
+            seconds: 0.0,
+        };
         TrainOutput::new(self, grads, output)
     }
 
@@ -75,7 +83,11 @@ impl InferenceStep for LmTraining {
 
     fn step(&self, batch: TokenBatch) -> LmOutput {
         let tokens = batch.targets.dims().iter().product();
-        LmOutput { loss: self.model.loss(batch.inputs, batch.targets), tokens, seconds: 0.0 }
+        LmOutput {
+            loss: self.model.loss(batch.inputs, batch.targets),
+            tokens,
+            seconds: 0.0,
+        }
     }
 }
 
@@ -88,12 +100,18 @@ impl ItemLazy for LmOutput {
 
 impl Adaptor<TokenLossInput> for LmOutput {
     fn adapt(&self) -> TokenLossInput {
-        TokenLossInput { loss: self.loss.clone(), tokens: self.tokens }
+        TokenLossInput {
+            loss: self.loss.clone(),
+            tokens: self.tokens,
+        }
     }
 }
 
 impl Adaptor<ThroughputInput> for LmOutput {
     fn adapt(&self) -> ThroughputInput {
-        ThroughputInput { tokens: self.tokens, seconds: self.seconds }
+        ThroughputInput {
+            tokens: self.tokens,
+            seconds: self.seconds,
+        }
     }
 }

@@ -36,7 +36,11 @@ impl Plan {
             0 => training.epochs * steps_per_epoch,
             max_steps => max_steps,
         };
-        Ok(Self { steps_per_epoch, total_steps, grad_accum: training.grad_accum })
+        Ok(Self {
+            steps_per_epoch,
+            total_steps,
+            grad_accum: training.grad_accum,
+        })
     }
 
     /// The epoch, counted from 1, of the step that follows `step` others.
@@ -66,19 +70,34 @@ mod tests {
 
     #[test]
     fn epochs_and_steps_follow_from_batches() {
-        let base = ["data.batch_size=4", "training.grad_accum=2", "training.epochs=3"];
+        let base = [
+            "data.batch_size=4",
+            "training.grad_accum=2",
+            "training.epochs=3",
+        ];
         let plan = Plan::new(&experiment(&base), 35).unwrap();
-        assert_eq!((plan.steps_per_epoch, plan.total_steps, plan.epochs()), (4, 12, 3));
+        assert_eq!(
+            (plan.steps_per_epoch, plan.total_steps, plan.epochs()),
+            (4, 12, 3)
+        );
         assert_eq!((plan.epoch(3), plan.epoch(4)), (1, 2));
         assert!(!plan.is_epoch_end(0) && plan.is_epoch_end(8));
 
-        let plan = Plan::new(&experiment(&[&base[..], &["training.max_steps=9"]].concat()), 35);
+        let plan = Plan::new(
+            &experiment(&[&base[..], &["training.max_steps=9"]].concat()),
+            35,
+        );
         assert_eq!(plan.unwrap().epochs(), 3);
     }
 
     #[test]
     fn too_little_text_is_an_error_with_both_numbers() {
-        let message = Plan::new(&experiment(&["data.batch_size=32"]), 31).unwrap_err().to_string();
-        assert!(message.contains("31 sequences") && message.contains("takes 32"), "{message}");
+        let message = Plan::new(&experiment(&["data.batch_size=32"]), 31)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("31 sequences") && message.contains("takes 32"),
+            "{message}"
+        );
     }
 }

@@ -77,7 +77,10 @@ impl TrainState {
         }
         let improved = self.best.is_none_or(|best| evaluation.loss < best.loss);
         if improved {
-            self.best = Some(Best { step: self.step, loss: evaluation.loss });
+            self.best = Some(Best {
+                step: self.step,
+                loss: evaluation.loss,
+            });
             self.evaluations_since_best = 0;
         } else {
             self.evaluations_since_best += 1;
@@ -102,7 +105,14 @@ mod tests {
                 (improved, state.evaluations_since_best)
             })
             .collect();
-        let expected = [(false, 0), (true, 0), (true, 0), (false, 1), (false, 2), (true, 0)];
+        let expected = [
+            (false, 0),
+            (true, 0),
+            (true, 0),
+            (false, 1),
+            (false, 2),
+            (true, 0),
+        ];
         assert_eq!(seen, expected);
         assert_eq!(state.best, Some(Best { step: 5, loss: 1.0 }));
         assert_eq!(state.before.unwrap().loss, 0.5);

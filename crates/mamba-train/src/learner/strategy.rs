@@ -8,12 +8,12 @@ use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::module::Module;
 use burn::optim::GradientsAccumulator;
 use burn::tensor::{Device, Tensor};
-use burn::train::{
-    EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent, LearningCheckpointer,
-    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
-    TrainingItem, ValidLoader,
-};
 use burn::train::metric::store::EventStoreClient;
+use burn::train::{
+    EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent,
+    LearningCheckpointer, SupervisedLearningStrategy, SupervisedTrainingEventProcessor,
+    TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{LmOutput, LmTraining, Plan, TrainState};
@@ -67,8 +67,18 @@ impl StepStrategy {
         state: TrainState,
         history: History,
     ) -> Self {
-        let session = Session { state, history: Some(history), outcome: None };
-        Self { training, plan, device, writer, session: Mutex::new(session) }
+        let session = Session {
+            state,
+            history: Some(history),
+            outcome: None,
+        };
+        Self {
+            training,
+            plan,
+            device,
+            writer,
+            session: Mutex::new(session),
+        }
     }
 
     /// Why the loop ended, the state it left and the history it wrote.
@@ -96,7 +106,11 @@ impl SupervisedLearningStrategy<LmTraining> for StepStrategy {
         let train = train.to_device(&self.device);
         let valid = valid.to_device(&self.device.clone().inner());
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let Session { state, history, outcome } = &mut *session;
+        let Session {
+            state,
+            history,
+            outcome,
+        } = &mut *session;
         let mut processor = components.event_processor;
         let interrupter = components.interrupter;
 
@@ -207,7 +221,11 @@ impl Loop<'_> {
 
     /// Why training ends here, if it does.
     fn end(&self) -> Option<Stop> {
-        let TrainingConfig { patience, max_minutes, .. } = *self.training;
+        let TrainingConfig {
+            patience,
+            max_minutes,
+            ..
+        } = *self.training;
         if self.state.step >= self.plan.total_steps {
             Some(Stop::Completed)
         } else if patience > 0 && self.state.evaluations_since_best >= patience {
@@ -230,14 +248,17 @@ impl Loop<'_> {
     fn step(&mut self, batches: &mut dyn DataLoaderIterator<TokenBatch>) -> Result<()> {
         let epoch = self.plan.epoch(self.state.step);
         self.start_train_split(epoch);
-        self.device.seed(step_seed(self.training.seed, self.state.step));
+        self.device
+            .seed(step_seed(self.training.seed, self.state.step));
 
         let started = Instant::now();
         let mut accumulator = GradientsAccumulator::new();
         let mut losses = Vec::with_capacity(self.plan.grad_accum);
         let mut tokens = 0;
         for _ in 0..self.plan.grad_accum {
-            let batch = batches.next().context("the training data ended before the run")??;
+            let batch = batches
+                .next()
+                .context("the training data ended before the run")??;
             let output = self.learner.train_step(batch);
             accumulator.accumulate(&self.learner.model(), output.grads);
             losses.push(output.item.loss);
@@ -260,7 +281,11 @@ impl Loop<'_> {
 
         let done = self.position_in_epoch();
         let item = TrainingItem::new(
-            LmOutput { loss, tokens, seconds },
+            LmOutput {
+                loss,
+                tokens,
+                seconds,
+            },
             Progress::new(done, self.plan.steps_per_epoch, Some("steps".into())),
             Some(self.state.step),
             Some(self.learner.lr_current()),
@@ -313,7 +338,10 @@ impl Loop<'_> {
         let model = self.learner.model().valid();
         let total = self.valid.num_items();
         self.in_train_split = false;
-        self.emit_valid(LearnerEvent::StartSplit { epoch_number: epoch, total_items: total });
+        self.emit_valid(LearnerEvent::StartSplit {
+            epoch_number: epoch,
+            total_items: total,
+        });
 
         let mut mean = LossMean::default();
         for (index, batch) in self.valid.iter().enumerate() {
@@ -328,8 +356,14 @@ impl Loop<'_> {
         }
         self.emit_valid(LearnerEvent::EndSplit(epoch));
 
-        let evaluation = mean.finish()?.context("the valid split holds no sequence")?;
-        self.history.push(&Record::Eval(EvalRecord::new("valid", self.state.step, evaluation)))?;
+        let evaluation = mean
+            .finish()?
+            .context("the valid split holds no sequence")?;
+        self.history.push(&Record::Eval(EvalRecord::new(
+            "valid",
+            self.state.step,
+            evaluation,
+        )))?;
         Ok(Some(self.state.record_evaluation(evaluation)))
     }
 
@@ -371,11 +405,13 @@ impl Loop<'_> {
     }
 
     fn emit_train(&mut self, event: LearnerEvent<LmOutput>) {
-        self.interrupter.fail_on_error(self.processor.process_train(event));
+        self.interrupter
+            .fail_on_error(self.processor.process_train(event));
     }
 
     fn emit_valid(&mut self, event: LearnerEvent<LmOutput>) {
-        self.interrupter.fail_on_error(self.processor.process_valid(event));
+        self.interrupter
+            .fail_on_error(self.processor.process_valid(event));
     }
 }
 

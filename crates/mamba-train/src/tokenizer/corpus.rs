@@ -1,6 +1,8 @@
-//! Encoding a whole corpus on every core.
+//! Encoding a whole corpus: each distinct word once, on every core.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::iter;
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
@@ -11,10 +13,8 @@ use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 use super::Tokenizer;
 
-/// The text a thread encodes at a time, in bytes.
-const CHUNK: usize = 64 * 1024;
-/// Texts below this many bytes are encoded too fast for a progress bar to be read.
-const SHOW_PROGRESS_FROM: usize = 2 * 1024 * 1024;
+/// Distinct text below this many bytes is encoded too fast for a progress bar to be read.
+const SHOW_PROGRESS_FROM: usize = 1024 * 1024;
 
 /// How the text of a split becomes one sequence of tokens. Perplexities under different
 /// conventions do not compare: state it with each.
@@ -57,43 +57,50 @@ impl FromStr for Convention {
 }
 
 impl Tokenizer {
-    /// The ids of a whole split, encoded on all cores with a progress bar where it takes long. The
-    /// same ids as encoding in one piece.
+    /// The ids of a whole split, the same as encoding it in one piece, with a progress bar where it
+    /// takes long. Words that a text repeats are encoded once.
     ///
     /// # Errors
     ///
     /// Where the vocabulary cannot express the text.
     pub fn encode_corpus(&self, text: &str, convention: Convention) -> Result<Vec<u32>> {
-        let chunks = match convention {
-            Convention::WholeFile if self.cuts_at_spaces => chunks(text, word_start),
+        let rows: Vec<&str> = match convention {
             Convention::WholeFile => vec![text],
-            Convention::Rows => chunks(text, line_start),
+            Convention::Rows => text
+                .split_inclusive('\n')
+                .filter(|row| !row.trim().is_empty())
+                .collect(),
         };
-        let bar = progress(text.len());
-        let parts: Vec<Vec<u32>> = chunks
+        let pieces: Vec<&str> = match self.cuts_at_spaces {
+            true => rows.into_iter().flat_map(words).collect(),
+            false => rows,
+        };
+        let mut distinct = Vec::new();
+        let mut numbers = HashMap::new();
+        let sequence: Vec<usize> = pieces
+            .into_iter()
+            .map(|piece| {
+                *numbers.entry(piece).or_insert_with(|| {
+                    distinct.push(piece);
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        let bar = progress(distinct.iter().map(|piece| piece.len()).sum());
+        let encoded: Vec<Vec<u32>> = distinct
             .into_par_iter()
-            .map(|chunk| {
-                let ids = match convention {
-                    Convention::WholeFile => self.encode(chunk)?,
-                    Convention::Rows => self.encode_rows(chunk)?,
-                };
-                bar.inc(chunk.len() as u64);
-                Ok(ids)
+            .map(|piece| {
+                let ids = self.encode(piece);
+                bar.inc(piece.len() as u64);
+                ids
             })
             .collect::<Result<_>>()?;
         bar.finish_and_clear();
-        Ok(parts.concat())
-    }
-
-    fn encode_rows(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        for row in text
-            .split_inclusive('\n')
-            .filter(|row| !row.trim().is_empty())
-        {
-            ids.extend(self.encode(row)?);
-        }
-        Ok(ids)
+        Ok(sequence
+            .into_iter()
+            .flat_map(|number| &encoded[number])
+            .copied()
+            .collect())
     }
 }
 
@@ -121,41 +128,18 @@ pub(super) fn cuts_at_spaces(tokenizer: &tokenizers::Tokenizer) -> bool {
     pattern && normalizer && added
 }
 
-/// Cuts `text` into pieces of about [`CHUNK`] bytes, each beginning where `starts(before, after)`
-/// holds of the text on its two sides.
-fn chunks(text: &str, starts: fn(&str, &str) -> bool) -> Vec<&str> {
-    let mut chunks = Vec::with_capacity(text.len() / CHUNK + 1);
-    let mut rest = text;
-    while rest.len() > CHUNK {
-        let cut = (CHUNK..rest.len()).find(|&at| {
-            rest.is_char_boundary(at) && {
-                let (before, after) = rest.split_at(at);
-                starts(before, after)
-            }
-        });
-        let Some(at) = cut else { break };
-        let (chunk, after) = rest.split_at(at);
-        chunks.push(chunk);
-        rest = after;
-    }
-    if !rest.is_empty() {
-        chunks.push(rest);
-    }
-    chunks
-}
-
-fn word_start(before: &str, after: &str) -> bool {
-    let mut after = after.chars();
-    after.next() == Some(' ')
-        && after.next().is_some_and(|c| !c.is_whitespace())
-        && before
-            .chars()
-            .next_back()
-            .is_some_and(|c| !c.is_whitespace())
-}
-
-fn line_start(before: &str, _after: &str) -> bool {
-    before.ends_with('\n')
+/// Cuts `text` before every space that stands between two other characters.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut start = 0;
+    text.match_indices(' ')
+        .map(|(at, _)| at)
+        .filter(|&at| {
+            let solid = |c: char| !c.is_whitespace();
+            text[..at].chars().next_back().is_some_and(solid)
+                && text[at + 1..].chars().next().is_some_and(solid)
+        })
+        .chain(iter::once(text.len()))
+        .map(move |at| &text[std::mem::replace(&mut start, at)..at])
 }
 
 fn progress(bytes: usize) -> ProgressBar {
@@ -173,19 +157,15 @@ fn progress(bytes: usize) -> ProgressBar {
 mod tests {
     use super::*;
 
-    /// Text with everything that could make a cut visible, longer than several chunks.
-    fn awkward() -> String {
-        let line =
-            " it's  two   spaces\tand 12 345 \u{a0}nbsp é戦 場\n\n \nLine<|endoftext|> end . \n";
-        line.repeat(4 * CHUNK / line.len())
-    }
+    /// Text with everything that could make a cut visible.
+    const AWKWARD: &str = " it's  two   spaces\tand 12 345 \u{a0}nbsp é戦 場 \u{301}x\n\n \nLine\
+        <|endoftext|> end <|endoftext|>. ' s 's \n = A = \n \n b  ";
 
     #[test]
-    fn parallel_ids_are_those_of_one_piece() {
-        let text = awkward();
+    fn ids_are_those_of_one_piece() {
         for tokenizer in [Tokenizer::gpt2().unwrap(), Tokenizer::bytes()] {
             assert!(tokenizer.cuts_at_spaces);
-            assert!(chunks(&text, word_start).len() > 3);
+            let text = AWKWARD.repeat(3);
             let whole = tokenizer.encode(&text).unwrap();
             assert_eq!(
                 tokenizer
@@ -193,7 +173,20 @@ mod tests {
                     .unwrap(),
                 whole
             );
+            assert!(
+                tokenizer
+                    .encode_corpus("", Convention::WholeFile)
+                    .unwrap()
+                    .is_empty()
+            );
         }
+    }
+
+    #[test]
+    fn words_begin_at_single_spaces() {
+        let pieces: Vec<&str> = words(" a bc  d\n e , \n").collect();
+        assert_eq!(pieces, [" a", " bc  d\n e", " , \n"]);
+        assert_eq!(words(AWKWARD).collect::<String>(), AWKWARD);
     }
 
     #[test]
@@ -203,20 +196,16 @@ mod tests {
             .encode_corpus(" a \n \n\t\nb\n\nc", Convention::Rows)
             .unwrap();
         assert_eq!(tokenizer.decode(&ids).unwrap(), " a \nb\nc");
-        let text = awkward();
-        let one_by_one = tokenizer.encode_rows(&text).unwrap();
+        let tokenizer = Tokenizer::gpt2().unwrap();
+        let one_by_one: Vec<u32> = AWKWARD
+            .split_inclusive('\n')
+            .filter(|row| !row.trim().is_empty())
+            .flat_map(|row| tokenizer.encode(row).unwrap())
+            .collect();
         assert_eq!(
-            tokenizer.encode_corpus(&text, Convention::Rows).unwrap(),
+            tokenizer.encode_corpus(AWKWARD, Convention::Rows).unwrap(),
             one_by_one
         );
-    }
-
-    #[test]
-    fn chunks_lose_nothing_and_need_no_place_to_cut() {
-        for text in [awkward(), "x".repeat(3 * CHUNK), String::new()] {
-            assert_eq!(chunks(&text, word_start).concat(), text);
-            assert_eq!(chunks(&text, line_start).concat(), text);
-        }
     }
 
     #[test]

@@ -121,7 +121,12 @@ pub fn train(
     options: TrainOptions,
     on_event: impl FnMut(TrainEvent),
 ) -> Result<Outcome> {
-    train_on(start, options, |experiment| Splits::load(&experiment.data), on_event)
+    train_on(
+        start,
+        options,
+        |experiment| Splits::load(&experiment.data),
+        on_event,
+    )
 }
 
 /// Like [`train`], on data from `load`.
@@ -141,11 +146,18 @@ pub fn train_on(
         on_event(TrainEvent::Notice(notice.clone()));
     }
     experiment.model.vocab_size = splits.tokenizer.vocab_size();
+    experiment.data.corpus = Some(splits.corpus.clone());
     let plan = Plan::new(&experiment, splits.train.len())?;
     let (folder, checkpoint) = start.folder(&experiment)?;
     splits.tokenizer.save(folder.path())?;
 
-    let session = Session { experiment, splits, plan, folder, options };
+    let session = Session {
+        experiment,
+        splits,
+        plan,
+        folder,
+        options,
+    };
     session.carry_out(checkpoint, &mut on_event)
 }
 
@@ -153,7 +165,11 @@ impl Start {
     /// The experiment, once it is clear that the run may begin.
     fn experiment(&self) -> Result<Experiment> {
         match self {
-            Self::New { experiment, runs, name } => {
+            Self::New {
+                experiment,
+                runs,
+                name,
+            } => {
                 if let Some(name) = name {
                     RunFolder::ensure_free(runs, name)?;
                 }

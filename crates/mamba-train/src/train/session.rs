@@ -54,7 +54,9 @@ impl Session {
         checkpoint: Option<Checkpoint>,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Outcome> {
-        let state = checkpoint.as_ref().map_or_else(TrainState::default, |c| c.state.clone());
+        let state = checkpoint
+            .as_ref()
+            .map_or_else(TrainState::default, |c| c.state.clone());
         let learner = self.learner(checkpoint)?;
         let parameters = learner.model().num_params();
         on_event(TrainEvent::Started {
@@ -90,13 +92,16 @@ impl Session {
         }
         for (split, evaluation) in [("valid", valid), ("test", test)] {
             if let Some(evaluation) = evaluation {
-                history.push(&Record::Final(EvalRecord::new(split, kept_step, evaluation)))?;
+                history.push(&Record::Final(EvalRecord::new(
+                    split, kept_step, evaluation,
+                )))?;
             }
         }
 
         self.save_model(&model)?;
         let summary = Summary {
             name: self.folder.name(),
+            corpus: self.splits.corpus.clone(),
             stop,
             steps: state.step,
             epochs: state.step as f64 / self.plan.steps_per_epoch as f64,
@@ -115,7 +120,10 @@ impl Session {
             versions: Versions::default(),
         };
         summary.write(&self.folder.summary())?;
-        Ok(Outcome::Finished { folder: self.folder.clone(), summary: Box::new(summary) })
+        Ok(Outcome::Finished {
+            folder: self.folder.clone(),
+            summary: Box::new(summary),
+        })
     }
 
     fn interrupted(&self, state: &TrainState) -> Outcome {
@@ -212,7 +220,11 @@ impl Session {
     }
 
     fn train_batches(&self, first: usize) -> Arc<dyn DataLoader<TokenBatch>> {
-        let Plan { steps_per_epoch, total_steps, grad_accum } = self.plan;
+        let Plan {
+            steps_per_epoch,
+            total_steps,
+            grad_accum,
+        } = self.plan;
         let loader = TokenLoader::shuffled(
             self.splits.train.clone(),
             self.experiment.data.batch_size,
@@ -293,7 +305,9 @@ impl Session {
     fn application_logger(&self) -> Option<Box<dyn ApplicationLoggerInstaller>> {
         match self.display() {
             Display::Quiet => None,
-            _ => Some(Box::new(FileApplicationLoggerInstaller::new(self.folder.log()))),
+            _ => Some(Box::new(FileApplicationLoggerInstaller::new(
+                self.folder.log(),
+            ))),
         }
     }
 }

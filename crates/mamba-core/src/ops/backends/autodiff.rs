@@ -25,7 +25,10 @@ type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
 type Slot<B> = Arc<Mutex<Option<FloatTensor<B>>>>;
 
 fn take<B: Backend>(slot: &Slot<B>) -> OptionalFloat<B> {
-    slot.lock().expect("no step panics while it holds the slot").take().into()
+    slot.lock()
+        .expect("no step panics while it holds the slot")
+        .take()
+        .into()
 }
 
 #[derive(Debug)]
@@ -57,7 +60,11 @@ fn second_output<B: Backend, C: CheckpointStrategy>(
     slot: Slot<B>,
 ) -> Tracked<B, C> {
     let state = (slot, first.shape());
-    match SecondOutput.prepare::<C>([first.node()]).compute_bound().stateful() {
+    match SecondOutput
+        .prepare::<C>([first.node()])
+        .compute_bound()
+        .stateful()
+    {
         OpsKind::Tracked(prep) => prep.finish(state, second),
         OpsKind::UnTracked(prep) => prep.finish(second),
     }
@@ -100,7 +107,8 @@ fn inner_int<B: Backend, C: CheckpointStrategy>(
 type Saved = Option<NodeId>;
 
 fn retrieve<B: Backend>(checkpointer: &mut Checkpointer, id: Saved) -> OptionalFloat<B> {
-    id.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id)).into()
+    id.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id))
+        .into()
 }
 
 #[derive(Debug)]
@@ -198,7 +206,9 @@ impl<B: MambaOps> Backward<B, 4> for CausalConv1d {
         let grad_final_state = take::<B>(&state.grad_final_state);
         let result = B::causal_conv1d_backward(inputs, grad_y, grad_final_state);
         let optional = [result.bias, result.initial_state].map(OptionalFloat::into_option);
-        let results = [Some(result.x), Some(result.weight)].into_iter().chain(optional);
+        let results = [Some(result.x), Some(result.weight)]
+            .into_iter()
+            .chain(optional);
         for (parent, grad) in ops.parents.into_iter().zip(results) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<B>(parent.id, grad);
@@ -233,7 +243,12 @@ impl<B: MambaOps> Backward<B, 2> for LinearCrossEntropy {
 impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
     fn selective_scan(inputs: ScanInputs<Self>, save_checkpoints: bool) -> ScanOutputs<Self> {
         let u = inputs.u.clone();
-        let optional = [&inputs.d, &inputs.z, &inputs.delta_bias, &inputs.initial_state];
+        let optional = [
+            &inputs.d,
+            &inputs.z,
+            &inputs.delta_bias,
+            &inputs.initial_state,
+        ];
         let present = optional.map(|tensor| matches!(tensor, OptionalFloat::Present(_)));
         let [d, z, delta_bias, initial_state] =
             optional.map(|tensor| or_constant::<B, C>(tensor, &u));
@@ -269,37 +284,47 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
             )
         };
         let slot = Slot::<B>::default();
-        let (y, final_state, checkpoints) =
-            match SelectiveScan.prepare::<C>(guards).compute_bound().stateful() {
-                OpsKind::Tracked(mut prep) => {
-                    let required = [0, 1, 2, 3, 4].map(|i| prep.checkpoint(nodes[i]));
-                    let optional =
-                        [0, 1, 2, 3].map(|i| present[i].then(|| prep.checkpoint(nodes[5 + i])));
-                    let outputs = run(&inputs, true);
-                    let saved = outputs
-                        .checkpoints
-                        .into_option()
-                        .expect("a backend saves the checkpoints it is asked for");
-                    let state = ScanState {
-                        required,
-                        optional,
-                        seq_idx: inner_int(inputs.seq_idx.clone()),
-                        delta_softplus: inputs.delta_softplus,
-                        checkpoints: saved.clone(),
-                        grad_final_state: slot.clone(),
-                    };
-                    (prep.finish(state, outputs.y), outputs.final_state, Some(saved))
-                }
-                OpsKind::UnTracked(prep) => {
-                    let outputs = run(&inputs, save_checkpoints);
-                    let saved = outputs.checkpoints.into_option();
-                    (prep.finish(outputs.y), outputs.final_state, saved)
-                }
-            };
+        let (y, final_state, checkpoints) = match SelectiveScan
+            .prepare::<C>(guards)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(mut prep) => {
+                let required = [0, 1, 2, 3, 4].map(|i| prep.checkpoint(nodes[i]));
+                let optional =
+                    [0, 1, 2, 3].map(|i| present[i].then(|| prep.checkpoint(nodes[5 + i])));
+                let outputs = run(&inputs, true);
+                let saved = outputs
+                    .checkpoints
+                    .into_option()
+                    .expect("a backend saves the checkpoints it is asked for");
+                let state = ScanState {
+                    required,
+                    optional,
+                    seq_idx: inner_int(inputs.seq_idx.clone()),
+                    delta_softplus: inputs.delta_softplus,
+                    checkpoints: saved.clone(),
+                    grad_final_state: slot.clone(),
+                };
+                (
+                    prep.finish(state, outputs.y),
+                    outputs.final_state,
+                    Some(saved),
+                )
+            }
+            OpsKind::UnTracked(prep) => {
+                let outputs = run(&inputs, save_checkpoints);
+                let saved = outputs.checkpoints.into_option();
+                (prep.finish(outputs.y), outputs.final_state, saved)
+            }
+        };
         ScanOutputs {
             final_state: second_output::<B, C>(&y, final_state, slot),
             y,
-            checkpoints: checkpoints.filter(|_| save_checkpoints).map(Self::from_inner).into(),
+            checkpoints: checkpoints
+                .filter(|_| save_checkpoints)
+                .map(Self::from_inner)
+                .into(),
         }
     }
 
@@ -315,8 +340,7 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
     fn causal_conv1d(inputs: ConvInputs<Self>) -> ConvOutputs<Self> {
         let optional = [&inputs.bias, &inputs.initial_state];
         let present = optional.map(|tensor| matches!(tensor, OptionalFloat::Present(_)));
-        let [bias, initial_state] =
-            optional.map(|tensor| or_constant::<B, C>(tensor, &inputs.x));
+        let [bias, initial_state] = optional.map(|tensor| or_constant::<B, C>(tensor, &inputs.x));
         let nodes = [&inputs.x, &inputs.weight, &bias, &initial_state];
         let guards = nodes.map(|tensor| tensor.node());
         let run = |inputs: ConvInputs<Self>| {
@@ -330,24 +354,23 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
             })
         };
         let slot = Slot::<B>::default();
-        let (y, final_state) =
-            match CausalConv1d.prepare::<C>(guards).compute_bound().stateful() {
-                OpsKind::Tracked(mut prep) => {
-                    let state = ConvState {
-                        required: [0, 1].map(|i| prep.checkpoint(nodes[i])),
-                        optional: [0, 1].map(|i| present[i].then(|| prep.checkpoint(nodes[2 + i]))),
-                        seq_idx: inner_int(inputs.seq_idx.clone()),
-                        silu: inputs.silu,
-                        grad_final_state: slot.clone(),
-                    };
-                    let outputs = run(inputs.clone());
-                    (prep.finish(state, outputs.y), outputs.final_state)
-                }
-                OpsKind::UnTracked(prep) => {
-                    let outputs = run(inputs.clone());
-                    (prep.finish(outputs.y), outputs.final_state)
-                }
-            };
+        let (y, final_state) = match CausalConv1d.prepare::<C>(guards).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = ConvState {
+                    required: [0, 1].map(|i| prep.checkpoint(nodes[i])),
+                    optional: [0, 1].map(|i| present[i].then(|| prep.checkpoint(nodes[2 + i]))),
+                    seq_idx: inner_int(inputs.seq_idx.clone()),
+                    silu: inputs.silu,
+                    grad_final_state: slot.clone(),
+                };
+                let outputs = run(inputs.clone());
+                (prep.finish(state, outputs.y), outputs.final_state)
+            }
+            OpsKind::UnTracked(prep) => {
+                let outputs = run(inputs.clone());
+                (prep.finish(outputs.y), outputs.final_state)
+            }
+        };
         ConvOutputs {
             final_state: second_output::<B, C>(&y, final_state, slot),
             y,
@@ -385,7 +408,11 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         let guards = [hidden.node(), weight.node()];
         let (hidden, weight) = (hidden.into_primitive(), weight.into_primitive());
-        match LinearCrossEntropy.prepare::<C>(guards).compute_bound().stateful() {
+        match LinearCrossEntropy
+            .prepare::<C>(guards)
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => {
                 let result =
                     B::linear_cross_entropy_with_grads(hidden, weight, targets, vocab_size);

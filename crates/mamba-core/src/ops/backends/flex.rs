@@ -47,7 +47,9 @@ impl Whole {
     }
 
     fn slice(&self) -> &[f32] {
-        self.0.as_slice().expect("seam tensors are f32 and this one was made contiguous")
+        self.0
+            .as_slice()
+            .expect("seam tensors are f32 and this one was made contiguous")
     }
 }
 
@@ -67,7 +69,11 @@ fn sequence_numbers(tensor: OptionalInt<Flex>) -> Option<Vec<i32>> {
 
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FloatTensor<Flex> {
     let shape: Shape = shape.into();
-    FlexTensor::from_data(TensorData::from_bytes(Bytes::from_elems(values), shape, DType::F32))
+    FlexTensor::from_data(TensorData::from_bytes(
+        Bytes::from_elems(values),
+        shape,
+        DType::F32,
+    ))
 }
 
 /// The scan's inputs, held where the loops can read them.
@@ -91,7 +97,12 @@ impl Scan {
         let [batch, seq_len, d_inner] = inputs.u.shape().dims();
         let [_, d_state] = inputs.a.shape().dims();
         Self {
-            dims: selective_scan::ScanDims { batch, seq_len, d_inner, d_state },
+            dims: selective_scan::ScanDims {
+                batch,
+                seq_len,
+                d_inner,
+                d_state,
+            },
             u: RowTensor::new(inputs.u),
             delta: RowTensor::new(inputs.delta),
             a: Whole::new(inputs.a),
@@ -188,7 +199,10 @@ impl Loss {
         Self {
             hidden: Whole::new(hidden),
             weight: Whole::new(weight),
-            targets: integers(targets).iter::<i64>().map(|target| target.max(-1)).collect(),
+            targets: integers(targets)
+                .iter::<i64>()
+                .map(|target| target.max(-1))
+                .collect(),
             dims: [tokens, rows, d_model],
             vocab_size,
         }
@@ -209,13 +223,21 @@ impl Loss {
 impl MambaOps for Flex {
     fn selective_scan(inputs: ScanInputs<Self>, save_checkpoints: bool) -> ScanOutputs<Self> {
         let scan = Scan::new(inputs);
-        let selective_scan::ScanDims { batch, seq_len, d_inner, d_state } = scan.dims;
+        let selective_scan::ScanDims {
+            batch,
+            seq_len,
+            d_inner,
+            d_state,
+        } = scan.dims;
         let outputs = selective_scan::forward(&scan.view(), save_checkpoints);
         let shape = [batch, scan.dims.checkpoints(), d_state, d_inner];
         ScanOutputs {
             y: tensor(outputs.y, [batch, seq_len, d_inner]),
             final_state: tensor(outputs.final_state, [batch, d_inner, d_state]),
-            checkpoints: outputs.checkpoints.map(|states| tensor(states, shape)).into(),
+            checkpoints: outputs
+                .checkpoints
+                .map(|states| tensor(states, shape))
+                .into(),
         }
     }
 
@@ -226,7 +248,12 @@ impl MambaOps for Flex {
         grad_final_state: OptionalFloat<Self>,
     ) -> ScanGrads<Self> {
         let scan = Scan::new(inputs);
-        let selective_scan::ScanDims { batch, seq_len, d_inner, d_state } = scan.dims;
+        let selective_scan::ScanDims {
+            batch,
+            seq_len,
+            d_inner,
+            d_state,
+        } = scan.dims;
         let (checkpoints, grad_y) = (Whole::new(checkpoints), Whole::new(grad_y));
         let grad_final_state = whole(grad_final_state);
         let grads = selective_scan::backward(
@@ -244,7 +271,10 @@ impl MambaOps for Flex {
             b: tensor(grads.b, [batch, seq_len, d_state]),
             c: tensor(grads.c, [batch, seq_len, d_state]),
             d: grads.d.map(|grad| tensor(grad, [d_inner])).into(),
-            z: grads.z.map(|grad| tensor(grad, [batch, seq_len, d_inner])).into(),
+            z: grads
+                .z
+                .map(|grad| tensor(grad, [batch, seq_len, d_inner]))
+                .into(),
             delta_bias: grads.delta_bias.map(|grad| tensor(grad, [d_inner])).into(),
             initial_state: initial_state.map(|grad| tensor(grad, state)).into(),
         }
@@ -274,12 +304,17 @@ impl MambaOps for Flex {
             grad_y.slice(),
             grad_window.as_ref().map(Whole::slice),
         );
-        let window = conv.initial_window.is_some().then_some(grads.initial_window);
+        let window = conv
+            .initial_window
+            .is_some()
+            .then_some(grads.initial_window);
         ConvGrads {
             x: tensor(grads.x, [batch, seq_len, channels]),
             weight: tensor(grads.weight, [channels, width]),
             bias: grads.bias.map(|grad| tensor(grad, [channels])).into(),
-            initial_state: window.map(|grad| tensor(grad, [batch, width - 1, channels])).into(),
+            initial_state: window
+                .map(|grad| tensor(grad, [batch, width - 1, channels]))
+                .into(),
         }
     }
 
@@ -290,7 +325,10 @@ impl MambaOps for Flex {
         vocab_size: usize,
     ) -> FloatTensor<Self> {
         let loss = Loss::new(hidden, weight, targets, vocab_size);
-        tensor(linear_cross_entropy::token_losses(&loss.view()), [loss.dims[0]])
+        tensor(
+            linear_cross_entropy::token_losses(&loss.view()),
+            [loss.dims[0]],
+        )
     }
 
     fn linear_cross_entropy(

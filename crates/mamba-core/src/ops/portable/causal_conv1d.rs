@@ -51,7 +51,10 @@ impl<B: Backend> Conv<B> {
             dims: [batch, seq_len, channels, width],
             padded,
             weight,
-            bias: inputs.bias.into_option().map(|b| Prim::<B>(b).reshape([1, 1, channels])),
+            bias: inputs
+                .bias
+                .into_option()
+                .map(|b| Prim::<B>(b).reshape([1, 1, channels])),
             same_run,
             silu: inputs.silu,
         }
@@ -98,7 +101,10 @@ fn lag_by<B: Backend>(x: &Prim<B>, lag: usize, fill: f64) -> Prim<B> {
         0 => x.clone(),
         lag if lag >= seq_len => x.like([batch, seq_len, one], fill),
         lag => Prim::cat(
-            vec![x.like([batch, lag, one], fill), x.narrow(1, 0, seq_len - lag)],
+            vec![
+                x.like([batch, lag, one], fill),
+                x.narrow(1, 0, seq_len - lag),
+            ],
             1,
         ),
     }
@@ -119,7 +125,10 @@ pub(crate) fn forward<B: Backend>(inputs: ConvInputs<B>) -> ConvOutputs<B> {
             }
         }
     };
-    ConvOutputs { y: y.0, final_state: final_state.0 }
+    ConvOutputs {
+        y: y.0,
+        final_state: final_state.0,
+    }
 }
 
 pub(crate) fn backward<B: Backend>(

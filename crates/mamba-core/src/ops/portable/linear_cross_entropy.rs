@@ -16,9 +16,9 @@ const CHUNK_TOKENS: usize = 256;
 
 /// One chunk of tokens: its hidden states, targets and weights (0 for ignored tokens).
 struct Chunk<B: Backend> {
-    hidden: Prim<B>,        // [chunk, d_model]
-    counted: Prim<B>,       // [chunk, 1]
-    targets: IntTensor<B>,  // [chunk, 1], ignored ones moved to 0
+    hidden: Prim<B>,       // [chunk, d_model]
+    counted: Prim<B>,      // [chunk, 1]
+    targets: IntTensor<B>, // [chunk, 1], ignored ones moved to 0
 }
 
 fn chunks<B: Backend>(
@@ -130,5 +130,8 @@ fn mean_scale<B: Backend>(targets: &IntTensor<B>) -> Prim<B> {
     let targets = Prim::<B>(B::int_into_float(targets.clone(), FloatDType::F32));
     let count = targets.shift(1.0).clamp(0.0, 1.0).sum_dim(0);
     debug_assert!(tokens > 0);
-    count.clamp(1.0, f64::from(f32::MAX)).recip().reshape([1, 1])
+    count
+        .clamp(1.0, f64::from(f32::MAX))
+        .recip()
+        .reshape([1, 1])
 }

@@ -48,7 +48,12 @@ impl<B: Backend> Prim<B> {
     /// A tensor of one value on the device of this one.
     pub(crate) fn like<const D: usize>(&self, dims: [usize; D], value: f64) -> Self {
         let device = self.0.device();
-        Self(B::float_full(dims.into(), value.into(), &device, FloatDType::F32))
+        Self(B::float_full(
+            dims.into(),
+            value.into(),
+            &device,
+            FloatDType::F32,
+        ))
     }
 
     pub(crate) fn reshape<const D: usize>(&self, dims: [usize; D]) -> Self {
@@ -68,7 +73,10 @@ impl<B: Backend> Prim<B> {
     }
 
     pub(crate) fn cat(parts: Vec<Self>, dim: usize) -> Self {
-        Self(B::float_cat(parts.into_iter().map(|part| part.0).collect(), dim))
+        Self(B::float_cat(
+            parts.into_iter().map(|part| part.0).collect(),
+            dim,
+        ))
     }
 
     pub(crate) fn matmul(&self, other: &Self) -> Self {

@@ -44,7 +44,11 @@ impl<B: Backend> Scan<B> {
         }
         Self {
             dims: [batch, seq_len, d_inner, d_state],
-            dt: if inputs.delta_softplus { delta.softplus() } else { delta.clone() },
+            dt: if inputs.delta_softplus {
+                delta.softplus()
+            } else {
+                delta.clone()
+            },
             delta,
             a: a.reshape([1, d_inner, d_state]),
             b: Prim(inputs.b),
@@ -93,7 +97,9 @@ impl<B: Backend> Scan<B> {
     /// `C_t . h_t` as `[batch, 1, d_inner]`.
     fn read(&self, state: &Prim<B>, t: usize) -> Prim<B> {
         let [batch, _, d_inner, _] = self.dims;
-        (state * &self.state_at(&self.c, t)).sum_dim(2).reshape([batch, 1, d_inner])
+        (state * &self.state_at(&self.c, t))
+            .sum_dim(2)
+            .reshape([batch, 1, d_inner])
     }
 
     /// The skip connection and the gate, over all positions.
@@ -110,10 +116,7 @@ impl<B: Backend> Scan<B> {
 }
 
 /// One position after the other.
-pub(crate) fn forward<B: Backend>(
-    inputs: ScanInputs<B>,
-    save_checkpoints: bool,
-) -> ScanOutputs<B> {
+pub(crate) fn forward<B: Backend>(inputs: ScanInputs<B>, save_checkpoints: bool) -> ScanOutputs<B> {
     let scan = Scan::new(inputs);
     let [batch, seq_len, d_inner, d_state] = scan.dims;
     let mut state = scan.initial_state.clone();
@@ -158,7 +161,10 @@ pub(crate) fn forward_parallel<B: Backend>(inputs: ScanInputs<B>) -> ScanOutputs
         let tail = decay.narrow(1, stride, rest);
         let moved = &tail * &state.narrow(1, 0, rest);
         state = Prim::cat(
-            vec![state.narrow(1, 0, stride), moved + state.narrow(1, stride, rest)],
+            vec![
+                state.narrow(1, 0, stride),
+                moved + state.narrow(1, stride, rest),
+            ],
             1,
         );
         decay = Prim::cat(
@@ -169,10 +175,15 @@ pub(crate) fn forward_parallel<B: Backend>(inputs: ScanInputs<B>) -> ScanOutputs
     }
     let initial = scan.initial_state.reshape([batch, 1, d_inner, d_state]);
     let state = state + (&decay * &initial);
-    let y = (&state * &per_state(&scan.c)).sum_dim(3).reshape([batch, seq_len, d_inner]);
+    let y = (&state * &per_state(&scan.c))
+        .sum_dim(3)
+        .reshape([batch, seq_len, d_inner]);
     ScanOutputs {
         y: scan.finish(y).0,
-        final_state: state.narrow(1, seq_len - 1, 1).reshape([batch, d_inner, d_state]).0,
+        final_state: state
+            .narrow(1, seq_len - 1, 1)
+            .reshape([batch, d_inner, d_state])
+            .0,
         checkpoints: OptionalFloat::Absent,
     }
 }
@@ -211,7 +222,12 @@ pub(crate) fn backward<B: Backend>(
     for chunk in (0..seq_len.div_ceil(SCAN_CHECKPOINT_INTERVAL)).rev() {
         let start = chunk * SCAN_CHECKPOINT_INTERVAL;
         let end = (start + SCAN_CHECKPOINT_INTERVAL).min(seq_len);
-        let mut states = vec![checkpoints.narrow(1, chunk, 1).reshape([batch, d_state, d_inner]).transpose()];
+        let mut states = vec![
+            checkpoints
+                .narrow(1, chunk, 1)
+                .reshape([batch, d_state, d_inner])
+                .transpose(),
+        ];
         let decays: Vec<_> = (start..end).map(|t| scan.decay_at(t)).collect();
         for t in start..end {
             states.push(scan.advance(&states[t - start], &decays[t - start], t));
@@ -260,7 +276,11 @@ pub(crate) fn backward<B: Backend>(
     });
     ScanGrads {
         delta_bias: has_bias.then(|| over_time(&grad_delta)).into(),
-        d: scan.d.as_ref().map(|_| over_time(&(&grad_read * &scan.u))).into(),
+        d: scan
+            .d
+            .as_ref()
+            .map(|_| over_time(&(&grad_read * &scan.u)))
+            .into(),
         u: grad_u.0,
         delta: grad_delta.0,
         a: grad_a.reshape([d_inner, d_state]).0,

@@ -78,7 +78,10 @@ mod tests {
     #[test]
     fn the_text_of_a_seed_is_pinned() {
         let text = small().generate(Split::Train);
-        assert_eq!(sha256_hex(text.as_bytes()), "PIN");
+        assert_eq!(
+            sha256_hex(text.as_bytes()),
+            "b2ff4ae69a958c8b3efb018217432f435d6baf26c030eec295aa6feeda208e65"
+        );
     }
 
     #[test]
@@ -99,7 +102,7 @@ mod tests {
                 openings.insert(story);
             }
         }
-        assert!(stories > 200, "{stories}");
+        assert!(stories > 100, "{stories}");
         assert_eq!(openings.len(), stories);
     }
 }

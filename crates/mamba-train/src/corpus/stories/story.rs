@@ -1,15 +1,25 @@
 //! One story: who owns what and where, and the sentences that tell it.
 
+use std::iter::Cycle;
+use std::vec::IntoIter;
+
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngExt};
 
-use super::words::{FILLERS, HIDING_PLACES, HOMES, NAMES, QUALITIES, TRADES, TREASURES};
+use super::words::{FILLERS, HIDING_PLACES, HOMES, NAMES, QUALITIES, TIMES, TRADES, TREASURES};
+
+/// The kinds of event; two of them hand a treasure over.
+const EVENTS: u32 = 6;
 
 /// The people and their treasures; treasure `i` was first owned by person `i`.
 pub(super) struct Story {
     people: Vec<Person>,
     treasures: Vec<Treasure>,
+    /// Sentences in between, none again before all were told.
+    fillers: Cycle<IntoIter<&'static str>>,
+    /// The kind and treasure of the last event, which does not happen twice in a row.
+    last_event: (u32, usize),
 }
 
 struct Person {
@@ -50,6 +60,8 @@ impl Story {
         Self {
             people: people.collect(),
             treasures: treasures.collect(),
+            fillers: distinct(rng, &FILLERS, FILLERS.len()).into_iter().cycle(),
+            last_event: (EVENTS, count),
         }
     }
 
@@ -64,7 +76,7 @@ impl Story {
         text.push_str(&title);
         for i in 0..self.people.len() {
             text.push_str(&self.introduction(i));
-            text.push_str(filler(rng));
+            text.extend(self.fillers.next());
             text.push('\n');
         }
         for _ in 0..rng.random_range(3..=6u32) {
@@ -73,7 +85,7 @@ impl Story {
                 text.push_str(&sentence);
                 text.push(' ');
                 for _ in 0..rng.random_range(0..=2u32) {
-                    text.push_str(filler(rng));
+                    text.extend(self.fillers.next());
                     text.push(' ');
                 }
             }
@@ -105,12 +117,21 @@ impl Story {
     }
 
     fn event(&mut self, rng: &mut Xoshiro256PlusPlus) -> String {
-        let t = below(rng, self.treasures.len());
+        let (kind, t) = loop {
+            let event = (
+                rng.random_range(0..EVENTS),
+                below(rng, self.treasures.len()),
+            );
+            if event != self.last_event {
+                break event;
+            }
+        };
+        self.last_event = (kind, t);
         let holder = self.treasures[t].holder;
         // Anyone but the holder.
         let count = self.people.len();
         let o = (holder + 1 + below(rng, count - 1)) % count;
-        match rng.random_range(0..6u32) {
+        match kind {
             0 | 1 => self.hand_over(rng, t, o),
             2 => {
                 let (other, owner) = (&self.people[o], &self.people[holder]);
@@ -135,8 +156,11 @@ impl Story {
             4 => {
                 let owner = &self.people[holder];
                 format!(
-                    "Late that evening the {} looked {}, and the {} was still there.",
-                    owner.trade, self.treasures[t].place, self.treasures[t].name
+                    "{} the {} looked {}, and the {} was still there.",
+                    pick(rng, &TIMES),
+                    owner.trade,
+                    self.treasures[t].place,
+                    self.treasures[t].name
                 )
             }
             _ => {
@@ -193,10 +217,6 @@ fn pick<T: Copy>(rng: &mut impl Rng, from: &[T]) -> T {
     from[below(rng, from.len())]
 }
 
-fn filler(rng: &mut impl Rng) -> &'static str {
-    pick(rng, &FILLERS)
-}
-
 fn distinct<T: Copy>(rng: &mut impl Rng, from: &[T], count: usize) -> Vec<T> {
     from.sample(rng, count).copied().collect()
 }
@@ -215,4 +235,42 @@ fn capitalised(words: &str) -> String {
         .map(|word| word[..1].to_uppercase() + &word[1..])
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn the_ending_tells_where_the_last_hand_over_left_each_treasure() {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(5);
+        for _ in 0..50 {
+            let story = Story::new(&mut rng);
+            let treasures: Vec<String> = story
+                .treasures
+                .iter()
+                .map(|treasure| treasure.name.clone())
+                .collect();
+            let mut text = String::new();
+            story.tell(&mut rng, &mut text);
+            let (tale, ending) = text.split_once("So the year came to its end.").unwrap();
+            for name in treasures {
+                let hidden = format!("took the {name} from");
+                let place = match tale.rfind(&hidden) {
+                    Some(at) => tale[at..].split_once(" hid it ").unwrap().1,
+                    None => {
+                        let owned = tale.find(&format!("{name} and kept it ")).unwrap();
+                        tale[owned..].split_once(" kept it ").unwrap().1
+                    }
+                };
+                let place = place.split_once('.').unwrap().0;
+                assert!(
+                    ending.contains(&format!("There, {place}, lay the {name}.")),
+                    "{text}"
+                );
+            }
+        }
+    }
 }

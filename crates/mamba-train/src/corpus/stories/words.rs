@@ -142,6 +142,21 @@ pub(super) const HIDING_PLACES: [&str; 20] = [
     "beside the window",
 ];
 
+pub(super) const TIMES: [&str; 12] = [
+    "Late that evening",
+    "At dawn",
+    "The next day",
+    "On Sunday",
+    "After supper",
+    "A week later",
+    "When the moon was up",
+    "Before breakfast",
+    "At noon",
+    "In the night",
+    "Some days later",
+    "On the way home",
+];
+
 /// Sentences that carry no fact: the distance over which facts must be remembered.
 pub(super) const FILLERS: [&str; 32] = [
     "The wind turned to the east that day.",

@@ -1,6 +1,7 @@
-//! One task owns one sequence and one block of 16 channels, one channel a lane. It walks the
-//! chunks in order; within a chunk, groups of [`GROUP`] states run through all positions with
-//! their states in registers, while step sizes and outputs of the chunk stay in the L1 cache.
+//! One task owns one sequence and a span of lane blocks, one channel a lane. It walks the chunks
+//! in order and, within a chunk, its blocks: neighbours in memory, so that the machine sees whole
+//! rows being read. In a block's chunk, groups of [`GROUP`] states run through all positions with
+//! their states in registers, while step sizes and outputs stay in the first-level cache.
 
 use super::super::{
     rows::{Columns, Output},
@@ -11,6 +12,9 @@ use super::super::{
 };
 use super::*;
 use rayon::prelude::*;
+
+/// Most lane blocks of one task.
+const MAX_SPAN: usize = 8;
 
 /// Runs the scan; see [`ScanInputs`] for what it computes.
 ///
@@ -39,13 +43,19 @@ pub fn forward(inputs: &ScanInputs, save_checkpoints: bool) -> ScanOutputs {
         final_state: final_state.columns(),
         checkpoints: checkpoints.as_mut().map(Output::columns),
     };
-    (0..batch * dims.blocks()).into_par_iter().for_each(|task| {
-        let (batch, block) = (task / dims.blocks(), task % dims.blocks());
+    // Four tasks a thread keep all busy to the end. Channels do not meet, so that the cut is free
+    // to follow the machine.
+    let tasks = 4 * rayon::current_num_threads();
+    let span = (batch * dims.blocks() / tasks).clamp(1, MAX_SPAN);
+    let spans = dims.blocks().div_ceil(span);
+    (0..batch * spans).into_par_iter().for_each(|task| {
+        let (batch, first) = (task / spans, task % spans * span);
+        let blocks = first..dims.blocks().min(first + span);
         dispatch(Task {
             inputs,
             sinks: &sinks,
             batch,
-            channels: dims.channels(block),
+            blocks,
         });
     });
     // SAFETY: the tasks are done, and together they own all channels of all sequences.
@@ -68,7 +78,14 @@ struct Task<'a> {
     inputs: &'a ScanInputs<'a>,
     sinks: &'a Sinks<'a>,
     batch: usize,
+    blocks: Range<usize>,
+}
+
+/// What one lane block carries from chunk to chunk, one vector a state.
+struct Block {
     channels: Range<usize>,
+    scaled_a: Vec<Lanes>,
+    state: Vec<Lanes>,
 }
 
 /// One chunk of one lane block.
@@ -88,52 +105,82 @@ impl Kernel for Task<'_> {
             inputs,
             sinks,
             batch,
-            ref channels,
+            ..
         } = self;
         let dims = &inputs.dims;
         let n = dims.d_state;
-
-        let mut a = vec![Lanes::ZERO; n];
-        load_transposed(inputs.a, n, channels, &mut a);
-        for lanes in &mut a {
-            (V::load(lanes) * V::splat(TO_EXP2)).store(lanes);
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for block in self.blocks.clone() {
+            blocks.push(self.block::<V>(block));
         }
-        let states = batch * dims.d_inner * n..(batch + 1) * dims.d_inner * n;
-        let mut state = vec![Lanes::ZERO; n];
-        if let Some(initial) = inputs.initial_state {
-            load_transposed(&initial[states], n, channels, &mut state);
-        }
-
         let zeros = [Lanes::ZERO; CHECKPOINT_INTERVAL];
+        let resets = [false; CHECKPOINT_INTERVAL];
         let mut chunk = Chunk {
             dt: zeros,
             dt_u: zeros,
             y: zeros,
-            resets: [false; CHECKPOINT_INTERVAL],
+            resets,
         };
+
         for index in 0..dims.checkpoints() {
-            if let Some(checkpoints) = &sinks.checkpoints {
-                let first = (batch * dims.checkpoints() + index) * n;
-                for (row, lanes) in (first..).zip(&state) {
-                    // SAFETY: this task alone writes these channels of this sequence.
-                    unsafe { checkpoints.write(row, channels, V::load(lanes)) };
-                }
-            }
             let rows = chunk_rows(dims, batch, index);
             inputs.resets(rows.clone(), &mut chunk.resets);
-            prepare::<V>(inputs, &rows, channels, &mut chunk);
-
-            let grouped = n - n % GROUP;
-            for first in (0..grouped).step_by(GROUP) {
-                advance::<V, GROUP>(inputs, &rows, first, &a, &mut state, &mut chunk);
+            for Block {
+                channels,
+                scaled_a,
+                state,
+            } in &mut blocks
+            {
+                if let Some(checkpoints) = &sinks.checkpoints {
+                    let first = (batch * dims.checkpoints() + index) * n;
+                    for (row, lanes) in (first..).zip(state.iter()) {
+                        // SAFETY: this task alone writes these channels of this sequence.
+                        unsafe { checkpoints.write(row, channels, V::load(lanes)) };
+                    }
+                }
+                prepare::<V>(inputs, &rows, channels, &mut chunk);
+                let grouped = n - n % GROUP;
+                for first in (0..grouped).step_by(GROUP) {
+                    advance::<V, GROUP>(inputs, &rows, first, scaled_a, state, &mut chunk);
+                }
+                for first in grouped..n {
+                    advance::<V, 1>(inputs, &rows, first, scaled_a, state, &mut chunk);
+                }
+                finish::<V>(inputs, sinks, &rows, channels, &chunk);
             }
-            for first in grouped..n {
-                advance::<V, 1>(inputs, &rows, first, &a, &mut state, &mut chunk);
-            }
-            finish::<V>(inputs, sinks, &rows, channels, &chunk);
         }
-        // SAFETY: this task alone writes the final states of these channels.
-        unsafe { sinks.final_state.write_transposed(batch, channels, &state) };
+        for Block {
+            channels, state, ..
+        } in &blocks
+        {
+            // SAFETY: this task alone writes the final states of these channels.
+            unsafe { sinks.final_state.write_transposed(batch, channels, state) };
+        }
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn block<V: Vector>(&self, block: usize) -> Block {
+        let ScanDims {
+            d_inner, d_state, ..
+        } = self.inputs.dims;
+        let channels = self.inputs.dims.channels(block);
+        let mut scaled_a = vec![Lanes::ZERO; d_state];
+        load_transposed(self.inputs.a, d_state, &channels, &mut scaled_a);
+        for lanes in &mut scaled_a {
+            (V::load(lanes) * V::splat(TO_EXP2)).store(lanes);
+        }
+        let mut state = vec![Lanes::ZERO; d_state];
+        if let Some(initial) = self.inputs.initial_state {
+            let states = self.batch * d_inner * d_state..(self.batch + 1) * d_inner * d_state;
+            load_transposed(&initial[states], d_state, &channels, &mut state);
+        }
+        Block {
+            channels,
+            scaled_a,
+            state,
+        }
     }
 }
 
@@ -235,15 +282,15 @@ fn advance<V: Vector, const G: usize>(
     inputs: &ScanInputs,
     rows: &Range<usize>,
     first: usize,
-    a: &[Lanes],
+    scaled_a: &[Lanes],
     state: &mut [Lanes],
     chunk: &mut Chunk,
 ) {
     let mut h = [V::zero(); G];
-    let mut scaled_a = [V::zero(); G];
+    let mut rates = [V::zero(); G];
     for g in 0..G {
         h[g] = V::load(&state[first + g]);
-        scaled_a[g] = V::load(&a[first + g]);
+        rates[g] = V::load(&scaled_a[first + g]);
     }
     for (t, row) in rows.clone().enumerate() {
         if chunk.resets[t] {
@@ -254,7 +301,7 @@ fn advance<V: Vector, const G: usize>(
         let dt = V::load(&chunk.dt[t]);
         let dt_u = V::load(&chunk.dt_u[t]);
         let mut y = V::load(&chunk.y[t]);
-        let decay = decays(dt, scaled_a);
+        let decay = decays(dt, rates);
         for g in 0..G {
             h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
             y = h[g].mul_add(V::splat(c[g]), y);

@@ -1,0 +1,306 @@
+//! The command as users meet it: what works, and what bad input is answered with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::contains;
+use tempfile::TempDir;
+
+/// A folder of its own for each test, with a small text in it.
+struct Workshop {
+    folder: TempDir,
+}
+
+const TINY: &str = r#"
+name = "tiny"
+[model]
+d_model = 16
+[model.mamba1]
+d_state = 4
+[data]
+tokenizer = "bytes"
+seq_len = 16
+batch_size = 4
+[training]
+max_steps = 12
+checkpoint_every = 4
+log_every = 4
+[sample]
+prompt = "the "
+tokens = 8
+"#;
+
+impl Workshop {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let workshop = Self { folder };
+        workshop.write("tiny.toml", TINY);
+        let text = "the cat sat on the mat and the dog ran to the sea. ".repeat(40);
+        for split in ["train", "valid", "test"] {
+            workshop.write(&format!("text/{split}.txt"), &text);
+        }
+        workshop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("mamba-lab").unwrap();
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("MAMBA_LAB_CACHE", self.path("cache"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env("RUST_BACKTRACE", "0");
+        command
+    }
+
+    fn train(&self, more: &[&str]) -> Command {
+        let mut command = self.command(&["train", "tiny.toml", "--data-dir", "text"]);
+        command
+            .args(["--display", "plain", "--device", "flex"])
+            .args(more);
+        command
+    }
+
+    fn run(&self, name: &str) -> PathBuf {
+        self.path("artifacts/runs").join(name)
+    }
+}
+
+/// Every line of `metrics.jsonl` that is a training loss, as it stands in the file.
+fn losses(run: &Path) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines
+        .filter(|line| line["kind"] == "train")
+        .map(|line| {
+            (
+                line["step"].as_u64().unwrap(),
+                line["loss"].as_f64().unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_trains_and_is_used_from_its_folder_alone() {
+    let workshop = Workshop::new();
+    workshop
+        .train(&[])
+        .assert()
+        .success()
+        .stdout(contains("valid, before").and(contains("A sample: the ")));
+    let run = workshop.run("tiny");
+    for file in ["config.toml", "metrics.jsonl", "loss.svg", "summary.json"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+
+    // Another place, and neither text nor experiment at hand.
+    let elsewhere = Workshop::new();
+    fs::remove_dir_all(elsewhere.path("text")).unwrap();
+    let run = run.to_str().unwrap();
+    let generate = |seed: &str| {
+        let output = elsewhere
+            .command(&["generate", run, "the cat", "-n", "12", "--seed", seed])
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output.stdout
+    };
+    let text = generate("1");
+    assert!(text.starts_with(b"the cat") && text.len() > "the cat\n".len());
+    assert_eq!(text, generate("1"), "a seed fixes the text");
+    elsewhere
+        .command(&["info", run])
+        .assert()
+        .success()
+        .stdout(contains("d_inner: 32"));
+    workshop
+        .command(&["evaluate", run, "--split", "valid"])
+        .assert()
+        .success()
+        .stdout(contains("perplexity"));
+}
+
+#[test]
+fn an_existing_run_is_never_overwritten() {
+    let workshop = Workshop::new();
+    workshop.train(&[]).assert().success();
+    let before = fs::read(workshop.run("tiny").join("metrics.jsonl")).unwrap();
+    workshop.train(&[]).assert().success();
+    assert!(workshop.run("tiny-2").is_dir());
+    workshop
+        .train(&["--name", "tiny"])
+        .assert()
+        .failure()
+        .stderr(contains("tiny").and(contains("--resume")));
+    workshop
+        .command(&["train", "--name", "tiny", "--resume"])
+        .assert()
+        .failure()
+        .stderr(contains("finished"));
+    assert_eq!(
+        fs::read(workshop.run("tiny").join("metrics.jsonl")).unwrap(),
+        before
+    );
+}
+
+#[test]
+fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
+    let workshop = Workshop::new();
+    let settings = [
+        "--set",
+        "training.log_every=1",
+        "--set",
+        "training.max_steps=60",
+    ];
+    workshop
+        .train(&settings)
+        .args(["--name", "whole"])
+        .assert()
+        .success();
+
+    let bin = assert_cmd::cargo::cargo_bin("mamba-lab");
+    let mut child = std::process::Command::new(bin)
+        .args([
+            "train",
+            "tiny.toml",
+            "--data-dir",
+            "text",
+            "--display",
+            "plain",
+            "--device",
+            "flex",
+        ])
+        .args(settings)
+        .args(["--name", "parts"])
+        .current_dir(workshop.folder.path())
+        .env("MAMBA_LAB_CACHE", workshop.path("cache"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Killed without warning once a checkpoint exists, as a power cut would.
+    let checkpoints = workshop.run("parts").join("checkpoints");
+    let some = || fs::read_dir(&checkpoints).is_ok_and(|mut entries| entries.next().is_some());
+    while !some() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if !workshop.run("parts").join("summary.json").exists() {
+        workshop
+            .command(&["train", "--name", "parts", "--resume", "--display", "plain"])
+            .assert()
+            .success();
+    }
+    assert_eq!(
+        losses(&workshop.run("parts")),
+        losses(&workshop.run("whole"))
+    );
+    assert_eq!(losses(&workshop.run("whole")).len(), 60);
+}
+
+#[test]
+fn bad_input_is_refused_with_what_to_do() {
+    let workshop = Workshop::new();
+    let refused = |command: &mut Command, message: &str| {
+        command
+            .assert()
+            .code(1)
+            .stderr(contains("Error: ").and(contains(message)));
+    };
+    refused(&mut workshop.command(&["train", "none.toml"]), "none.toml");
+    refused(
+        &mut workshop.train(&["--set", "model.mamba1.d_stat=8"]),
+        "model.mamba1.d_stat",
+    );
+    refused(
+        &mut workshop.train(&["--set", "model.d_model=\"wide\""]),
+        "model.d_model",
+    );
+    refused(
+        &mut workshop.train(&["--set", "training.learning_rate=-1"]),
+        "learning_rate",
+    );
+    let device = ["train", "tiny.toml", "--device", "abacus"];
+    refused(&mut workshop.command(&device), "unknown device `abacus`");
+    let folder = ["train", "tiny.toml", "--data-dir", "nowhere"];
+    refused(&mut workshop.command(&folder), "nowhere");
+    let offline = [
+        "train",
+        "tiny.toml",
+        "--dataset",
+        "wikitext-2",
+        "--device",
+        "flex",
+    ];
+    refused(&mut workshop.command(&offline), "--data-dir");
+    refused(
+        &mut workshop.command(&["generate", "nowhere", "x"]),
+        "nowhere",
+    );
+    refused(
+        &mut workshop.command(&["generate", "nowhere", "x", "--temperature=-1"]),
+        "temperature",
+    );
+    refused(&mut workshop.command(&["generate", "nowhere", ""]), "empty");
+    refused(&mut workshop.train(&["--resume", "--name", "none"]), "none");
+
+    workshop.write("text/train.txt", "too short");
+    refused(&mut workshop.train(&[]), "17");
+    workshop.write("text/train.txt", "");
+    refused(&mut workshop.train(&[]), "empty");
+    assert!(!workshop.path("artifacts").exists(), "nothing was begun");
+}
+
+#[test]
+fn a_corrupt_checkpoint_is_named_and_kept() {
+    let workshop = Workshop::new();
+    workshop.train(&[]).assert().success();
+    let run = workshop.run("tiny");
+    let weights = fs::read_dir(&run)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.file_stem().is_some_and(|stem| stem == "model"))
+        .expect("final weights");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let name = weights.file_name().unwrap().to_str().unwrap().to_owned();
+    workshop
+        .command(&["generate", "tiny", "the"])
+        .assert()
+        .code(1)
+        .stderr(contains(name).and(contains("panicked").not()));
+    assert_eq!(fs::read(&weights).unwrap().len(), bytes.len() / 2);
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let workshop = Workshop::new();
+    let bin = assert_cmd::cargo::cargo_bin("mamba-lab");
+    let mut child = std::process::Command::new(bin)
+        .args(["info"])
+        .current_dir(workshop.folder.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
