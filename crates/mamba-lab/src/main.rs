@@ -9,7 +9,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{evaluate, generate, info, train};
+use commands::{compare, evaluate, generate, info, train};
 
 /// Train, evaluate and sample Mamba and transformer language models.
 #[derive(Parser)]
@@ -23,6 +23,7 @@ struct Arguments {
 enum Command {
     Train(train::Arguments),
     Evaluate(evaluate::Arguments),
+    Compare(compare::Arguments),
     Generate(generate::Arguments),
     Info(info::Arguments),
 }
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Train(arguments) => train::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
+        Command::Compare(arguments) => compare::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Info(arguments) => info::run(arguments),
     };

@@ -1,4 +1,4 @@
-//! `loss.svg`: the loss over the steps of a run.
+//! Loss curves: that of a run, and those of several runs on one picture.
 
 use std::ops::Range;
 use std::path::Path;
@@ -10,12 +10,29 @@ use crate::cache::write_atomic;
 use crate::history::Record;
 
 const SIZE: (u32, u32) = (800, 480);
-const TRAIN: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
-const VALID: RGBColor = RGBColor(0xd6, 0x27, 0x28);
+/// One colour a curve, then a pair a run.
+const COLORS: [RGBColor; 6] = [
+    RGBColor(0x1f, 0x77, 0xb4),
+    RGBColor(0xd6, 0x27, 0x28),
+    RGBColor(0x2c, 0xa0, 0x2c),
+    RGBColor(0x94, 0x67, 0xbd),
+    RGBColor(0xff, 0x7f, 0x0e),
+    RGBColor(0x8c, 0x56, 0x4b),
+];
+/// How strong the line of a noisy training loss is beside its run's valid loss.
+const FAINT: f64 = 0.45;
 /// Room above and below the curves, as a share of their height.
 const MARGIN: f64 = 0.05;
 
 type Points = Vec<(f64, f64)>;
+
+struct Curve {
+    label: String,
+    color: RGBAColor,
+    points: Points,
+    /// Whether each point is an evaluation of its own and gets a mark.
+    marked: bool,
+}
 
 /// Draws the loss curve of `records` to `path`.
 ///
@@ -23,14 +40,54 @@ type Points = Vec<(f64, f64)>;
 ///
 /// When the file cannot be written.
 pub fn write_curve(path: &Path, title: &str, records: &[Record]) -> Result<()> {
-    let svg = draw(title, records).with_context(|| format!("cannot draw {}", path.display()))?;
+    let (train, valid) = points(records);
+    let curve = |label: &str, color: RGBColor, points, marked| Curve {
+        label: label.into(),
+        color: color.to_rgba(),
+        points,
+        marked,
+    };
+    let curves = vec![
+        curve("train", COLORS[0], train, false),
+        curve("valid", COLORS[1], valid, true),
+    ];
+    write(path, title, curves)
+}
+
+/// Draws the loss curves of several runs, each with its name, to `path`.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub fn write_curves(path: &Path, title: &str, runs: &[(String, Vec<Record>)]) -> Result<()> {
+    let curves = runs
+        .iter()
+        .zip(COLORS.iter().cycle())
+        .flat_map(|((name, records), color)| {
+            let (train, valid) = points(records);
+            let curve = |split: &str, color, points, marked| Curve {
+                label: format!("{name}, {split}"),
+                color,
+                points,
+                marked,
+            };
+            [
+                curve("train", color.mix(FAINT), train, false),
+                curve("valid", color.to_rgba(), valid, true),
+            ]
+        });
+    write(path, title, curves.collect())
+}
+
+fn write(path: &Path, title: &str, curves: Vec<Curve>) -> Result<()> {
+    let svg = draw(title, curves).with_context(|| format!("cannot draw {}", path.display()))?;
     write_atomic(path, |out| Ok(out.write_all(svg.as_bytes())?))
 }
 
-fn draw(title: &str, records: &[Record]) -> Result<String> {
-    let (train, valid) = points(records);
-    let steps = range(train.iter().chain(&valid).map(|point| point.0), 0.0);
-    let losses = range(train.iter().chain(&valid).map(|point| point.1), MARGIN);
+fn draw(title: &str, curves: Vec<Curve>) -> Result<String> {
+    let all = || curves.iter().flat_map(|curve| &curve.points);
+    let steps = range(all().map(|point| point.0), 0.0);
+    let losses = range(all().map(|point| point.1), MARGIN);
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -52,18 +109,25 @@ fn draw(title: &str, records: &[Record]) -> Result<String> {
             .light_line_style(WHITE.mix(0.0))
             .bold_line_style(BLACK.mix(0.12))
             .draw()?;
-        if !train.is_empty() {
-            chart
-                .draw_series(LineSeries::new(train, TRAIN.stroke_width(2)))?
-                .label("train")
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], TRAIN.stroke_width(2)));
-        }
-        if !valid.is_empty() {
-            let line = LineSeries::new(valid, VALID.stroke_width(2).filled()).point_size(4);
+        for Curve {
+            label,
+            color,
+            points,
+            marked,
+        } in curves
+        {
+            if points.is_empty() {
+                continue;
+            }
+            let style = color.stroke_width(2);
+            let line = match marked {
+                true => LineSeries::new(points, style.filled()).point_size(4),
+                false => LineSeries::new(points, style),
+            };
             chart
                 .draw_series(line)?
-                .label("valid")
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], VALID.stroke_width(2)));
+                .label(label)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
         }
         chart
             .configure_series_labels()
@@ -165,7 +229,12 @@ mod tests {
     #[test]
     fn curves_without_points_are_drawn() {
         for records in [vec![], vec![eval(0, 10.8)], vec![train(1, 10.8)]] {
-            assert!(draw("short", &records).unwrap().contains("</svg>"));
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("loss.svg");
+            write_curve(&path, "short", &records).unwrap();
+            write_curves(&path, "short", &[("a".into(), records)]).unwrap();
+            let svg = std::fs::read_to_string(&path).unwrap();
+            assert!(svg.contains("</svg>") && !svg.contains("NaN"));
         }
     }
 }

@@ -1,0 +1,169 @@
+//! Where and from what a number was made.
+
+use std::fs;
+use std::process::Command;
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// The machine and the sources behind a run's numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Provenance {
+    /// Name of the processor.
+    pub cpu: String,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Main memory in GiB, where the system tells.
+    pub memory_gib: Option<u64>,
+    /// The widest instruction set that the kernels use here.
+    pub simd: &'static str,
+    /// Threads that every engine was given.
+    pub threads: usize,
+    /// Git revision of the working directory, `-dirty` if files differ from it.
+    pub revision: Option<String>,
+    /// Date and time of the start, UTC.
+    pub date: Option<String>,
+    /// The command line.
+    pub command: String,
+    /// Variables that steer the allocators and thread pools of all engines, as `NAME=value`.
+    pub environment: Vec<String>,
+}
+
+impl Provenance {
+    /// Looks around.
+    pub fn collect(threads: usize) -> Self {
+        let memory = proc_field("/proc/meminfo", "MemTotal").and_then(kibibytes);
+        Self {
+            cpu: proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_gib: memory.map(|bytes| bytes >> 30),
+            simd: simd(),
+            threads,
+            revision: output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
+            date: output_of("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+            environment: environment(),
+        }
+    }
+}
+
+fn environment() -> Vec<String> {
+    const PREFIXES: [&str; 5] = ["MALLOC_", "GLIBC_", "RAYON_", "OMP_", "MKL_"];
+    let mut variables: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    variables.sort();
+    variables
+}
+
+fn simd() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            return "AVX-512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "AVX2";
+        }
+    }
+    "baseline"
+}
+
+/// The largest resident size of this process so far, in bytes, where the system tells.
+pub fn peak_memory() -> Option<u64> {
+    proc_field("/proc/self/status", "VmHWM").and_then(kibibytes)
+}
+
+/// The value of the first line `name : value`.
+fn proc_field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, value)| value.trim().to_owned())
+}
+
+fn kibibytes(value: String) -> Option<u64> {
+    value
+        .strip_suffix(" kB")?
+        .parse::<u64>()
+        .ok()
+        .map(|size| size * 1024)
+}
+
+fn output_of(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned())
+}
+
+/// Watches how busy processes other than this one and its peer keep the machine.
+#[derive(Debug)]
+pub struct Load {
+    peer: Option<u32>,
+    others: u64,
+    start: Instant,
+}
+
+impl Load {
+    /// Starts to watch, where the system has `/proc`.
+    pub fn start(peer: Option<u32>) -> Option<Self> {
+        Some(Self {
+            peer,
+            others: other_ticks(peer)?,
+            start: Instant::now(),
+        })
+    }
+
+    /// Cores that others kept busy since the start.
+    pub fn others(self) -> Option<f64> {
+        /// Linux counts processor time for `/proc` in hundredths of a second everywhere.
+        const TICKS_A_SECOND: f64 = 100.0;
+        let ticks = other_ticks(self.peer)?.saturating_sub(self.others);
+        Some(ticks as f64 / TICKS_A_SECOND / self.start.elapsed().as_secs_f64())
+    }
+}
+
+fn other_ticks(peer: Option<u32>) -> Option<u64> {
+    let own = process_ticks("self")?;
+    let peer = match peer {
+        Some(id) => process_ticks(&id.to_string())?,
+        None => 0,
+    };
+    busy_ticks()?.checked_sub(own + peer)
+}
+
+/// All processes, from the line `cpu user nice system idle iowait irq softirq ..`.
+fn busy_ticks() -> Option<u64> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let fields = text.lines().next()?.split_whitespace().skip(1);
+    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
+        return None;
+    };
+    Some(user + nice + system + irq + softirq)
+}
+
+/// Fields 14 and 15 of `/proc/<id>/stat`, counted behind the parenthesised name.
+fn process_ticks(id: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let (_, fields) = text.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some(ticks()? + ticks()?)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_grows_with_what_is_touched() {
+        let before = peak_memory().unwrap();
+        let touched = vec![1u8; 64 << 20];
+        assert!(touched.iter().map(|&byte| u64::from(byte)).sum::<u64>() == 64 << 20);
+        assert!(peak_memory().unwrap() >= before.max(64 << 20));
+    }
+}

@@ -1,0 +1,169 @@
+//! Timing of contenders in turns.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::machine::Load;
+
+/// What a turn should last: long enough that the first call's cold caches do not count.
+const TURN_MS: f64 = 300.0;
+
+/// Most calls of a turn.
+const MAX_CALLS: usize = 10;
+
+/// Repeated measurements of one thing.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Samples(Vec<f64>);
+
+impl Samples {
+    /// # Panics
+    ///
+    /// If there are none.
+    pub fn new(values: Vec<f64>) -> Self {
+        assert!(!values.is_empty(), "Samples: expected at least one value");
+        Self(values)
+    }
+
+    /// In the order of measurement.
+    pub fn values(&self) -> &[f64] {
+        &self.0
+    }
+
+    /// The middle value, or the mean of the two middle ones.
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            0.5 * (sorted[middle - 1] + sorted[middle])
+        }
+    }
+
+    /// The smallest value.
+    pub fn min(&self) -> f64 {
+        self.0.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// The largest value.
+    pub fn max(&self) -> f64 {
+        self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// Each value over the one that `other` measured in the same round.
+    pub fn over(&self, other: &Self) -> Self {
+        Self::new(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
+    }
+}
+
+/// Takes a number of calls, and returns the milliseconds of each.
+pub type Calls<'a> = Box<dyn FnMut(usize) -> Result<Vec<f64>> + 'a>;
+
+/// Makes [`Calls`] of work in this process.
+pub fn clocked<'a>(mut work: impl FnMut() -> Result<()> + 'a) -> Calls<'a> {
+    Box::new(move |calls| {
+        let one = |_| {
+            let start = Instant::now();
+            work()?;
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        };
+        (0..calls).map(one).collect()
+    })
+}
+
+/// What a contender needed.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    /// Milliseconds of a call, one value a round: the median of the round's calls.
+    pub ms: Samples,
+    /// Cores that other processes kept busy meanwhile, where the system tells.
+    pub other_cores: Option<f64>,
+}
+
+/// Calls every contender once to warm up, and then all of them in turn, `rounds` times.
+///
+/// `peer` is the process that works for contenders beside this one, if there is one.
+///
+/// # Errors
+///
+/// If a contender fails.
+pub fn in_turns(
+    contenders: &mut [Calls],
+    rounds: usize,
+    peer: Option<u32>,
+) -> Result<Vec<Measurement>> {
+    let mut calls = Vec::with_capacity(contenders.len());
+    for contender in contenders.iter_mut() {
+        let warm = contender(1)?;
+        calls.push(((TURN_MS / warm[0]).ceil() as usize).clamp(1, MAX_CALLS));
+    }
+    let mut ms = vec![Vec::with_capacity(rounds); contenders.len()];
+    let mut loads = vec![Vec::new(); contenders.len()];
+    for _ in 0..rounds {
+        for (i, contender) in contenders.iter_mut().enumerate() {
+            let load = Load::start(peer);
+            ms[i].push(Samples::new(contender(calls[i])?).median());
+            loads[i].extend(load.and_then(Load::others));
+        }
+    }
+    let measurement = |(ms, loads): (Vec<f64>, Vec<f64>)| Measurement {
+        ms: Samples::new(ms),
+        other_cores: (!loads.is_empty()).then(|| Samples::new(loads).median()),
+    };
+    Ok(ms.into_iter().zip(loads).map(measurement).collect())
+}
+
+/// The exponent `p` of the power law `y = c x^p` closest to the points, on logarithmic axes.
+pub fn exponent(points: &[(f64, f64)]) -> f64 {
+    let logs: Vec<_> = points.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
+    let mean =
+        |part: fn(&(f64, f64)) -> f64| logs.iter().map(part).sum::<f64>() / logs.len() as f64;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let covariance: f64 = logs.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    let variance: f64 = logs.iter().map(|point| (point.0 - x).powi(2)).sum();
+    covariance / variance
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_ignores_order_and_averages_an_even_middle() {
+        assert_eq!(Samples::new(vec![9.0, 1.0, 2.0]).median(), 2.0);
+        assert_eq!(Samples::new(vec![9.0, 1.0, 2.0, 4.0]).median(), 3.0);
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let (a, b) = (Samples::new(vec![6.0, 20.0]), Samples::new(vec![2.0, 5.0]));
+        assert_eq!(a.over(&b), Samples::new(vec![3.0, 4.0]));
+    }
+
+    #[test]
+    fn the_exponent_of_a_power_law_is_found() {
+        let points = [1.0, 2.0, 10.0].map(|x: f64| (x, 3.0 * x.powf(1.5)));
+        assert!((exponent(&points) - 1.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn every_contender_is_called_in_every_round() {
+        let mut order = Vec::new();
+        let record = std::cell::RefCell::new(&mut order);
+        let contender = |name| -> Calls {
+            let record = &record;
+            Box::new(move |calls| {
+                record.borrow_mut().push((name, calls));
+                Ok(vec![TURN_MS / 2.0; calls])
+            })
+        };
+        let measured = in_turns(&mut [contender('a'), contender('b')], 2, None).unwrap();
+        assert_eq!(measured[1].ms.values(), [TURN_MS / 2.0; 2]);
+        let round = [('a', 2), ('b', 2)];
+        assert_eq!(order, [[('a', 1), ('b', 1)], round, round].concat());
+    }
+}

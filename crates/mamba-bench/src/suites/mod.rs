@@ -1,0 +1,3 @@
+//! Which problems meet which engines.
+
+pub mod cpu_tutorial;
