@@ -44,7 +44,8 @@ pub struct Summary {
     pub test: Option<Scores>,
     /// Tokens trained on per second of computation.
     pub tokens_per_second: f64,
-    /// Seconds from start to end, interruptions excluded.
+    /// Seconds of training with its evaluations and checkpoints; interruptions and the final
+    /// evaluation are left out.
     pub wall_seconds: f64,
     /// The most memory the process has held, in bytes. Known on Linux only.
     pub peak_memory: Option<u64>,

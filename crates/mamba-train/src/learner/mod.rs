@@ -9,6 +9,7 @@ mod metrics;
 mod module;
 mod plan;
 mod state;
+mod stepper;
 mod strategy;
 
 pub use loader::{Order, TokenLoader};
