@@ -261,7 +261,8 @@ fn bad_input_is_refused_with_what_to_do() {
         "temperature",
     );
     refused(&mut workshop.command(&["generate", "nowhere", ""]), "empty");
-    refused(&mut workshop.train(&["--resume", "--name", "none"]), "none");
+    let resume = ["train", "--resume", "--name", "none"];
+    refused(&mut workshop.command(&resume), "there is no run");
 
     workshop.write("text/train.txt", "too short");
     refused(&mut workshop.train(&[]), "17");

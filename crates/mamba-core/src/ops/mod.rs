@@ -7,7 +7,7 @@
 //! | [`linear_cross_entropy`] | head and loss without the logits | the two gradients, no logits |
 //!
 //! Each takes the path of [`Strategy::Auto`]: fused loops on Flex, the portable bodies on NdArray
-//! and on CubeCL devices, the plain [`reference`] on any other backend. All of them compute in
+//! and on CubeCL devices, the plain [`reference`](mod@reference) on any other backend. All of them compute in
 //! f32 whatever the inputs are, since a recurrence over thousands of steps drifts in half
 //! precision; results are cast back to the dtype of the main input, states stay f32.
 

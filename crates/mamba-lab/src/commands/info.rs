@@ -61,7 +61,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
                     .with_d_model(d_model)
                     .with_n_layer(n_layer);
                 let parameters = num_parameters(&config);
-                let (millions, mebibytes) = (parameters as f64 / 1e6, parameters * 4 >> 20);
+                let (millions, mebibytes) = (parameters as f64 / 1e6, (parameters * 4) >> 20);
                 writeln!(
                     out,
                     "  {name:<12} {n_layer} layers of {d_model:<5} {millions:>7.1} M parameters {mebibytes:>6} MiB"
