@@ -7,7 +7,7 @@ use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape, 
 use serde::{Deserialize, Serialize};
 
 use crate::init::rescale;
-use crate::ops::{CausalConv1d, SelectiveScan, causal_conv1d, selective_scan};
+use crate::ops::{CausalConv1d, SelectiveScan, causal_conv1d, linear, project, selective_scan};
 use crate::state::Mamba1State;
 
 /// How the weight of the time-step projection starts.
@@ -284,7 +284,7 @@ impl Mamba1 {
         assert_shape!(input, [_, _, d_model]);
         let (conv_state, ssm_state) = state.map(|state| (state.conv, state.ssm)).unzip();
 
-        let xz = self.in_proj.forward(input); // [batch, seq_len, 2 d_inner]
+        let xz = project(&self.in_proj, input); // [batch, seq_len, 2 d_inner]
         let x = xz.clone().slice(s![.., .., ..d_inner]);
         let z = xz.slice(s![.., .., d_inner..]);
         let (x, conv) = causal_conv1d(CausalConv1d {
@@ -295,13 +295,13 @@ impl Mamba1 {
             ..CausalConv1d::new(x, self.conv_weight.val())
         });
 
-        let projected = self.x_proj.forward(x.clone()); // [batch, seq_len, dt_rank + 2 d_state]
+        let projected = project(&self.x_proj, x.clone()); // [batch, seq_len, dt_rank + 2 d_state]
         let dt = projected.clone().slice(s![.., .., ..dt_rank]);
         let b = projected
             .clone()
             .slice(s![.., .., dt_rank..dt_rank + d_state]);
         let c = projected.slice(s![.., .., dt_rank + d_state..]);
-        let delta = burn::tensor::module::linear(dt, self.dt_proj.weight.val(), None);
+        let delta = linear(dt, self.dt_proj.weight.val(), None);
         let (y, ssm) = selective_scan(SelectiveScan {
             d: Some(self.d.val()),
             z: Some(z),
@@ -310,7 +310,7 @@ impl Mamba1 {
             seq_idx,
             ..SelectiveScan::new(x, delta, -self.a_log.val().exp(), b, c)
         });
-        (self.out_proj.forward(y), Mamba1State { conv, ssm })
+        (project(&self.out_proj, y), Mamba1State { conv, ssm })
     }
 }
 

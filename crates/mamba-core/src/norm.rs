@@ -6,6 +6,8 @@ use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Device, FloatDType, Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
 
+use crate::ops::rms_norm;
+
 /// Which normalisation a [`Norm`] applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -105,10 +107,7 @@ impl Norm {
                 let beta = self.beta.as_ref().map(|beta| widen(beta.val()));
                 layer_norm(x, gamma, beta, self.epsilon)
             }
-            NormKind::RmsNorm => {
-                let rms = (x.clone().square().mean_dim(D - 1) + self.epsilon).sqrt();
-                x / rms * gamma.unsqueeze()
-            }
+            NormKind::RmsNorm => rms_norm(x, gamma, self.epsilon),
         };
         y.cast(output)
     }

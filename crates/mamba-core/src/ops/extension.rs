@@ -156,6 +156,15 @@ pub struct LossGrads<B: Backend> {
     pub weight: FloatTensor<B>,
 }
 
+/// Gradients of [`MambaOps::rms_norm`], each as shaped as its input.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+#[allow(missing_docs)] // one field an input, documented there
+pub struct NormGrads<B: Backend> {
+    pub x: FloatTensor<B>,
+    pub gamma: FloatTensor<B>,
+}
+
 /// Positions between two saved states of the selective scan.
 ///
 /// The backward pass recomputes a chunk of this length from its saved state, so a tape keeps
@@ -240,6 +249,42 @@ pub trait MambaOps: Backend {
         vocab_size: usize,
     ) -> LossGrads<Self> {
         portable::linear_cross_entropy::loss_with_grads::<Self>(hidden, weight, targets, vocab_size)
+    }
+
+    /// `x weight + bias` over the last axis of `x`, with `weight [d_input, d_output]`.
+    #[fusion(dtype = x, shape = meta::projected(x, weight))]
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalFloat<Self>,
+    ) -> FloatTensor<Self> {
+        Self::linear(x, weight, bias.into_option())
+    }
+
+    /// The gradient of the weight of [`MambaOps::fused_linear`], `[d_input, d_output]`.
+    #[fusion(dtype = x, shape = meta::weight_of(x, grad_y))]
+    fn fused_linear_weight_backward(
+        x: FloatTensor<Self>,
+        grad_y: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::linear_weight_backward(x, grad_y)
+    }
+
+    /// `x / sqrt(mean(x^2) + epsilon) * gamma` over the last axis, with `gamma [d_model]`.
+    #[fusion(dtype = x, shape = x)]
+    fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        portable::rms_norm::forward::<Self>(x, gamma, epsilon)
+    }
+
+    /// Gradients of [`MambaOps::rms_norm`].
+    #[fusion(meta = meta::rms_norm_backward)]
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        epsilon: f64,
+        grad_y: FloatTensor<Self>,
+    ) -> NormGrads<Self> {
+        portable::rms_norm::backward::<Self>(x, gamma, epsilon, grad_y)
     }
 }
 

@@ -5,8 +5,8 @@ use burn::tensor::Shape;
 
 use super::extension::{
     ConvGradsMetadata, ConvInputsMetadata, ConvOutputsMetadata, LossGradsMetadata,
-    OptionalFloatMetadata, SCAN_CHECKPOINT_INTERVAL, ScanGradsMetadata, ScanInputsMetadata,
-    ScanOutputsMetadata,
+    NormGradsMetadata, OptionalFloatMetadata, SCAN_CHECKPOINT_INTERVAL, ScanGradsMetadata,
+    ScanInputsMetadata, ScanOutputsMetadata,
 };
 
 fn spec<const D: usize>(like: &TensorSpec, dims: [usize; D]) -> TensorSpec {
@@ -88,4 +88,27 @@ pub(super) fn first_axis(hidden: &Shape) -> Shape {
 
 pub(super) fn scalar(_hidden: &Shape) -> Shape {
     [1].into()
+}
+
+pub(super) fn projected(x: &Shape, weight: &Shape) -> Shape {
+    let mut shape = x.clone();
+    let last = shape.num_dims() - 1;
+    shape[last] = weight[1];
+    shape
+}
+
+pub(super) fn weight_of(x: &Shape, grad_y: &Shape) -> Shape {
+    [x[x.num_dims() - 1], grad_y[grad_y.num_dims() - 1]].into()
+}
+
+pub(super) fn rms_norm_backward(
+    x: &TensorSpec,
+    gamma: &TensorSpec,
+    _epsilon: &f64,
+    _grad_y: &TensorSpec,
+) -> NormGradsMetadata {
+    NormGradsMetadata {
+        x: x.clone(),
+        gamma: gamma.clone(),
+    }
 }

@@ -5,6 +5,7 @@
 //! | [`selective_scan`] | the state-space recurrence of Mamba-1 | its inputs and `d_inner * d_state / 8` bytes a token |
 //! | [`causal_conv1d`] | depthwise convolution over time, SiLU | its inputs |
 //! | [`linear_cross_entropy`] | head and loss without the logits | the two gradients, no logits |
+//! | [`linear`], [`rms_norm`] | what Burn has too, in one pass on the CPU | their inputs |
 //!
 //! Each takes the path of [`Strategy::Auto`]: fused loops on Flex, the portable bodies on NdArray
 //! and on CubeCL devices, the plain [`reference`](mod@reference) on any other backend. All of them compute in
@@ -16,15 +17,20 @@ mod causal_conv1d;
 #[cfg(feature = "flex")]
 pub mod cpu;
 pub mod extension;
+mod linear;
 mod linear_cross_entropy;
 #[cfg(feature = "fusion")]
 mod meta;
 mod portable;
 pub mod reference;
+mod rms_norm;
 mod selective_scan;
 
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
+pub use linear::linear;
+pub(crate) use linear::project;
 pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy, token_losses};
+pub use rms_norm::rms_norm;
 pub use selective_scan::{SelectiveScan, selective_scan};
 
 use burn::backend::{DispatchDevice, DispatchTensor};
@@ -52,6 +58,22 @@ impl Strategy {
             strategy => strategy,
         }
     }
+}
+
+/// Whether our CPU loops beat the backend's own operations: on Flex, which zeroes an output before
+/// it computes it, copies it, and walks a norm in six passes.
+fn on_flex(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    let flex = matches!(
+        device.clone().without_autodiff().as_dispatch(),
+        DispatchDevice::Flex(_)
+    );
+    #[cfg(not(feature = "flex"))]
+    let flex = {
+        let _ = device;
+        false
+    };
+    flex
 }
 
 /// Whether the backend of `device` is one that [`extension::MambaOps`] is routed to.

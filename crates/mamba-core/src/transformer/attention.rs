@@ -3,6 +3,7 @@ use super::kv_cache::KvCache;
 use super::packing::Packing;
 use super::rotary::{RotaryEmbedding, RotaryEmbeddingConfig};
 use crate::init::{linear, rescale};
+use crate::ops::project;
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
@@ -169,7 +170,7 @@ impl Attention {
         };
         let Projected { query, key, value } = self.project(x, positions);
         let context = self.attend(query, key.swap_dims(1, 2), value.swap_dims(1, 2), mask);
-        self.out_proj.forward(context)
+        project(&self.out_proj, context)
     }
 
     /// Attends over the next tokens of sequences whose earlier tokens are in `cache`.
@@ -196,7 +197,7 @@ impl Attention {
             None => KvCache::from_tokens(key, value),
         };
         let context = self.attend(query, cache.keys(), cache.values(), None);
-        (self.out_proj.forward(context), cache)
+        (project(&self.out_proj, context), cache)
     }
 
     /// [`forward`](Self::forward) for one token.
@@ -236,7 +237,7 @@ impl Attention {
             AttentionModuleOptions::default(),
         );
         let context = context.reshape([batch, self.num_heads * head_dim]);
-        (self.out_proj.forward(context), cache)
+        (project(&self.out_proj, context), cache)
     }
 
     /// A cache to start [`step`](Self::step) from.
@@ -263,7 +264,7 @@ impl Attention {
         let (num_heads, num_kv_heads) = (self.num_heads, self.num_kv_heads);
         let num_qk_heads = num_heads + num_kv_heads;
 
-        let qkv = self.in_proj.forward(x).reshape([
+        let qkv = project(&self.in_proj, x).reshape([
             batch,
             seq_len,
             num_qk_heads + num_kv_heads,

@@ -1,4 +1,5 @@
 use crate::init::{linear, rescale};
+use crate::ops::project;
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
@@ -102,7 +103,7 @@ impl Mlp {
         let [d_model, _] = self.fc_in.weight.dims();
         assert_shape!(x, [.., d_model]);
 
-        let hidden = self.fc_in.forward(x);
+        let hidden = project(&self.fc_in, x);
         let hidden = match self.activation {
             Activation::Gelu => gelu_tanh(hidden),
             Activation::GeluExact => gelu(hidden),
@@ -113,7 +114,7 @@ impl Mlp {
                 silu(gate) * up
             }
         };
-        self.fc_out.forward(hidden)
+        project(&self.fc_out, hidden)
     }
 
     /// Multiplies the weights that write to the residual stream by `factor`.

@@ -8,11 +8,16 @@
 )]
 
 pub mod causal_conv1d;
+mod linear;
 pub mod linear_cross_entropy;
+mod matrix;
+pub mod rms_norm;
 mod rows;
 pub mod selective_scan;
 pub mod simd;
 
+pub use linear::linear;
+pub use matrix::Matrix;
 pub use rows::Rows;
 
 #[cfg(test)]

@@ -103,6 +103,19 @@ impl Output {
 }
 
 impl Columns<'_> {
+    /// Elements from the beginning of a row to that of the next one.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Where a block of rows and columns begins. It lies inside the output; who writes through the
+    /// pointer keeps to the block, and shares it with no other thread.
+    pub fn block(&self, rows: &Range<usize>, columns: &Range<usize>) -> *mut f32 {
+        assert!(columns.end <= self.width && rows.end * self.width <= self.len);
+        // SAFETY: in bounds by the assertion.
+        unsafe { self.data.add(rows.start * self.width + columns.start) }
+    }
+
     /// Writes `value` to columns `columns` of row `row`, at most [`LANES`] of them; lanes past them
     /// are dropped.
     ///

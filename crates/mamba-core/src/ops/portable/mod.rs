@@ -6,6 +6,7 @@
 pub(crate) mod causal_conv1d;
 pub(crate) mod linear_cross_entropy;
 mod prim;
+pub(crate) mod rms_norm;
 pub(crate) mod selective_scan;
 
 use prim::Prim;

@@ -127,6 +127,10 @@ impl<B: Backend> Prim<B> {
         Self(B::float_log(self.0.clone()))
     }
 
+    pub(crate) fn sqrt(&self) -> Self {
+        Self(B::float_sqrt(self.0.clone()))
+    }
+
     pub(crate) fn recip(&self) -> Self {
         Self(B::float_recip(self.0.clone()))
     }

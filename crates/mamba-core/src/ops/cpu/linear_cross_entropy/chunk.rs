@@ -1,8 +1,10 @@
 //! The two passes over the slabs of one chunk of tokens.
 
 use super::{
-    super::simd::{LANES, Lanes, dispatch},
-    matrix::{Matrix, multiply},
+    super::{
+        matrix::{Matrix, multiply},
+        simd::{LANES, Lanes, dispatch},
+    },
     problem::Problem,
     slab::{Exponentials, Scale},
 };

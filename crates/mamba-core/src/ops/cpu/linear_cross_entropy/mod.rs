@@ -13,12 +13,11 @@
 //! which thread ran what.
 
 mod chunk;
-mod matrix;
 mod problem;
 mod slab;
 
+use super::matrix::multiply;
 use chunk::{Chunk, SlabStats};
-use matrix::multiply;
 use problem::{GROUPS, Problem};
 use rayon::prelude::*;
 

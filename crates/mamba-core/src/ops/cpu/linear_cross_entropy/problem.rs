@@ -1,10 +1,9 @@
 //! Validation, and how tokens and classes are cut.
 
 use super::{
-    super::{rows::check_len, simd::LANES},
+    super::{matrix::Matrix, rows::check_len, simd::LANES},
     LossInputs,
     chunk::{Chunk, SlabStats},
-    matrix::Matrix,
 };
 use rayon::prelude::*;
 

@@ -1,0 +1,74 @@
+use burn::backend::Autodiff;
+use burn::backend::tensor::FloatTensor;
+use burn_autodiff::NodeId;
+use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
+
+use super::{inner_float, or_constant};
+use crate::ops::extension::{MambaOps, OptionalFloat};
+
+#[derive(Debug)]
+struct Linear;
+
+impl<B: MambaOps> Backward<B, 3> for Linear {
+    /// `x` where the weight has a gradient, and the weight where `x` has one.
+    type State = [Option<NodeId>; 2];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad_y = grads.consume::<B>(&ops.node);
+        let [x, weight] = ops
+            .state
+            .map(|id| id.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id)));
+        let [x_node, weight_node, bias_node] = ops.parents;
+        if let (Some(node), Some(weight)) = (x_node, weight) {
+            let weight = B::float_transpose(weight);
+            let grad = B::fused_linear(grad_y.clone(), weight, OptionalFloat::Absent);
+            grads.register::<B>(node.id, grad);
+        }
+        if let (Some(node), Some(x)) = (weight_node, x) {
+            let grad = B::fused_linear_weight_backward(x, grad_y.clone());
+            grads.register::<B>(node.id, grad);
+        }
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::linear_bias_backward(grad_y));
+        }
+    }
+}
+
+pub(super) fn linear<B: MambaOps, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    bias: OptionalFloat<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = [
+        x.node(),
+        weight.node(),
+        or_constant::<B, C>(&bias, &x).node(),
+    ];
+    let (x_tracked, weight_tracked) = (x.is_tracked(), weight.is_tracked());
+    match Linear.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let state = [
+                weight_tracked.then(|| prep.checkpoint(&x)),
+                x_tracked.then(|| prep.checkpoint(&weight)),
+            ];
+            let y = B::fused_linear(
+                x.into_primitive(),
+                weight.into_primitive(),
+                inner_float(bias),
+            );
+            prep.finish(state, y)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::fused_linear(
+            x.into_primitive(),
+            weight.into_primitive(),
+            inner_float(bias),
+        )),
+    }
+}

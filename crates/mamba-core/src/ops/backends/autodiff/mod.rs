@@ -1,0 +1,210 @@
+//! Gradients: one node an op, whose step calls the backward method of the inner backend.
+
+mod causal_conv1d;
+mod linear;
+mod linear_cross_entropy;
+mod rms_norm;
+mod selective_scan;
+
+use std::sync::{Arc, Mutex};
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
+use burn::tensor::{FloatDType, Shape};
+use burn_autodiff::NodeId;
+use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
+
+use crate::ops::extension::{
+    ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, OptionalInt,
+    ScanGrads, ScanInputs, ScanOutputs,
+};
+
+type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
+
+/// Where the gradient of an op's second output waits for the step of its first.
+///
+/// A Burn node has one output. The final state is therefore a node of its own, a child of the
+/// node of `y`: its step runs first, leaves its gradient here and hands zeros to `y`, in case
+/// nothing else uses `y`. A final state that no loss depends on costs nothing.
+type Slot<B> = Arc<Mutex<Option<FloatTensor<B>>>>;
+
+fn take<B: Backend>(slot: &Slot<B>) -> OptionalFloat<B> {
+    slot.lock()
+        .expect("no step panics while it holds the slot")
+        .take()
+        .into()
+}
+
+#[derive(Debug)]
+struct SecondOutput;
+
+impl<B: Backend> Backward<B, 1> for SecondOutput {
+    type State = (Slot<B>, Shape);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (slot, first_shape) = ops.state;
+        if let [Some(first)] = ops.parents {
+            let zeros = B::float_zeros(first_shape, &grad.device(), FloatDType::F32);
+            grads.register::<B>(first.id, zeros);
+        }
+        *slot.lock().expect("no step panics while it holds the slot") = Some(grad);
+    }
+}
+
+/// Makes `second` a child of `first` whose gradient goes to `slot`.
+fn second_output<B: Backend, C: CheckpointStrategy>(
+    first: &Tracked<B, C>,
+    second: FloatTensor<B>,
+    slot: Slot<B>,
+) -> Tracked<B, C> {
+    let state = (slot, first.shape());
+    match SecondOutput
+        .prepare::<C>([first.node()])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prep) => prep.finish(state, second),
+        OpsKind::UnTracked(prep) => prep.finish(second),
+    }
+}
+
+/// An optional input as a node: an untracked constant stands in for an absent one.
+fn or_constant<B: Backend, C: CheckpointStrategy>(
+    tensor: &OptionalFloat<Autodiff<B, C>>,
+    like: &Tracked<B, C>,
+) -> Tracked<B, C> {
+    match tensor {
+        OptionalFloat::Present(tensor) => tensor.clone(),
+        OptionalFloat::Absent => Autodiff::<B, C>::from_inner(B::float_zeros(
+            [1].into(),
+            &like.device(),
+            FloatDType::F32,
+        )),
+    }
+}
+
+fn inner_float<B: Backend, C: CheckpointStrategy>(
+    tensor: OptionalFloat<Autodiff<B, C>>,
+) -> OptionalFloat<B> {
+    match tensor {
+        OptionalFloat::Present(tensor) => OptionalFloat::Present(tensor.into_primitive()),
+        OptionalFloat::Absent => OptionalFloat::Absent,
+    }
+}
+
+fn inner_int<B: Backend, C: CheckpointStrategy>(
+    tensor: OptionalInt<Autodiff<B, C>>,
+) -> OptionalInt<B> {
+    match tensor {
+        OptionalInt::Present(tensor) => OptionalInt::Present(tensor),
+        OptionalInt::Absent => OptionalInt::Absent,
+    }
+}
+
+/// How a saved input comes back in the backward pass; `None` was absent.
+type Saved = Option<NodeId>;
+
+fn retrieve<B: Backend>(checkpointer: &mut Checkpointer, id: Saved) -> OptionalFloat<B> {
+    id.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id))
+        .into()
+}
+
+impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
+    fn selective_scan(inputs: ScanInputs<Self>, save_checkpoints: bool) -> ScanOutputs<Self> {
+        selective_scan::selective_scan::<B, C>(inputs, save_checkpoints)
+    }
+
+    fn selective_scan_backward(
+        _inputs: ScanInputs<Self>,
+        _checkpoints: FloatTensor<Self>,
+        _grad_y: FloatTensor<Self>,
+        _grad_final_state: OptionalFloat<Self>,
+    ) -> ScanGrads<Self> {
+        no_second_order("selective_scan")
+    }
+
+    fn causal_conv1d(inputs: ConvInputs<Self>) -> ConvOutputs<Self> {
+        causal_conv1d::causal_conv1d::<B, C>(inputs)
+    }
+
+    fn causal_conv1d_backward(
+        _inputs: ConvInputs<Self>,
+        _grad_y: FloatTensor<Self>,
+        _grad_final_state: OptionalFloat<Self>,
+    ) -> ConvGrads<Self> {
+        no_second_order("causal_conv1d")
+    }
+
+    fn token_losses(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        vocab_size: usize,
+    ) -> FloatTensor<Self> {
+        // A score, not a loss: nothing is recorded.
+        Self::from_inner(B::token_losses(
+            hidden.into_primitive(),
+            weight.into_primitive(),
+            targets,
+            vocab_size,
+        ))
+    }
+
+    fn linear_cross_entropy(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        vocab_size: usize,
+    ) -> FloatTensor<Self> {
+        linear_cross_entropy::linear_cross_entropy::<B, C>(hidden, weight, targets, vocab_size)
+    }
+
+    fn linear_cross_entropy_with_grads(
+        _hidden: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _targets: IntTensor<Self>,
+        _vocab_size: usize,
+    ) -> LossGrads<Self> {
+        no_second_order("linear_cross_entropy")
+    }
+
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalFloat<Self>,
+    ) -> FloatTensor<Self> {
+        linear::linear::<B, C>(x, weight, bias)
+    }
+
+    fn fused_linear_weight_backward(
+        _x: FloatTensor<Self>,
+        _grad_y: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        no_second_order("linear")
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        rms_norm::rms_norm::<B, C>(x, gamma, epsilon)
+    }
+
+    fn rms_norm_backward(
+        _x: FloatTensor<Self>,
+        _gamma: FloatTensor<Self>,
+        _epsilon: f64,
+        _grad_y: FloatTensor<Self>,
+    ) -> NormGrads<Self> {
+        no_second_order("rms_norm")
+    }
+}
+
+fn no_second_order(op: &str) -> ! {
+    panic!("{op}: gradients of gradients are not supported; use ops::reference::{op}")
+}

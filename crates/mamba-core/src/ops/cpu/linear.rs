@@ -1,0 +1,148 @@
+//! Matrix products into memory that was never zeroed, shared out in blocks of fixed size.
+//!
+//! A block of the result belongs to one task and one call of the `gemm` crate over the whole inner
+//! axis, so that no sum depends on the number of threads.
+
+use super::matrix::{Matrix, multiply_into};
+use super::rows::Output;
+use rayon::prelude::*;
+
+/// Rows from which on a task takes whole rows: there are then enough of them for any machine.
+const TALL: usize = 2048;
+
+/// Shape of a task's block.
+fn block(rows: usize, columns: usize) -> [usize; 2] {
+    if rows >= TALL {
+        // A block of inputs and outputs, a few hundred KiB, stays in the second-level cache.
+        [128, columns]
+    } else {
+        [64, 128]
+    }
+}
+
+/// `x weight + bias`, `[x.rows, weight.columns]`, contiguous.
+///
+/// The result is the same, bit by bit, on every run and for any number of threads.
+///
+/// # Panics
+/// If `weight` does not have a row for each column of `x`, or `bias` a value for each column of
+/// `weight`.
+pub fn linear(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+    let (rows, columns) = (x.rows(), weight.columns());
+    assert!(
+        x.columns() == weight.rows(),
+        "linear: x has {} columns, weight {} rows",
+        x.columns(),
+        weight.rows()
+    );
+    if let Some(bias) = bias {
+        super::rows::check_len("linear", "bias", bias, columns);
+    }
+    let [tall, wide] = block(rows, columns);
+    let across = columns.div_ceil(wide.max(1));
+    let mut y = Output::new(rows, columns);
+    let sink = y.columns();
+    (0..rows.div_ceil(tall) * across)
+        .into_par_iter()
+        .for_each(|task| {
+            let (i, j) = (task / across, task % across);
+            let rows = i * tall..rows.min((i + 1) * tall);
+            let columns = j * wide..columns.min((j + 1) * wide);
+            let to = sink.block(&rows, &columns);
+            let stride = sink.width();
+            let x = x.row_range(rows.clone());
+            let weight = weight.column_range(columns.clone());
+            // SAFETY: the block lies inside the output, and no other task has a part of it.
+            unsafe {
+                multiply_into(to, stride, false, x, weight);
+                if let Some(bias) = bias {
+                    for row in 0..rows.len() {
+                        let row =
+                            std::slice::from_raw_parts_mut(to.add(row * stride), columns.len());
+                        for (to, bias) in row.iter_mut().zip(&bias[columns.clone()]) {
+                            *to += bias;
+                        }
+                    }
+                }
+            }
+        });
+    // SAFETY: the blocks cover the output, and `multiply_into` writes all of its block.
+    unsafe { y.finish() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn exact(x: &[f32], weight: &[f32], inner: usize, columns: usize) -> Vec<f64> {
+        let (x, weight) = (widen(x), widen(weight));
+        x.chunks(inner)
+            .flat_map(|row| {
+                let weight = &weight;
+                (0..columns)
+                    .map(move |j| (0..inner).map(|k| row[k] * weight[k * columns + j]).sum())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn products_of_all_shapes_equal_the_definition() {
+        for [rows, inner, columns] in [
+            [1, 1, 1],
+            [1, 300, 700],
+            [65, 7, 129],
+            [130, 40, 1],
+            [TALL + 77, 5, 33],
+        ] {
+            let (x, weight) = (noise(rows * inner, 1), noise(inner * columns, 2));
+            let bias = noise(columns, 3);
+            let (x, w) = (&x[..], &weight[..]);
+            let lhs = Matrix::new(x, rows, inner, inner);
+            let rhs = Matrix::new(w, inner, columns, columns);
+            let mut want = exact(x, w, inner, columns);
+            let name = format!("{rows} x {inner} x {columns}");
+            assert_close(&name, &linear(lhs, rhs, None), &want, 1e-5);
+            for (want, i) in want.iter_mut().zip(0..) {
+                *want += f64::from(bias[i % columns]);
+            }
+            assert_close(&name, &linear(lhs, rhs, Some(&bias)), &want, 1e-5);
+        }
+    }
+
+    #[test]
+    fn strided_and_transposed_operands_are_read_in_place() {
+        let (x, weight) = (noise(200 * 24, 1), noise(10 * 8, 2));
+        let part: Vec<f32> = x.chunks(24).flat_map(|row| row[5..15].to_vec()).collect();
+        let turned: Vec<f32> = (0..80).map(|i| weight[i % 8 * 10 + i / 8]).collect();
+        let want = linear(
+            Matrix::new(&part, 200, 10, 10),
+            Matrix::new(&turned, 10, 8, 8),
+            None,
+        );
+        let got = linear(
+            Matrix::new(&x[5..], 200, 10, 24),
+            Matrix::new(&weight, 8, 10, 10).transposed(),
+            None,
+        );
+        let want = widen(&want);
+        assert_close("strided", &got, &want, 1e-6);
+    }
+
+    #[test]
+    fn an_empty_inner_axis_gives_zeros() {
+        let empty = Matrix::new(&[], 3, 0, 0);
+        assert_eq!(linear(empty, Matrix::new(&[], 0, 4, 4), None), [0.0; 12]);
+    }
+
+    #[test]
+    #[should_panic(expected = "x has 3 columns, weight 4 rows")]
+    fn operands_that_do_not_fit_are_refused() {
+        let values = [0.0; 12];
+        linear(
+            Matrix::new(&values, 4, 3, 3),
+            Matrix::new(&values, 4, 3, 3),
+            None,
+        );
+    }
+}

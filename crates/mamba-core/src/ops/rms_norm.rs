@@ -1,0 +1,30 @@
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Tensor, assert_shape};
+
+use super::extension::MambaOps;
+use super::on_flex;
+
+/// `x / sqrt(mean(x^2) + epsilon) * gamma` over the last axis.
+///
+/// # Shapes
+///
+/// - x: `[.., d_model]`
+/// - gamma: `[d_model]`
+/// - output: `[.., d_model]`
+///
+/// # Panics
+///
+/// If the last axis of `x` is not as long as `gamma`.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let [d_model] = gamma.dims();
+    assert_shape!(x, [.., d_model]);
+    if D > 1 && x.dtype() == DType::F32 && gamma.dtype() == DType::F32 && on_flex(&x.device()) {
+        return Tensor::from_dispatch(Dispatch::rms_norm(
+            x.into_dispatch(),
+            gamma.into_dispatch(),
+            epsilon,
+        ));
+    }
+    let rms = (x.clone().square().mean_dim(D - 1) + epsilon).sqrt();
+    x / rms * gamma.unsqueeze()
+}
