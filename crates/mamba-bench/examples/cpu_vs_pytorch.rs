@@ -55,6 +55,8 @@ impl From<PartArg> for Part {
 }
 
 fn main() -> Result<()> {
+    // As `mamba-lab` runs.
+    mamba_core::memory::keep_freed();
     let args = Args::parse();
     if args.training_memory {
         println!("{}", training_memory(args.threads)?);

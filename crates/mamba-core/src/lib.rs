@@ -55,6 +55,7 @@ mod generate;
 mod init;
 mod language_model;
 mod mamba1;
+pub mod memory;
 mod norm;
 pub mod ops;
 mod sampling;

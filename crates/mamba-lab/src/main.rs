@@ -29,6 +29,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    mamba_core::memory::keep_freed();
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Train(arguments) => train::run(arguments),
