@@ -60,17 +60,32 @@ pub struct Cell {
     pub grad_c: Lanes,
 }
 
-impl Cell {
+/// A group of states at one position.
+///
+/// `b` and `c` are copied here once for all blocks: in the inner loops, finding them in their
+/// tensors and checking bounds would take as many instructions as a third of the arithmetic.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub b: [f32; GROUP],
+    pub c: [f32; GROUP],
+    pub cells: [Cell; GROUP],
+}
+
+impl Step {
     pub const ZERO: Self = Self {
-        decay: Lanes::ZERO,
-        before: Lanes::ZERO,
-        grad_b: Lanes::ZERO,
-        grad_c: Lanes::ZERO,
+        b: [0.0; GROUP],
+        c: [0.0; GROUP],
+        cells: [Cell {
+            decay: Lanes::ZERO,
+            before: Lanes::ZERO,
+            grad_b: Lanes::ZERO,
+            grad_c: Lanes::ZERO,
+        }; GROUP],
     };
 }
 
-/// One group of states in one chunk.
-pub type Group = [[Cell; GROUP]; CHECKPOINT_INTERVAL];
+/// A group of states in one chunk.
+pub type Group = [Step; CHECKPOINT_INTERVAL];
 
 /// Where a chunk lies.
 pub struct Place<'a> {

@@ -15,7 +15,7 @@ use super::super::{
     simd::{Kernel, dispatch, math::TO_EXP2},
 };
 use super::*;
-use layout::{Block, Cell, Place, Position};
+use layout::{Block, Place, Position, Step};
 use rayon::prelude::*;
 
 /// Lane blocks of one task: enough to spread the sum over lanes, few enough for a chunk's scratch
@@ -157,7 +157,7 @@ impl Kernel for Task<'_> {
             blocks.push(self.block::<V>(block));
         }
         let mut chunks = vec![[Position::ZERO; CHECKPOINT_INTERVAL]; blocks.len()];
-        let mut group = [[Cell::ZERO; GROUP]; CHECKPOINT_INTERVAL];
+        let mut group = [Step::ZERO; CHECKPOINT_INTERVAL];
         let mut resets = [false; CHECKPOINT_INTERVAL];
 
         for index in (0..dims.checkpoints()).rev() {
