@@ -15,7 +15,7 @@ use super::super::{
     simd::{Kernel, dispatch, math::TO_EXP2},
 };
 use super::*;
-use layout::{Block, Place, Position, Step};
+use layout::{Block, Chunk, Place, Step};
 use rayon::prelude::*;
 
 /// Lane blocks of one task: enough to spread the sum over lanes, few enough for a chunk's scratch
@@ -156,7 +156,7 @@ impl Kernel for Task<'_> {
         for block in self.blocks.clone() {
             blocks.push(self.block::<V>(block));
         }
-        let mut chunks = vec![[Position::ZERO; CHECKPOINT_INTERVAL]; blocks.len()];
+        let mut chunks = vec![Chunk::ZERO; blocks.len()];
         let mut group = [Step::ZERO; CHECKPOINT_INTERVAL];
         let mut resets = [false; CHECKPOINT_INTERVAL];
 

@@ -1,6 +1,7 @@
 //! The recurrence, forwards and backwards through one chunk.
 
 use super::{
+    super::super::simd::prefetch,
     layout::{Chunk, Group},
     *,
 };
@@ -25,10 +26,11 @@ impl Task<'_> {
             }
         }
         for (block, chunk) in blocks.iter_mut().zip(chunks) {
+            let ahead = self.ahead(place, first, block.channels.start);
             if self.inputs.z.is_some() {
-                self.recompute::<V, G, true>(place, first, block, chunk, group);
+                self.recompute::<V, G, true>(place, first, block, chunk, group, &ahead);
             } else {
-                self.recompute::<V, G, false>(place, first, block, chunk, group);
+                self.recompute::<V, G, false>(place, first, block, chunk, group, &ahead);
             }
             retrace::<V, G>(len, first, block, chunk, group);
         }
@@ -49,6 +51,26 @@ impl Task<'_> {
         }
     }
 
+    /// What the pass of the states from `first` asks for: inputs of the chunk that comes next, which
+    /// is the one before, and room for the gradients of this one.
+    #[inline(always)]
+    fn ahead(&self, place: &Place, first: usize, channel: usize) -> Ahead {
+        let (inputs, sinks) = (self.inputs, self.sinks);
+        let start = place.rows.start;
+        let next = start.wrapping_sub(CHECKPOINT_INTERVAL);
+        let all = [
+            Some(inputs.u.line(next, channel)),
+            Some(inputs.delta.line(next, channel)),
+            Some(self.grad_y.line(next, channel)),
+            inputs.z.map(|z| z.line(next, channel)),
+            Some(sinks.u.line(start, channel)),
+            Some(sinks.delta.line(start, channel)),
+            sinks.z.as_ref().map(|z| z.line(start, channel)),
+        ];
+        let d_state = inputs.dims.d_state;
+        Ahead::share(all, turn(first, d_state), turns(d_state))
+    }
+
     /// States and decays of the chunk, from the checkpoint, and what needs the states after a
     /// position: with that here, this pass and the other have about as much arithmetic for each of
     /// their loads and stores.
@@ -60,6 +82,7 @@ impl Task<'_> {
         block: &Block,
         chunk: &mut Chunk,
         group: &mut Group,
+        ahead: &Ahead,
     ) {
         let mut scaled_a = [V::zero(); G];
         let mut h = [V::zero(); G];
@@ -67,10 +90,13 @@ impl Task<'_> {
             scaled_a[g] = V::load(&block.scaled_a[first + g]);
             let row = place.checkpoint + first + g;
             h[g] = V::load_padded(self.checkpoints.get(row, block.channels.clone()));
+            let next = row.wrapping_sub(self.inputs.dims.d_state);
+            prefetch(self.checkpoints.line(next, block.channels.start).row(0));
         }
         let len = place.rows.len();
-        let positions = chunk[..len].iter_mut().zip(&mut group[..len]);
-        for ((at, step), &reset) in positions.zip(&place.resets[..len]) {
+        let positions = chunk.positions[..len].iter_mut().zip(&mut group[..len]);
+        for (t, ((at, step), &reset)) in positions.zip(&place.resets[..len]).enumerate() {
+            ahead.ask(t);
             let mut decay = decays(V::load(&at.dt), scaled_a);
             if reset {
                 decay = [V::zero(); G];
@@ -111,7 +137,8 @@ fn retrace<V: Vector, const G: usize>(
         a[g] = V::load(&block.a[first + g]);
         carried[g] = V::load(&block.grad_state[first + g]);
     }
-    for (at, step) in chunk[..len].iter_mut().zip(&mut group[..len]).rev() {
+    let positions = chunk.positions[..len].iter_mut();
+    for (at, step) in positions.zip(&mut group[..len]).rev() {
         let (dt, dt_u, grad) = (V::load(&at.dt), V::load(&at.dt_u), V::load(&at.grad));
         let mut grad_dt = V::load(&at.grad_dt);
         let mut grad_dt_u = V::load(&at.grad_dt_u);
