@@ -167,7 +167,7 @@ impl Task<'_> {
     /// What the pass of the states from `first` asks for: inputs of the next chunk, and room for the
     /// outputs of this one.
     #[inline(always)]
-    fn ahead(&self, rows: &Range<usize>, first: usize, channel: usize) -> Ahead {
+    fn ahead(&self, rows: &Range<usize>, first: usize, channel: usize) -> Ahead<4> {
         let inputs = self.inputs;
         let next = rows.start + CHECKPOINT_INTERVAL;
         let all = [
@@ -301,7 +301,7 @@ fn advance<V: Vector, const G: usize>(
     scaled_a: &[Lanes],
     state: &mut [Lanes],
     chunk: &mut Chunk,
-    ahead: &Ahead,
+    ahead: &Ahead<4>,
 ) {
     let mut h = [V::zero(); G];
     let mut rates = [V::zero(); G];
@@ -311,7 +311,7 @@ fn advance<V: Vector, const G: usize>(
     }
     let positions = chunk.positions.iter_mut().zip(&chunk.resets);
     for (t, (row, (at, &reset))) in rows.clone().zip(positions).enumerate() {
-        ahead.ask(t);
+        ahead.ask(t, 0);
         if reset {
             h = [V::zero(); G];
         }

@@ -25,8 +25,8 @@ impl Task<'_> {
                 (cell.grad_b, cell.grad_c) = (Lanes::ZERO, Lanes::ZERO);
             }
         }
+        let ahead = self.ahead(place, first);
         for (block, chunk) in blocks.iter_mut().zip(chunks) {
-            let ahead = self.ahead(place, first, block.channels.start);
             if self.inputs.z.is_some() {
                 self.recompute::<V, G, true>(place, first, block, chunk, group, &ahead);
             } else {
@@ -54,18 +54,18 @@ impl Task<'_> {
     /// What the pass of the states from `first` asks for: inputs of the chunk that comes next, which
     /// is the one before, and room for the gradients of this one.
     #[inline(always)]
-    fn ahead(&self, place: &Place, first: usize, channel: usize) -> Ahead {
+    fn ahead(&self, place: &Place, first: usize) -> Ahead<7> {
         let (inputs, sinks) = (self.inputs, self.sinks);
         let start = place.rows.start;
         let next = start.wrapping_sub(CHECKPOINT_INTERVAL);
         let all = [
-            Some(inputs.u.line(next, channel)),
-            Some(inputs.delta.line(next, channel)),
-            Some(self.grad_y.line(next, channel)),
-            inputs.z.map(|z| z.line(next, channel)),
-            Some(sinks.u.line(start, channel)),
-            Some(sinks.delta.line(start, channel)),
-            sinks.z.as_ref().map(|z| z.line(start, channel)),
+            Some(inputs.u.line(next, 0)),
+            Some(inputs.delta.line(next, 0)),
+            Some(self.grad_y.line(next, 0)),
+            inputs.z.map(|z| z.line(next, 0)),
+            Some(sinks.u.line(start, 0)),
+            Some(sinks.delta.line(start, 0)),
+            sinks.z.as_ref().map(|z| z.line(start, 0)),
         ];
         let d_state = inputs.dims.d_state;
         Ahead::share(all, turn(first, d_state), turns(d_state))
@@ -82,7 +82,7 @@ impl Task<'_> {
         block: &Block,
         chunk: &mut Chunk,
         group: &mut Group,
-        ahead: &Ahead,
+        ahead: &Ahead<7>,
     ) {
         let mut scaled_a = [V::zero(); G];
         let mut h = [V::zero(); G];
@@ -96,7 +96,7 @@ impl Task<'_> {
         let len = place.rows.len();
         let positions = chunk.positions[..len].iter_mut().zip(&mut group[..len]);
         for (t, ((at, step), &reset)) in positions.zip(&place.resets[..len]).enumerate() {
-            ahead.ask(t);
+            ahead.ask(t, block.channels.start);
             let mut decay = decays(V::load(&at.dt), scaled_a);
             if reset {
                 decay = [V::zero(); G];
