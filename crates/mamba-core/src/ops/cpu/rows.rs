@@ -1,7 +1,7 @@
 //! Views of row-major matrices: strided for reading, shared between threads for writing.
 
 use super::simd::{LANES, Lanes, Vector};
-use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
+use std::{marker::PhantomData, mem::MaybeUninit, ops::Range, slice};
 
 /// Rows of equal width inside a larger row-major buffer, for instance one half of a projection's
 /// output. Row `r` begins at `data[r * row_stride]`.
@@ -29,6 +29,27 @@ impl<'a> Rows<'a> {
         &self.data[start + columns.start..start + columns.end]
     }
 
+    /// Columns `columns`, at most [`LANES`] of them, of rows `rows`, at least one.
+    #[inline(always)]
+    pub(super) fn column(&self, rows: &Range<usize>, columns: &Range<usize>) -> Column<'a> {
+        assert!(rows.start < rows.end && columns.len() <= LANES);
+        let start = rows.start * self.row_stride + columns.start;
+        let end = (rows.end - 1) * self.row_stride + columns.end;
+        Column {
+            first: self.data[start..end].as_ptr(),
+            row_stride: self.row_stride,
+            rows: rows.len(),
+            width: columns.len(),
+            _borrow: PhantomData,
+        }
+    }
+
+    /// Where column `column` of row `row` is, and of the rows after it; they need not be there.
+    #[inline(always)]
+    pub(super) fn line(&self, row: usize, column: usize) -> Line {
+        Line::new(self.data.as_ptr(), row, column, self.row_stride)
+    }
+
     /// # Panics
     /// If the data does not hold `rows` rows of `width` elements.
     pub(super) fn check(&self, op: &str, name: &str, rows: usize, width: usize) {
@@ -45,6 +66,61 @@ impl<'a> Rows<'a> {
             "{op}: {name} needs {needed} values, got {}",
             self.data.len()
         );
+    }
+}
+
+/// A lane block of consecutive rows. That it lies in its buffer is checked once, not row by row.
+#[derive(Clone, Copy)]
+pub(super) struct Column<'a> {
+    first: *const f32,
+    row_stride: usize,
+    rows: usize,
+    width: usize,
+    _borrow: PhantomData<&'a [f32]>,
+}
+
+impl Column<'_> {
+    /// The `N` rows from `first`; lanes past the columns are zero.
+    #[inline(always)]
+    pub fn load<V: Vector, const N: usize>(&self, first: usize) -> [V; N] {
+        assert!(first + N <= self.rows);
+        let mut vectors = [V::zero(); N];
+        for i in 0..N {
+            // SAFETY: the rows are there by the assertion, their columns by `Rows::column`.
+            vectors[i] = unsafe {
+                let from = self.first.add((first + i) * self.row_stride);
+                if self.width == LANES {
+                    V::read(from)
+                } else {
+                    V::load(&Lanes::from_slice(slice::from_raw_parts(from, self.width)))
+                }
+            };
+        }
+        vectors
+    }
+}
+
+/// Addresses of one column, to ask for ahead of their use, not to access.
+#[derive(Clone, Copy)]
+pub(super) struct Line {
+    first: *const f32,
+    row_stride: usize,
+}
+
+impl Line {
+    #[inline(always)]
+    fn new(data: *const f32, row: usize, column: usize, row_stride: usize) -> Self {
+        let offset = row.wrapping_mul(row_stride).wrapping_add(column);
+        Self {
+            first: data.wrapping_add(offset),
+            row_stride,
+        }
+    }
+
+    /// The address `row` rows after the first.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> *const f32 {
+        self.first.wrapping_add(row * self.row_stride)
     }
 }
 
@@ -102,7 +178,41 @@ impl Output {
     }
 }
 
-impl Columns<'_> {
+/// What [`Columns`] are to an output, to a lane block of some of its rows.
+pub(super) struct OutputColumn<'a> {
+    first: *mut f32,
+    row_stride: usize,
+    rows: usize,
+    width: usize,
+    _borrow: PhantomData<&'a mut Output>,
+}
+
+impl OutputColumn<'_> {
+    /// Writes the rows from `first`; lanes past the columns are dropped.
+    ///
+    /// # Safety
+    /// No other thread may access the same elements meanwhile.
+    #[inline(always)]
+    pub unsafe fn store<V: Vector, const N: usize>(&self, first: usize, vectors: [V; N]) {
+        assert!(first + N <= self.rows);
+        for i in 0..N {
+            // SAFETY: the rows are there by the assertion, their columns by `Columns::column`, and
+            // nobody else is by the contract.
+            unsafe {
+                let to = self.first.add((first + i) * self.row_stride);
+                if self.width == LANES {
+                    vectors[i].write(to);
+                } else {
+                    let mut lanes = Lanes::ZERO;
+                    vectors[i].store(&mut lanes);
+                    to.copy_from_nonoverlapping(lanes.0.as_ptr(), self.width);
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Columns<'a> {
     /// Elements from the beginning of a row to that of the next one.
     pub fn width(&self) -> usize {
         self.width
@@ -116,6 +226,27 @@ impl Columns<'_> {
         unsafe { self.data.add(rows.start * self.width + columns.start) }
     }
 
+    /// As [`Rows::line`].
+    #[inline(always)]
+    pub fn line(&self, row: usize, column: usize) -> Line {
+        Line::new(self.data, row, column, self.width)
+    }
+
+    /// Columns `columns`, at most [`LANES`] of them, of rows `rows`, at least one.
+    #[inline(always)]
+    pub fn column(&self, rows: &Range<usize>, columns: &Range<usize>) -> OutputColumn<'a> {
+        assert!(rows.start < rows.end && rows.end <= self.len / self.width.max(1));
+        assert!(columns.len() <= LANES && columns.end <= self.width);
+        OutputColumn {
+            // SAFETY: the row and the column are there by the assertions.
+            first: unsafe { self.data.add(rows.start * self.width + columns.start) },
+            row_stride: self.width,
+            rows: rows.len(),
+            width: columns.len(),
+            _borrow: PhantomData,
+        }
+    }
+
     /// Writes `value` to columns `columns` of row `row`, at most [`LANES`] of them; lanes past them
     /// are dropped.
     ///
@@ -123,19 +254,8 @@ impl Columns<'_> {
     /// No other thread may access the same elements meanwhile.
     #[inline(always)]
     pub unsafe fn write<V: Vector>(&self, row: usize, columns: &Range<usize>, value: V) {
-        let start = row * self.width + columns.start;
-        assert!(columns.end <= self.width && start + columns.len() <= self.len);
-        // SAFETY: in bounds by the assertion, unaliased by the contract.
-        unsafe {
-            let to = self.data.add(start);
-            if columns.len() == LANES {
-                value.write(to);
-            } else {
-                let mut lanes = Lanes::ZERO;
-                value.store(&mut lanes);
-                to.copy_from_nonoverlapping(lanes.0.as_ptr(), columns.len().min(LANES));
-            }
-        }
+        // SAFETY: by the contract.
+        unsafe { self.column(&(row..row + 1), columns).store(0, [value]) };
     }
 
     /// Writes lane block `channels` of row `row`, a matrix `[channels, from.len()]`, from one

@@ -1,5 +1,6 @@
 //! The selective scan of Mamba-1 and its gradients; see the README beside `ops/cpu`.
 
+mod ahead;
 mod backward;
 mod forward;
 
@@ -8,13 +9,14 @@ pub use forward::forward;
 
 use super::{
     rows::{Rows, check_len},
-    simd::{Arithmetic, LANES, Lanes, Lockstep, Vector, math::exp2, prefetch},
+    simd::{Arithmetic, LANES, Lanes, Lockstep, Vector, math::exp2},
 };
+use ahead::Ahead;
 use std::ops::Range;
 
 /// Positions from one saved state to the next, and the length of the chunks that both directions
-/// walk. At 32, what a chunk needs of four states stays in a first-level cache of 32 KiB, and
-/// the saved states take half the memory of `u` at `d_state` 16.
+/// walk. At 32, the saved states take half the memory of `u` at `d_state` 16, and what backward
+/// needs of four states in a chunk just about fills a first-level cache of 48 KiB.
 pub const CHECKPOINT_INTERVAL: usize = 32;
 
 /// States that run through a chunk together, in registers.
@@ -172,14 +174,6 @@ impl ScanInputs<'_> {
         }
     }
 
-    /// Asks for what position `row` has in `channels`, if that is a row at all.
-    #[inline(always)]
-    fn prefetch(&self, tensor: &Rows, row: usize, channels: &Range<usize>) {
-        if row < self.dims.rows() {
-            prefetch(tensor.get(row, channels.clone()));
-        }
-    }
-
     /// For each position of chunk `rows`, whether the state is reset before it.
     fn resets(&self, rows: Range<usize>, resets: &mut [bool; CHECKPOINT_INTERVAL]) {
         let Some(idx) = self.seq_idx else { return };
@@ -187,6 +181,19 @@ impl ScanInputs<'_> {
             *reset = row % self.dims.seq_len != 0 && idx[row] != idx[row - 1];
         }
     }
+}
+
+/// Passes of a chunk over its states: full groups, then single states.
+#[inline(always)]
+fn turns(d_state: usize) -> usize {
+    d_state / GROUP + d_state % GROUP
+}
+
+/// Which of those passes begins at state `first` of `d_state`.
+#[inline(always)]
+fn turn(first: usize, d_state: usize) -> usize {
+    let grouped = d_state - d_state % GROUP;
+    first.min(grouped) / GROUP + first.saturating_sub(grouped)
 }
 
 /// The rows (batch and position as one index) of one chunk of one sequence.

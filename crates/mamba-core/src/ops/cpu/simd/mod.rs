@@ -161,18 +161,18 @@ pub trait Vector: Arithmetic {
     }
 }
 
-/// Asks for the cache line of the first of `values`, which will be read soon. Rows of a lane block
-/// are too far apart for the machine to see a stream in them.
+/// Asks for the cache line at `address`, which will be read or written after a while, to come to the
+/// second-level cache. An address without memory is let be.
 #[inline(always)]
-pub fn prefetch(values: &[f32]) {
+pub fn prefetch(address: *const f32) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a hint; it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
+    let _ = address;
 }
 
 /// Work generic over the vector type. Implementations mark `run` `#[inline(always)]`, and so every

@@ -14,40 +14,55 @@ pub struct Block {
     pub grad_bias: Lanes,
 }
 
-/// One position of one lane block.
+/// What the passes over the states need of one position of one lane block.
 ///
 /// Together in memory what is used together: arrays a multiple of 4 KiB apart would make a load
 /// look, in its low address bits, like the store before it, and wait for that.
 #[derive(Clone, Copy)]
 pub struct Position {
     pub dt: Lanes,
-    /// Derivative of `dt` by `delta`.
-    pub dt_slope: Lanes,
     pub dt_u: Lanes,
     /// Gradient of the output before the gate.
     pub grad: Lanes,
-    /// Derivative of the loss by `z`, but for the factor of the output before the gate.
-    pub grad_gate: Lanes,
     /// Output before the gate, without the direct path; only if there is a gate.
     pub y: Lanes,
     pub grad_dt: Lanes,
     pub grad_dt_u: Lanes,
 }
 
-impl Position {
-    pub const ZERO: Self = Self {
-        dt: Lanes::ZERO,
-        dt_slope: Lanes::ZERO,
-        dt_u: Lanes::ZERO,
-        grad: Lanes::ZERO,
-        grad_gate: Lanes::ZERO,
-        y: Lanes::ZERO,
-        grad_dt: Lanes::ZERO,
-        grad_dt_u: Lanes::ZERO,
-    };
+/// What only the end needs of it: apart, so that the passes do not carry it through the first-level
+/// cache.
+#[derive(Clone, Copy)]
+pub struct Slopes {
+    /// Derivative of `dt` by `delta`.
+    pub dt: Lanes,
+    /// Derivative of the loss by `z`, but for the factor of the output before the gate.
+    pub gate: Lanes,
 }
 
-pub type Chunk = [Position; CHECKPOINT_INTERVAL];
+/// One chunk of one lane block.
+#[derive(Clone)]
+pub struct Chunk {
+    pub positions: [Position; CHECKPOINT_INTERVAL],
+    pub slopes: [Slopes; CHECKPOINT_INTERVAL],
+}
+
+impl Chunk {
+    pub const ZERO: Self = Self {
+        positions: [Position {
+            dt: Lanes::ZERO,
+            dt_u: Lanes::ZERO,
+            grad: Lanes::ZERO,
+            y: Lanes::ZERO,
+            grad_dt: Lanes::ZERO,
+            grad_dt_u: Lanes::ZERO,
+        }; CHECKPOINT_INTERVAL],
+        slopes: [Slopes {
+            dt: Lanes::ZERO,
+            gate: Lanes::ZERO,
+        }; CHECKPOINT_INTERVAL],
+    };
+}
 
 /// One state at one position.
 #[derive(Clone, Copy)]
@@ -60,17 +75,32 @@ pub struct Cell {
     pub grad_c: Lanes,
 }
 
-impl Cell {
+/// A group of states at one position.
+///
+/// `b` and `c` are copied here once for all blocks: in the inner loops, finding them in their
+/// tensors and checking bounds would take as many instructions as a third of the arithmetic.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub b: [f32; GROUP],
+    pub c: [f32; GROUP],
+    pub cells: [Cell; GROUP],
+}
+
+impl Step {
     pub const ZERO: Self = Self {
-        decay: Lanes::ZERO,
-        before: Lanes::ZERO,
-        grad_b: Lanes::ZERO,
-        grad_c: Lanes::ZERO,
+        b: [0.0; GROUP],
+        c: [0.0; GROUP],
+        cells: [Cell {
+            decay: Lanes::ZERO,
+            before: Lanes::ZERO,
+            grad_b: Lanes::ZERO,
+            grad_c: Lanes::ZERO,
+        }; GROUP],
     };
 }
 
-/// One group of states in one chunk.
-pub type Group = [[Cell; GROUP]; CHECKPOINT_INTERVAL];
+/// A group of states in one chunk.
+pub type Group = [Step; CHECKPOINT_INTERVAL];
 
 /// Where a chunk lies.
 pub struct Place<'a> {

@@ -15,7 +15,7 @@ use super::super::{
     simd::{Kernel, dispatch, math::TO_EXP2},
 };
 use super::*;
-use layout::{Block, Cell, Place, Position};
+use layout::{Block, Chunk, Place, Step};
 use rayon::prelude::*;
 
 /// Lane blocks of one task: enough to spread the sum over lanes, few enough for a chunk's scratch
@@ -156,8 +156,8 @@ impl Kernel for Task<'_> {
         for block in self.blocks.clone() {
             blocks.push(self.block::<V>(block));
         }
-        let mut chunks = vec![[Position::ZERO; CHECKPOINT_INTERVAL]; blocks.len()];
-        let mut group = [[Cell::ZERO; GROUP]; CHECKPOINT_INTERVAL];
+        let mut chunks = vec![Chunk::ZERO; blocks.len()];
+        let mut group = [Step::ZERO; CHECKPOINT_INTERVAL];
         let mut resets = [false; CHECKPOINT_INTERVAL];
 
         for index in (0..dims.checkpoints()).rev() {

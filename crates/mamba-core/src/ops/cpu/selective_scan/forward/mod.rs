@@ -3,14 +3,14 @@
 //! rows being read. In a block's chunk, groups of [`GROUP`] states run through all positions with
 //! their states in registers, while step sizes and outputs stay in the first-level cache.
 
+mod positions;
+
 use super::super::{
     rows::{Columns, Output},
-    simd::{
-        Kernel, dispatch,
-        math::{TO_EXP2, silu, softplus},
-    },
+    simd::{Kernel, dispatch, math::TO_EXP2},
 };
 use super::*;
+use positions::{finish, prepare};
 use rayon::prelude::*;
 
 /// Most lane blocks of one task.
@@ -90,10 +90,16 @@ struct Block {
 
 /// One chunk of one lane block.
 struct Chunk {
-    dt: [Lanes; CHECKPOINT_INTERVAL],
-    dt_u: [Lanes; CHECKPOINT_INTERVAL],
-    y: [Lanes; CHECKPOINT_INTERVAL],
+    positions: [Position; CHECKPOINT_INTERVAL],
     resets: [bool; CHECKPOINT_INTERVAL],
+}
+
+/// One position of it.
+#[derive(Clone, Copy)]
+struct Position {
+    dt: Lanes,
+    dt_u: Lanes,
+    y: Lanes,
 }
 
 impl Kernel for Task<'_> {
@@ -101,25 +107,21 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self {
-            inputs,
-            sinks,
-            batch,
-            ..
-        } = self;
+        let (inputs, sinks, batch) = (self.inputs, self.sinks, self.batch);
         let dims = &inputs.dims;
         let n = dims.d_state;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for block in self.blocks.clone() {
             blocks.push(self.block::<V>(block));
         }
-        let zeros = [Lanes::ZERO; CHECKPOINT_INTERVAL];
-        let resets = [false; CHECKPOINT_INTERVAL];
+        let zero = Position {
+            dt: Lanes::ZERO,
+            dt_u: Lanes::ZERO,
+            y: Lanes::ZERO,
+        };
         let mut chunk = Chunk {
-            dt: zeros,
-            dt_u: zeros,
-            y: zeros,
-            resets,
+            positions: [zero; CHECKPOINT_INTERVAL],
+            resets: [false; CHECKPOINT_INTERVAL],
         };
 
         for index in 0..dims.checkpoints() {
@@ -141,10 +143,12 @@ impl Kernel for Task<'_> {
                 prepare::<V>(inputs, &rows, channels, &mut chunk);
                 let grouped = n - n % GROUP;
                 for first in (0..grouped).step_by(GROUP) {
-                    advance::<V, GROUP>(inputs, &rows, first, scaled_a, state, &mut chunk);
+                    let ahead = self.ahead(&rows, first, channels.start);
+                    advance::<V, GROUP>(inputs, &rows, first, scaled_a, state, &mut chunk, &ahead);
                 }
                 for first in grouped..n {
-                    advance::<V, 1>(inputs, &rows, first, scaled_a, state, &mut chunk);
+                    let ahead = self.ahead(&rows, first, channels.start);
+                    advance::<V, 1>(inputs, &rows, first, scaled_a, state, &mut chunk, &ahead);
                 }
                 finish::<V>(inputs, sinks, &rows, channels, &chunk);
             }
@@ -160,6 +164,22 @@ impl Kernel for Task<'_> {
 }
 
 impl Task<'_> {
+    /// What the pass of the states from `first` asks for: inputs of the next chunk, and room for the
+    /// outputs of this one.
+    #[inline(always)]
+    fn ahead(&self, rows: &Range<usize>, first: usize, channel: usize) -> Ahead<4> {
+        let inputs = self.inputs;
+        let next = rows.start + CHECKPOINT_INTERVAL;
+        let all = [
+            Some(inputs.u.line(next, channel)),
+            Some(inputs.delta.line(next, channel)),
+            inputs.z.map(|z| z.line(next, channel)),
+            Some(self.sinks.y.line(rows.start, channel)),
+        ];
+        let d_state = inputs.dims.d_state;
+        Ahead::share(all, turn(first, d_state), turns(d_state))
+    }
+
     #[inline(always)]
     fn block<V: Vector>(&self, block: usize) -> Block {
         let ScanDims {
@@ -184,98 +204,6 @@ impl Task<'_> {
     }
 }
 
-/// Step sizes, and outputs as far as the states have no part in them. Asks for what comes after.
-#[inline(always)]
-fn prepare<V: Vector>(
-    inputs: &ScanInputs,
-    rows: &Range<usize>,
-    channels: &Range<usize>,
-    chunk: &mut Chunk,
-) {
-    let grouped = rows.len() - rows.len() % GROUP;
-    for t in (0..grouped).step_by(GROUP) {
-        prepare_together::<V, GROUP>(inputs, rows.start, t, channels, chunk);
-    }
-    for t in grouped..rows.len() {
-        prepare_together::<V, 1>(inputs, rows.start, t, channels, chunk);
-    }
-}
-
-/// [`prepare`] for `N` positions from `first`.
-#[inline(always)]
-fn prepare_together<V: Vector, const N: usize>(
-    inputs: &ScanInputs,
-    start: usize,
-    first: usize,
-    channels: &Range<usize>,
-    chunk: &mut Chunk,
-) {
-    let d = load_channels::<V>(inputs.d, channels);
-    let bias = load_channels::<V>(inputs.delta_bias, channels);
-    let mut dt = [V::zero(); N];
-    for i in 0..N {
-        let row = start + first + i;
-        if let Some(z) = &inputs.z {
-            inputs.prefetch(z, row, channels);
-        }
-        inputs.prefetch(&inputs.u, row + CHECKPOINT_INTERVAL, channels);
-        inputs.prefetch(&inputs.delta, row + CHECKPOINT_INTERVAL, channels);
-        dt[i] = V::load_padded(inputs.delta.get(row, channels.clone())) + bias;
-    }
-    if inputs.delta_softplus {
-        dt = softplus(Lockstep(dt)).0;
-    }
-    for i in 0..N {
-        let (t, row) = (first + i, start + first + i);
-        let u = V::load_padded(inputs.u.get(row, channels.clone()));
-        dt[i].store(&mut chunk.dt[t]);
-        (dt[i] * u).store(&mut chunk.dt_u[t]);
-        (d * u).store(&mut chunk.y[t]);
-    }
-}
-
-/// Gates the outputs and writes them.
-#[inline(always)]
-fn finish<V: Vector>(
-    inputs: &ScanInputs,
-    sinks: &Sinks,
-    rows: &Range<usize>,
-    channels: &Range<usize>,
-    chunk: &Chunk,
-) {
-    let grouped = rows.len() - rows.len() % GROUP;
-    for t in (0..grouped).step_by(GROUP) {
-        finish_together::<V, GROUP>(inputs, sinks, rows.start, t, channels, chunk);
-    }
-    for t in grouped..rows.len() {
-        finish_together::<V, 1>(inputs, sinks, rows.start, t, channels, chunk);
-    }
-}
-
-/// [`finish`] for `N` positions from `first`.
-#[inline(always)]
-fn finish_together<V: Vector, const N: usize>(
-    inputs: &ScanInputs,
-    sinks: &Sinks,
-    start: usize,
-    first: usize,
-    channels: &Range<usize>,
-    chunk: &Chunk,
-) {
-    let mut gate = [V::splat(1.0); N];
-    if let Some(z) = inputs.z {
-        for i in 0..N {
-            gate[i] = V::load_padded(z.get(start + first + i, channels.clone()));
-        }
-        gate = silu(Lockstep(gate)).0;
-    }
-    for i in 0..N {
-        let y = V::load(&chunk.y[first + i]) * gate[i];
-        // SAFETY: this task alone writes these channels of this sequence.
-        unsafe { sinks.y.write(start + first + i, channels, y) };
-    }
-}
-
 /// Takes the `G` states from `first` through the chunk.
 #[inline(always)]
 fn advance<V: Vector, const G: usize>(
@@ -285,6 +213,7 @@ fn advance<V: Vector, const G: usize>(
     scaled_a: &[Lanes],
     state: &mut [Lanes],
     chunk: &mut Chunk,
+    ahead: &Ahead<4>,
 ) {
     let mut h = [V::zero(); G];
     let mut rates = [V::zero(); G];
@@ -292,21 +221,23 @@ fn advance<V: Vector, const G: usize>(
         h[g] = V::load(&state[first + g]);
         rates[g] = V::load(&scaled_a[first + g]);
     }
-    for (t, row) in rows.clone().enumerate() {
-        if chunk.resets[t] {
+    let positions = chunk.positions.iter_mut().zip(&chunk.resets);
+    for (t, (row, (at, &reset))) in rows.clone().zip(positions).enumerate() {
+        ahead.ask(t, 0);
+        if reset {
             h = [V::zero(); G];
         }
         let b = inputs.b.get(row, first..first + G);
         let c = inputs.c.get(row, first..first + G);
-        let dt = V::load(&chunk.dt[t]);
-        let dt_u = V::load(&chunk.dt_u[t]);
-        let mut y = V::load(&chunk.y[t]);
+        let dt = V::load(&at.dt);
+        let dt_u = V::load(&at.dt_u);
+        let mut y = V::load(&at.y);
         let decay = decays(dt, rates);
         for g in 0..G {
             h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
             y = h[g].mul_add(V::splat(c[g]), y);
         }
-        y.store(&mut chunk.y[t]);
+        y.store(&mut at.y);
     }
     for g in 0..G {
         h[g].store(&mut state[first + g]);
