@@ -27,8 +27,10 @@ pub const ORACLE: Tolerance = Tolerance::new(6e-8, 1e-12);
 // gradients alike; their entries reach 45, after sums over 130 positions. What is beyond leaves room
 // for another order of sums and another `exp`.
 
-/// Values of the selective scan in f32: `y` and the final state.
-pub const SELECTIVE_SCAN_F32: Tolerance = Tolerance::new(1e-5, 2e-6);
+/// Values of the selective scan in f32: `y` and the final state. CPUs stay within 2e-6; on a GPU an
+/// `exp` may be off by 3 + 2|x| units in the last place, and an entry near zero is what is left of
+/// states that reach 45.
+pub const SELECTIVE_SCAN_F32: Tolerance = Tolerance::new(1e-5, 8e-6);
 /// Gradients of the selective scan in f32.
 pub const SELECTIVE_SCAN_F32_GRADIENT: Tolerance = Tolerance::new(2e-5, 5e-6);
 
@@ -41,6 +43,9 @@ pub const CAUSAL_CONV1D_F32_GRADIENT: Tolerance = Tolerance::new(5e-6, 2e-6);
 pub const LINEAR_CROSS_ENTROPY_F32: Tolerance = Tolerance::new(2e-6, 1e-6);
 /// Gradients of the fused linear layer and cross-entropy in f32.
 pub const LINEAR_CROSS_ENTROPY_F32_GRADIENT: Tolerance = Tolerance::new(5e-6, 2e-7);
+
+/// Linear layers and norms in f32, values and gradients, against Burn's: sums of up to 2100 products.
+pub const LAYER_F32: Tolerance = Tolerance::new(1e-5, 2e-5);
 
 /// Values of a whole Mamba-1 block in f32: output and both final states.
 pub const MAMBA1_BLOCK_F32: Tolerance = Tolerance::new(2e-5, 5e-6);

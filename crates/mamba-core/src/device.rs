@@ -1,5 +1,7 @@
 //! Devices by name, as users give them.
 
+use std::sync::{Arc, Mutex};
+
 use burn::tensor::{Device, Tensor};
 
 /// Why a device cannot be used.
@@ -98,9 +100,16 @@ fn adapter(index: Option<usize>) -> burn::tensor::DeviceKind {
 pub fn start(name: &str) -> Result<Device, DeviceError> {
     let device = device(name)?;
     let on_device = device.clone();
-    // Backends report a missing driver by panicking; a thread of its own keeps that off the screen.
-    let quiet = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    // Backends report a missing driver by panicking, some on a thread of their own and long before
+    // the panic that reaches us: the first message is the one that tells.
+    let first = Arc::new(Mutex::new(None));
+    let seen = first.clone();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Ok(mut seen) = seen.lock() {
+            seen.get_or_insert_with(|| panic.payload_as_str().map(String::from));
+        }
+    }));
     let outcome = std::thread::spawn(move || {
         (Tensor::<1>::ones([2], &on_device) + 1.0)
             .into_data()
@@ -108,25 +117,22 @@ pub fn start(name: &str) -> Result<Device, DeviceError> {
             .sum::<f32>()
     })
     .join();
-    std::panic::set_hook(quiet);
+    std::panic::set_hook(hook);
     match outcome {
         Ok(4.0) => Ok(device),
         Ok(sum) => Err(DeviceError::Unusable {
             name: name.into(),
             reason: format!("it computed 2 + 2 as {sum}"),
         }),
-        Err(panic) => Err(DeviceError::Unusable {
+        Err(_) => Err(DeviceError::Unusable {
             name: name.into(),
-            reason: panic_message(&*panic)
-                .unwrap_or("its driver gave no reason")
-                .into(),
+            reason: first
+                .lock()
+                .ok()
+                .and_then(|mut first| first.take().flatten())
+                .unwrap_or_else(|| "its driver gave no reason".into()),
         }),
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> Option<&str> {
-    let owned = panic.downcast_ref::<String>().map(String::as_str);
-    owned.or_else(|| panic.downcast_ref::<&str>().copied())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::Device;
 use clap::Args;
@@ -39,16 +39,21 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     )?;
 
     writeln!(out, "\nDevices of this build, the default first:")?;
+    let mut ready = None;
     for name in device::device_names() {
         match device::start(name) {
-            Ok(_) => writeln!(out, "  {name:<8} ready")?,
+            Ok(device) => {
+                writeln!(out, "  {name:<8} ready")?;
+                ready = Some(device); // the last one: CPUs come after GPUs, and suffice for counting
+            }
             Err(error) => writeln!(out, "  {name:<8} {error}")?,
         }
     }
+    let device = ready.context("no device of this build works on this machine")?;
 
     match arguments.run {
         Some(run) => {
-            let run = load_run(&run_path(&run), &Device::default())?;
+            let run = load_run(&run_path(&run), &device)?;
             writeln!(out, "\n{}", run.model)?;
         }
         None => {
@@ -60,7 +65,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
                 let config = LanguageModelConfig::mamba_130m()
                     .with_d_model(d_model)
                     .with_n_layer(n_layer);
-                let parameters = num_parameters(&config);
+                let parameters = num_parameters(&config, &device);
                 let (millions, mebibytes) = (parameters as f64 / 1e6, (parameters * 4) >> 20);
                 writeln!(
                     out,
@@ -82,13 +87,13 @@ const OFFICIAL: [(&str, usize, usize); 5] = [
 ];
 
 /// Counts without allocating the whole model: all layers are alike.
-fn num_parameters(config: &LanguageModelConfig) -> usize {
+fn num_parameters(config: &LanguageModelConfig, device: &Device) -> usize {
     let count = |n_layer, vocab_size| {
         let config = config
             .clone()
             .with_n_layer(n_layer)
             .with_vocab_size(vocab_size);
-        config.init(&Device::default()).num_params()
+        config.init(device).num_params()
     };
     let (one, two) = (count(1, 8), count(2, 8));
     let embedding = (config.padded_vocab_size() - 8) * config.d_model;
