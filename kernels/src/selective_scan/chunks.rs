@@ -8,7 +8,7 @@
 
 use cubecl::prelude::*;
 
-use super::geometry::Geometry;
+use super::geometry::{Geometry, UNROLLED};
 use super::tile::{
     channel_value, load_rows, load_state, load_vectors, place, sigmoid, stage_resets,
     stage_vectors, store_state, time_step,
@@ -94,27 +94,34 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
         }
         sync_cube();
 
-        #[unroll]
-        for j in 0..tile {
-            let row = comptime!(if backwards { tile - 1 - j } else { j });
-            let slot = place.lane + comptime!(row * channels);
-            let dt = steps[slot];
-            let decay = (decay_rates * Vector::new(dt)).exp();
-            let input = Vector::new(inputs[slot]) * writes[place.group + comptime!(row * groups)];
-            elapsed += dt;
-            if comptime!(backwards) {
-                state = decay * (state + input);
-            } else {
-                state = decay * state;
-            }
-            if comptime!(seq_idx.is_some()) {
-                if resets[row] == 1u32 {
-                    state = Vector::<f32, V>::new(0.0f32);
-                    dropped = true.runtime();
+        for block in 0..comptime!(tile / UNROLLED) {
+            #[unroll]
+            for j in 0..UNROLLED {
+                let position = block * UNROLLED + j;
+                let row = if comptime!(backwards) {
+                    tile - 1 - position
+                } else {
+                    position
+                };
+                let slot = row * channels + place.lane;
+                let dt = steps[slot];
+                let decay = (decay_rates * Vector::new(dt)).exp();
+                let input = Vector::new(inputs[slot]) * writes[row * groups + place.group];
+                elapsed += dt;
+                if comptime!(backwards) {
+                    state = decay * (state + input);
+                } else {
+                    state = decay * state;
                 }
-            }
-            if comptime!(!backwards) {
-                state += input;
+                if comptime!(seq_idx.is_some()) {
+                    if resets[row] == 1u32 {
+                        state = Vector::<f32, V>::new(0.0f32);
+                        dropped = true.runtime();
+                    }
+                }
+                if comptime!(!backwards) {
+                    state += input;
+                }
             }
         }
     }

@@ -12,14 +12,11 @@
 use cubecl::prelude::*;
 
 use super::CHECKPOINT_INTERVAL;
-use super::geometry::Geometry;
+use super::geometry::{Geometry, UNROLLED};
 use super::tile::{
     channel_value, component_sum, load_rows, load_state, load_vectors, place, sigmoid,
     stage_resets, stage_vectors, store_state, time_step,
 };
-
-/// Positions whose steps are written out one after the other: their exponentials overlap.
-const UNROLLED: usize = 8;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(

@@ -20,6 +20,10 @@ const FORWARD_SHARED: usize = 32 * 1024;
 /// Shared memory of a backward cube in bytes: four cubes on an H100.
 const BACKWARD_SHARED: usize = 56 * 1024;
 
+/// Positions of a forward tile whose steps are written out one after the other, so that their
+/// exponentials overlap. All forward tiles are multiples of it.
+pub(super) const UNROLLED: usize = 4;
+
 /// Assumed where a device does not tell how many multiprocessors it has.
 const DEFAULT_PROCESSORS: usize = 64;
 

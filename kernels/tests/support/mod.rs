@@ -1,4 +1,5 @@
 //! Runs the scan's kernels on a device and its oracle on the host, over the same numbers.
+#![allow(dead_code)] // the tests and the example take their shares
 
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
@@ -232,6 +233,8 @@ impl Numbers {
             checkpoints: Some(checkpoints.binding()),
         };
         selective_scan(client, inputs.clone(), outputs, strategy).expect("the scan launches");
+        let t0=std::time::Instant::now();
+        cubecl::future::block_on(client.sync()).unwrap(); eprintln!("T fwd {:?}", t0.elapsed()); let t0=std::time::Instant::now();
 
         let sequence = || device.poisoned(&case.sequence(), case.dtype);
         let channels = || device.poisoned(&[case.d_inner], FloatKind::F32);
@@ -266,6 +269,7 @@ impl Numbers {
         };
         selective_scan_backward(client, inputs, upstream, gradients, strategy)
             .expect("the gradients launch");
+        cubecl::future::block_on(client.sync()).unwrap(); eprintln!("T bwd {:?}", t0.elapsed());
 
         let mut named = vec![
             ("y", Some(y)),
@@ -358,7 +362,7 @@ impl Output {
     }
 }
 
-fn binding(handle: &Handle, shape: &[usize]) -> TensorBinding {
+pub fn binding(handle: &Handle, shape: &[usize]) -> TensorBinding {
     let mut strides = vec![1; shape.len()];
     for axis in (1..shape.len()).rev() {
         strides[axis - 1] = strides[axis] * shape[axis];
@@ -369,7 +373,7 @@ fn binding(handle: &Handle, shape: &[usize]) -> TensorBinding {
     }
 }
 
-fn encode(values: &[f32], kind: FloatKind) -> Vec<u8> {
+pub fn encode(values: &[f32], kind: FloatKind) -> Vec<u8> {
     match kind {
         FloatKind::F32 => f32::as_bytes(values).to_vec(),
         FloatKind::F16 => {
@@ -394,7 +398,7 @@ fn round(values: Vec<f32>, kind: FloatKind) -> Vec<f32> {
 }
 
 /// Numbers that look random and are the same everywhere.
-fn uniform(seed: u64, len: usize, low: f32, high: f32) -> Vec<f32> {
+pub fn uniform(seed: u64, len: usize, low: f32, high: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (0..len)
         .map(|_| {
