@@ -16,7 +16,6 @@ use std::time::Instant;
 use cubecl::client::Client;
 use cubecl::features::TypeUsage;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
-use cubecl::prelude::*;
 use mamba_kernels::selective_scan::{
     CHECKPOINT_INTERVAL, ScanGradients, ScanInputs, ScanOutputs, ScanUpstream, Strategy,
     selective_scan, selective_scan_backward,
@@ -39,10 +38,15 @@ const CALLS: usize = 4;
 
 fn main() {
     let mut strategy = Strategy::Auto;
-    let mut shapes: Vec<_> = SHAPES.iter().map(|(dims, peer)| (*dims, Some(peer))).collect();
+    let mut shapes: Vec<_> = SHAPES
+        .iter()
+        .map(|(dims, peer)| (*dims, Some(peer)))
+        .collect();
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
-        let value = arguments.next().unwrap_or_else(|| panic!("{flag} needs a value"));
+        let value = arguments
+            .next()
+            .unwrap_or_else(|| panic!("{flag} needs a value"));
         match flag.as_str() {
             "--strategy" => strategy = parse_strategy(&value),
             "--shape" => shapes = vec![(parse_shape(&value), None)],
@@ -50,7 +54,11 @@ fn main() {
         }
     }
     let client = cubecl::Device::default().client();
-    println!("{} on {}, {strategy:?}", client.name(), client.properties().identity.name);
+    println!(
+        "{} on {}, {strategy:?}",
+        client.name(),
+        client.properties().identity.name
+    );
     prove(&client, strategy);
 
     println!("B x D x L x N, dtype: forward ms (peer, GB/s); with backward ms (peer)");
@@ -94,7 +102,9 @@ fn parse_strategy(value: &str) -> Strategy {
         "auto" => Strategy::Auto,
         "sequential" => Strategy::Sequential,
         chunks => Strategy::Chunked {
-            chunks: chunks.parse().expect("auto, sequential or a number of chunks"),
+            chunks: chunks
+                .parse()
+                .expect("auto, sequential or a number of chunks"),
         },
     }
 }
@@ -156,7 +166,11 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(client: &Client, [batch, d_inner, seq_len, d_state]: [usize; 4], kind: FloatKind) -> Self {
+    fn new(
+        client: &Client,
+        [batch, d_inner, seq_len, d_state]: [usize; 4],
+        kind: FloatKind,
+    ) -> Self {
         let wide = [batch, seq_len, d_inner];
         let narrow = [batch, seq_len, d_state];
         let state = [batch, d_inner, d_state];
@@ -175,7 +189,12 @@ impl Problem {
         };
         let f32_kind = FloatKind::F32;
         let checkpoints = empty(
-            &[batch, seq_len.div_ceil(CHECKPOINT_INTERVAL), d_state, d_inner],
+            &[
+                batch,
+                seq_len.div_ceil(CHECKPOINT_INTERVAL),
+                d_state,
+                d_inner,
+            ],
             f32_kind,
         );
         Self {

@@ -24,9 +24,10 @@ use cubecl::prelude::*;
 
 use super::CHECKPOINT_INTERVAL;
 use super::geometry::Geometry;
+use super::pointwise::{decay_over, scale_rates, sigmoid, time_step, time_step_slope};
 use super::tile::{
-    channel_value, component_sum, load_rows, load_state, load_vectors, place, sigmoid,
-    stage_resets, stage_vectors, store_state, time_step, time_step_slope,
+    channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
+    stage_vectors, store_state,
 };
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -62,7 +63,8 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     let tile = comptime!(geometry.tile);
     let d_state = comptime!(geometry.d_state);
 
-    let decay_rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
+    let rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
+    let exponents = scale_rates::<V>(rates, geometry);
     let skip_weight = channel_value(d, place.column);
     let bias = channel_value(delta_bias, place.column);
     let mut grad_state = Vector::<f32, V>::new(0.0f32);
@@ -147,7 +149,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                         state = Vector::<f32, V>::new(0.0f32);
                     }
                 }
-                let decay = (decay_rates * Vector::new(steps[slot])).exp();
+                let decay = decay_over::<V>(exponents, steps[slot], geometry);
                 let write = writes[place.group + comptime!(j * groups)];
                 state = decay * state + Vector::new(inputs[slot]) * write;
             }
@@ -177,7 +179,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     let dt = select(inside, dt, 0.0f32);
                     let mut grad = rows_grad[i];
                     if comptime!(z.is_some()) {
-                        grad *= rows_z[i] * sigmoid(rows_z[i]);
+                        grad *= rows_z[i] * sigmoid(rows_z[i], geometry);
                     }
                     let slot = row * channels + place.lane;
                     steps[slot] = dt;
@@ -198,7 +200,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
             for j in 0..tile {
                 let slot = place.lane + comptime!(j * channels);
                 let vector = place.group + comptime!(j * groups);
-                let mut decay = (decay_rates * Vector::new(steps[slot])).exp();
+                let mut decay = decay_over::<V>(exponents, steps[slot], geometry);
                 if comptime!(seq_idx.is_some()) {
                     if resets[j] == 1u32 {
                         decay = Vector::<f32, V>::new(0.0f32);
@@ -237,7 +239,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                 grad_rates += through * Vector::new(dt);
                 let sum = (place.group * tile + j) * channels + place.lane;
                 input_sums[sum] = component_sum::<V>(grad_state * write, geometry.width);
-                step_sums[sum] = component_sum::<V>(through * decay_rates, geometry.width);
+                step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
                 grad_state *= decays[j];
             }
             sync_cube();
@@ -269,7 +271,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     grad_skip += grad * rows_u[i];
                     #[comptime]
                     if let ComptimeOption::Some(grad_z) = &mut grad_z {
-                        let gate = sigmoid(rows_z[i]);
+                        let gate = sigmoid(rows_z[i], geometry);
                         let slope = gate * (1.0f32 + rows_z[i] * (1.0f32 - gate));
                         grad_z[out] = F::cast_from(rows_grad[i] * read * slope);
                     }

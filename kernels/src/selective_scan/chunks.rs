@@ -9,9 +9,10 @@
 use cubecl::prelude::*;
 
 use super::geometry::{Geometry, UNROLLED};
+use super::pointwise::{decay_over, scale_rates, sigmoid, time_step};
 use super::tile::{
-    channel_value, load_rows, load_state, load_vectors, place, sigmoid, stage_resets,
-    stage_vectors, store_state, time_step,
+    channel_value, load_rows, load_state, load_vectors, place, stage_resets, stage_vectors,
+    store_state,
 };
 
 /// One cube a block of channels, sequence and chunk; units as in the scan itself.
@@ -25,7 +26,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
     delta_bias: ComptimeOption<&Tensor<f32>>, // [d_inner]
     seq_idx: ComptimeOption<&Tensor<I>>, // [batch, seq_len]
     local: &mut Tensor<f32>,       // [batch, chunks, d_state, d_inner]
-    decay: &mut Tensor<f32>,       // [batch, chunks, d_state, d_inner]
+    total: &mut Tensor<f32>,       // [batch, chunks, d_state, d_inner]
     chunk_len: u32,
     #[comptime] backwards: bool,
     #[comptime] geometry: Geometry,
@@ -37,7 +38,8 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
     let groups = comptime!(geometry.groups);
     let tile = comptime!(geometry.tile);
 
-    let decay_rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
+    let rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
+    let exponents = scale_rates::<V>(rates, geometry);
     let bias = channel_value(delta_bias, place.column);
     let mut state = Vector::<f32, V>::new(0.0f32);
     let mut elapsed = 0.0f32;
@@ -81,7 +83,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
                 if comptime!(!backwards) {
                     input *= dt;
                 } else if comptime!(z.is_some()) {
-                    input *= next_z[i] * sigmoid(next_z[i]);
+                    input *= next_z[i] * sigmoid(next_z[i], geometry);
                 }
                 steps[row * channels + place.lane] = dt;
                 inputs[row * channels + place.lane] = select(inside, input, 0.0f32);
@@ -105,7 +107,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
                 };
                 let slot = row * channels + place.lane;
                 let dt = steps[slot];
-                let decay = (decay_rates * Vector::new(dt)).exp();
+                let decay = decay_over::<V>(exponents, dt, geometry);
                 let input = Vector::new(inputs[slot]) * writes[row * groups + place.group];
                 elapsed += dt;
                 if comptime!(backwards) {
@@ -126,14 +128,14 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
         }
     }
 
-    let mut total = (decay_rates * Vector::new(elapsed)).exp();
+    let mut product = decay_over::<V>(exponents, elapsed, geometry);
     if dropped {
-        total = Vector::<f32, V>::new(0.0f32);
+        product = Vector::<f32, V>::new(0.0f32);
     }
     let chunk = place.batch * local.shape(1) + place.chunk;
     let base = chunk * comptime!(geometry.d_state) * d_inner;
     store_state::<V>(local, state, base, 1usize, d_inner, &place, geometry);
-    store_state::<V>(decay, total, base, 1usize, d_inner, &place, geometry);
+    store_state::<V>(total, product, base, 1usize, d_inner, &place, geometry);
 }
 
 /// One unit a sequence, state and channel. `local` becomes the state before each chunk, or

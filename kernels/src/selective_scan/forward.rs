@@ -13,9 +13,10 @@ use cubecl::prelude::*;
 
 use super::CHECKPOINT_INTERVAL;
 use super::geometry::{Geometry, UNROLLED};
+use super::pointwise::{decay_over, scale_rates, sigmoid, time_step};
 use super::tile::{
-    channel_value, component_sum, load_rows, load_state, load_vectors, place, sigmoid,
-    stage_resets, stage_vectors, store_state, time_step,
+    channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
+    stage_vectors, store_state,
 };
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -44,7 +45,8 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
     let groups = comptime!(geometry.groups);
     let tile = comptime!(geometry.tile);
 
-    let decay_rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
+    let rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
+    let exponents = scale_rates::<V>(rates, geometry);
     let skip_weight = channel_value(d, place.column);
     let bias = channel_value(delta_bias, place.column);
     let mut state = Vector::<f32, V>::new(0.0f32);
@@ -131,7 +133,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
                         state = Vector::<f32, V>::new(0.0f32);
                     }
                 }
-                let decay = (decay_rates * Vector::new(steps[slot])).exp();
+                let decay = decay_over::<V>(exponents, steps[slot], geometry);
                 state = decay * state + Vector::new(inputs[slot]) * writes[vector];
                 let read = component_sum::<V>(state * readers[vector], geometry.width);
                 reads[(place.group * tile + row) * channels + place.lane] = read;
@@ -149,7 +151,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
                     value += reads[(group * tile + row) * channels + place.lane];
                 }
                 if comptime!(z.is_some()) {
-                    value *= gates[i] * sigmoid(gates[i]);
+                    value *= gates[i] * sigmoid(gates[i], geometry);
                 }
                 y[(place.batch * seq_len + t) * d_inner + place.column] = F::cast_from(value);
             }

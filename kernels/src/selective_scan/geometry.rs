@@ -1,5 +1,6 @@
 //! Who computes what: the shape of a cube, its tiles and the chunks of time.
 
+use cubecl::client::Client;
 use cubecl::ir::HardwareProperties;
 
 use super::{CHECKPOINT_INTERVAL, Dims, Strategy};
@@ -51,6 +52,9 @@ pub(super) struct Geometry {
     pub channels: usize,
     pub tile: usize,
     pub softplus: bool,
+    /// Whether the kernel is compiled by NVRTC, which takes inline PTX: the exponential of CUDA C++
+    /// is eight instructions around the one that computes it.
+    pub ptx: bool,
 }
 
 impl Geometry {
@@ -102,6 +106,7 @@ impl Geometry {
                     channels,
                     tile,
                     softplus,
+                    ptx: false,
                 };
                 if geometry.units() > units {
                     continue;
@@ -119,6 +124,14 @@ impl Geometry {
             needed: smallest,
             available: budget,
         })
+    }
+
+    /// With what the compiler behind `client` takes.
+    pub fn compiled_for(self, client: &Client) -> Self {
+        Self {
+            ptx: cfg!(feature = "cuda-cpp") && client.name() == "cuda",
+            ..self
+        }
     }
 
     pub fn units(&self) -> usize {

@@ -32,7 +32,8 @@ pub fn selective_scan(
     check_optional("checkpoints", &outputs.checkpoints, &dims.checkpoints())?;
     check_bindings(client, BINDINGS)?;
     let hardware = &client.properties().hardware;
-    let geometry = Geometry::forward(dims.d_state, inputs.delta_softplus, hardware)?;
+    let geometry =
+        Geometry::forward(dims.d_state, inputs.delta_softplus, hardware)?.compiled_for(client);
     let chunk_len = chunk_len(strategy, &dims, &geometry, hardware);
     let count = cube_count(client, &dims, geometry.channels, chunk_len)?;
 

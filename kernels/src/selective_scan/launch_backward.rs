@@ -36,7 +36,8 @@ pub fn selective_scan_backward(
     check(&dims, &inputs, &upstream, &gradients)?;
     check_bindings(client, BINDINGS)?;
     let hardware = &client.properties().hardware;
-    let geometry = Geometry::backward(dims.d_state, inputs.delta_softplus, hardware)?;
+    let geometry =
+        Geometry::backward(dims.d_state, inputs.delta_softplus, hardware)?.compiled_for(client);
     let chunk_len = chunk_len(strategy, &dims, &geometry, hardware);
     let chunks = dims.seq_len.div_ceil(chunk_len);
     let count = cube_count(client, &dims, geometry.channels, chunk_len)?;
@@ -54,7 +55,7 @@ pub fn selective_scan_backward(
             },
             &inputs,
             &dims,
-            Geometry::forward(dims.d_state, inputs.delta_softplus, hardware)?,
+            Geometry::forward(dims.d_state, inputs.delta_softplus, hardware)?.compiled_for(client),
             chunk_len,
         )?),
         false => edge,

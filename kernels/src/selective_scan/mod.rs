@@ -17,6 +17,7 @@ mod forward;
 mod geometry;
 mod launch;
 mod launch_backward;
+mod pointwise;
 mod sums;
 mod tile;
 

@@ -1,4 +1,4 @@
-//! What the kernels share: where a unit works, how a tile reaches shared memory, the pointwise maths.
+//! What the kernels share: where a unit works, and how a tile reaches shared memory.
 
 use cubecl::prelude::*;
 
@@ -188,51 +188,6 @@ pub(super) fn component_sum<V: Size>(vector: Vector<f32, V>, #[comptime] width: 
         total += vector.extract(j);
     }
     total
-}
-
-/// `ln(1 + exp(x))` to the last bits of f32 everywhere: `max(x, 0) + ln(1 + e)` with
-/// `e = exp(-|x|)`, and `ln(1 + e) = 2 atanh(e / (2 + e))`, whose argument is at most 1/3. Backends
-/// differ in the precision of their logarithm near 1, where small time steps lie. Above 20 the
-/// rest is below half a unit in the last place: the threshold of PyTorch needs no branch.
-#[cube]
-fn softplus(x: f32) -> f32 {
-    let e = (-x.abs()).exp();
-    let s = e / (2.0f32 + e);
-    let q = s * s;
-    let mut series = q * 0.066_666_67f32 + 0.076_923_08f32;
-    series = series * q + 0.090_909_09f32;
-    series = series * q + 0.111_111_11f32;
-    series = series * q + 0.142_857_15f32;
-    series = series * q + 0.2f32;
-    series = series * q + 0.333_333_34f32;
-    select(x > 0.0f32, x, 0.0f32) + 2.0f32 * s * (series * q + 1.0f32)
-}
-
-/// `1 / (1 + exp(-x))`, without an infinity on the way.
-#[cube]
-pub(super) fn sigmoid(x: f32) -> f32 {
-    let e = (-x.abs()).exp();
-    select(x < 0.0f32, e, 1.0f32) / (1.0f32 + e)
-}
-
-/// The time step of a biased `delta`.
-#[cube]
-pub(super) fn time_step(delta: f32, #[comptime] geometry: Geometry) -> f32 {
-    if comptime!(geometry.softplus) {
-        softplus(delta)
-    } else {
-        delta
-    }
-}
-
-/// The derivative of [`time_step`].
-#[cube]
-pub(super) fn time_step_slope(delta: f32, #[comptime] geometry: Geometry) -> f32 {
-    if comptime!(geometry.softplus) {
-        sigmoid(delta)
-    } else {
-        1.0f32.runtime()
-    }
 }
 
 /// The value of a channel in an optional vector, zero if it was left out.
