@@ -84,9 +84,11 @@ fn any_number_of_states_from_1_to_256() {
     for d_state in [1, 5, 64, 256] {
         check(
             Case::new([2, 33, 24, d_state], Options::ALL),
-            Strategy::Chunked { chunks: 2 },
+            Strategy::Sequential,
         );
     }
+    let padded = Case::new([2, 65, 24, 5], Options::ALL);
+    check(padded, Strategy::Chunked { chunks: 2 });
 }
 
 #[test]
@@ -97,27 +99,26 @@ fn one_channel() {
     );
 }
 
+/// Few kernels, each slow to compile without a GPU: the options that meet in one line of a kernel
+/// are in different ones.
 #[test]
-fn each_option_alone() {
+fn some_options_without_the_others() {
     let none = Options::NONE;
     for options in [
-        Options { d: true, ..none },
-        Options { z: true, ..none },
         Options {
-            delta_bias: true,
-            delta_softplus: true,
-            ..none
-        },
-        Options {
-            initial_state: true,
-            ..none
-        },
-        Options {
+            d: true,
             seq_idx: true,
             ..none
         },
         Options {
+            z: true,
             grad_final_state: true,
+            ..none
+        },
+        Options {
+            delta_bias: true,
+            delta_softplus: true,
+            initial_state: true,
             ..none
         },
     ] {

@@ -233,10 +233,6 @@ impl Numbers {
             checkpoints: Some(checkpoints.binding()),
         };
         selective_scan(client, inputs.clone(), outputs, strategy).expect("the scan launches");
-        let t0 = std::time::Instant::now();
-        cubecl::future::block_on(client.sync()).unwrap();
-        eprintln!("T fwd {:?}", t0.elapsed());
-        let t0 = std::time::Instant::now();
 
         let sequence = || device.poisoned(&case.sequence(), case.dtype);
         let channels = || device.poisoned(&[case.d_inner], FloatKind::F32);
@@ -271,8 +267,6 @@ impl Numbers {
         };
         selective_scan_backward(client, inputs, upstream, gradients, strategy)
             .expect("the gradients launch");
-        cubecl::future::block_on(client.sync()).unwrap();
-        eprintln!("T bwd {:?}", t0.elapsed());
 
         let mut named = vec![
             ("y", Some(y)),
