@@ -6,6 +6,9 @@
 //! - `oracle` (feature of the same name): each operation as host loops in f64, values and gradients,
 //!   written to be read. Every other implementation is tested against it.
 //!
+//! - `selective_scan` (feature `cube`): GPU kernels in CubeCL. A launcher takes a client of any
+//!   runtime and bindings of its buffers.
+//!
 //! # Notation
 //!
 //! | Symbol | Name | Meaning |
@@ -23,3 +26,11 @@
 
 #[cfg(feature = "oracle")]
 pub mod oracle;
+
+#[cfg(feature = "cube")]
+mod error;
+#[cfg(feature = "cube")]
+pub mod selective_scan;
+
+#[cfg(feature = "cube")]
+pub use error::KernelError;

@@ -1,0 +1,185 @@
+//! Any GPU: the CubeCL kernels of `mamba_kernels` on the tensors' own buffers.
+
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, cubecl};
+use cubecl::prelude::TensorBinding;
+use mamba_kernels::{KernelError, selective_scan};
+
+use crate::ops::extension::{
+    MambaOps, OptionalFloat, OptionalInt, SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs,
+    ScanOutputs,
+};
+use crate::ops::portable;
+
+const _: () = assert!(SCAN_CHECKPOINT_INTERVAL == selective_scan::CHECKPOINT_INTERVAL);
+
+/// A tensor whose last axis is contiguous, as it is in slices along that axis: read in place.
+/// Anything else is copied once.
+fn rows(tensor: CubeTensor) -> TensorBinding {
+    let tensor = burn_cubecl::kernel::untile(tensor);
+    match tensor.meta.strides().last() {
+        Some(1) => tensor.binding(),
+        _ => into_contiguous(tensor).binding(),
+    }
+}
+
+fn whole(tensor: CubeTensor) -> TensorBinding {
+    into_contiguous(tensor).binding()
+}
+
+fn optional(
+    tensor: &OptionalFloat<CubeBackend>,
+    place: fn(CubeTensor) -> TensorBinding,
+) -> Option<TensorBinding> {
+    tensor.clone().into_option().map(place)
+}
+
+fn kernel_inputs(inputs: &ScanInputs<CubeBackend>) -> selective_scan::ScanInputs {
+    let seq_idx = match &inputs.seq_idx {
+        OptionalInt::Present(tensor) => Some(tensor.clone()),
+        OptionalInt::Absent => None,
+    };
+    selective_scan::ScanInputs {
+        u: rows(inputs.u.clone()),
+        delta: rows(inputs.delta.clone()),
+        a: whole(inputs.a.clone()),
+        b: rows(inputs.b.clone()),
+        c: rows(inputs.c.clone()),
+        d: optional(&inputs.d, whole),
+        z: optional(&inputs.z, rows),
+        delta_bias: optional(&inputs.delta_bias, whole),
+        initial_state: optional(&inputs.initial_state, whole),
+        index_dtype: dtype_to_storage_type(seq_idx.as_ref().map_or(DType::I32, |it| it.dtype)),
+        seq_idx: seq_idx.map(whole),
+        delta_softplus: inputs.delta_softplus,
+        dtype: dtype_to_storage_type(inputs.u.dtype),
+    }
+}
+
+/// An uninitialised f32 tensor beside `like`.
+fn empty<const D: usize>(like: &CubeTensor, shape: [usize; D]) -> CubeTensor {
+    empty_device_contiguous_dtype(
+        like.client.clone(),
+        like.device.clone(),
+        shape.into(),
+        DType::F32,
+    )
+}
+
+/// An uninitialised tensor as shaped as `like`.
+fn empty_like(like: &CubeTensor) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, like.shape(), like.dtype)
+}
+
+fn optional_like(like: &OptionalFloat<CubeBackend>) -> Option<CubeTensor> {
+    like.clone().into_option().as_ref().map(empty_like)
+}
+
+fn optional_binding(tensor: &Option<CubeTensor>) -> Option<TensorBinding> {
+    tensor.clone().map(CubeTensor::binding)
+}
+
+/// Whether the kernels run: a device that lacks what they need takes the portable path.
+fn launched(result: Result<(), KernelError>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(KernelError::Device { .. }) => false,
+        Err(error) => panic!("selective_scan: {error}"),
+    }
+}
+
+impl MambaOps for CubeBackend {
+    fn selective_scan(inputs: ScanInputs<Self>, save_checkpoints: bool) -> ScanOutputs<Self> {
+        let [batch, seq_len, d_inner] = inputs.u.shape().dims();
+        let [_, d_state] = inputs.a.shape().dims();
+        let intervals = seq_len.div_ceil(SCAN_CHECKPOINT_INTERVAL);
+        let y = empty_like(&inputs.u);
+        let final_state = empty(&inputs.u, [batch, d_inner, d_state]);
+        let checkpoints =
+            save_checkpoints.then(|| empty(&inputs.u, [batch, intervals, d_state, d_inner]));
+        let outputs = selective_scan::ScanOutputs {
+            y: y.clone().binding(),
+            final_state: final_state.clone().binding(),
+            checkpoints: optional_binding(&checkpoints),
+        };
+        let result = selective_scan::selective_scan(
+            &inputs.u.client,
+            kernel_inputs(&inputs),
+            outputs,
+            selective_scan::Strategy::Auto,
+        );
+        if !launched(result) {
+            return portable::selective_scan::forward::<Self>(inputs, save_checkpoints);
+        }
+        ScanOutputs {
+            y,
+            final_state,
+            checkpoints: checkpoints.into(),
+        }
+    }
+
+    fn selective_scan_backward(
+        inputs: ScanInputs<Self>,
+        checkpoints: CubeTensor,
+        grad_y: CubeTensor,
+        grad_final_state: OptionalFloat<Self>,
+    ) -> ScanGrads<Self> {
+        let [u, delta, a, b, c] =
+            [&inputs.u, &inputs.delta, &inputs.a, &inputs.b, &inputs.c].map(empty_like);
+        let [d, z, delta_bias, initial_state] = [
+            &inputs.d,
+            &inputs.z,
+            &inputs.delta_bias,
+            &inputs.initial_state,
+        ]
+        .map(optional_like);
+        let gradients = selective_scan::ScanGradients {
+            u: u.clone().binding(),
+            delta: delta.clone().binding(),
+            a: a.clone().binding(),
+            b: b.clone().binding(),
+            c: c.clone().binding(),
+            d: optional_binding(&d),
+            z: optional_binding(&z),
+            delta_bias: optional_binding(&delta_bias),
+            initial_state: optional_binding(&initial_state),
+        };
+        let upstream = selective_scan::ScanUpstream {
+            checkpoints: whole(checkpoints.clone()),
+            y: rows(grad_y.clone()),
+            final_state: optional(&grad_final_state, whole),
+        };
+        let result = selective_scan::selective_scan_backward(
+            &inputs.u.client,
+            kernel_inputs(&inputs),
+            upstream,
+            gradients,
+            selective_scan::Strategy::Auto,
+        );
+        if !launched(result) {
+            return portable::selective_scan::backward::<Self>(
+                inputs,
+                checkpoints,
+                grad_y,
+                grad_final_state,
+            );
+        }
+        ScanGrads {
+            u,
+            delta,
+            a,
+            b,
+            c,
+            d: d.into(),
+            z: z.into(),
+            delta_bias: delta_bias.into(),
+            initial_state: initial_state.into(),
+        }
+    }
+}

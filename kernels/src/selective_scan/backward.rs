@@ -1,0 +1,323 @@
+//! The gradients over one chunk of time, from the gradient of the state after it.
+//!
+//! ```text
+//! g_t     = dy_t c_t + exp(dt_{t+1} A) g_{t+1}      dy = grad_y silu(z)
+//! grad_B  = sum over channels of g dt u             grad_C = sum over channels of dy h
+//! grad_dt = sum over states of g (A exp(dt A) h_{t-1} + B u)
+//! grad_u  = dt (sum over states of g B) + D dy      grad_A = sum over batch and time of
+//!                                                            g dt exp(dt A) h_{t-1}
+//! ```
+//!
+//! - Cubes and units own what they own in the forward scan; the chunk is walked from its end.
+//! - Loop order: intervals between checkpoints, last first. In each, the states before its tiles
+//!   are recomputed from the checkpoint; then for each tile, last first: forward, keeping
+//!   `exp(dt A)` and `exp(dt A) h` of every position in registers, and backward.
+//! - Sums over a channel's states and over the cube's channels go through shared memory, in a fixed
+//!   order. What has to be summed over cubes is written out as parts, which
+//!   [`sum_kernel`](super::sums::sum_kernel) adds in a fixed order. No atomics: two runs agree to
+//!   the bit.
+//! - Memory: `u` and `delta` twice (the second time from the cache), `z`, `grad_y`, the checkpoints
+//!   once; writes three gradients of their size, and `2 * d_state` parts a position and block of
+//!   channels.
+
+use cubecl::prelude::*;
+
+use super::CHECKPOINT_INTERVAL;
+use super::geometry::Geometry;
+use super::pointwise::{decay_over, scale_rates, sigmoid, time_step, time_step_slope};
+use super::tile::{
+    channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
+    stage_vectors, store_state,
+};
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
+    u: &Tensor<F>,                                    // [batch, seq_len, d_inner]
+    delta: &Tensor<F>,                                // [batch, seq_len, d_inner]
+    a: &Tensor<f32>,                                  // [d_inner, d_state]
+    b: &Tensor<F>,                                    // [batch, seq_len, d_state]
+    c: &Tensor<F>,                                    // [batch, seq_len, d_state]
+    d: ComptimeOption<&Tensor<f32>>,                  // [d_inner]
+    z: ComptimeOption<&Tensor<F>>,                    // [batch, seq_len, d_inner]
+    delta_bias: ComptimeOption<&Tensor<f32>>,         // [d_inner]
+    seq_idx: ComptimeOption<&Tensor<I>>,              // [batch, seq_len]
+    checkpoints: &Tensor<f32>,                        // [batch, intervals, d_state, d_inner]
+    grad_y: &Tensor<F>,                               // [batch, seq_len, d_inner]
+    end_grads: ComptimeOption<&Tensor<f32>>,          // [batch, chunks, d_state, d_inner]
+    grad_u: &mut Tensor<F>,                           // [batch, seq_len, d_inner]
+    grad_delta: &mut Tensor<F>,                       // [batch, seq_len, d_inner]
+    mut grad_z: ComptimeOption<OwnedTensor<F>>,       // [batch, seq_len, d_inner]
+    grad_bc: &mut Tensor<f32>,                        // [2, blocks, batch, seq_len, d_state]
+    grad_a: &mut Tensor<f32>,                         // [batch, chunks, d_state, d_inner]
+    grad_channels: &mut Tensor<f32>,                  // [2, batch, chunks, groups, d_inner]
+    mut grad_start: ComptimeOption<OwnedTensor<f32>>, // [batch, d_inner, d_state]
+    chunk_len: u32,
+    #[comptime] geometry: Geometry,
+    #[define(F, I)] _dtypes: [ElemType; 2],
+) {
+    let seq_len = u.shape(1);
+    let d_inner = u.shape(2);
+    let place = place(seq_len, d_inner, chunk_len, geometry);
+    let channels = comptime!(geometry.channels);
+    let groups = comptime!(geometry.groups);
+    let tile = comptime!(geometry.tile);
+    let d_state = comptime!(geometry.d_state);
+
+    let rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
+    let exponents = scale_rates::<V>(rates, geometry);
+    let skip_weight = channel_value(d, place.column);
+    let bias = channel_value(delta_bias, place.column);
+    let mut grad_state = Vector::<f32, V>::new(0.0f32);
+    #[comptime]
+    if let ComptimeOption::Some(ends) = end_grads {
+        // A channel that does not exist must not add to the sums over channels.
+        if place.owned {
+            grad_state = load_state::<V>(
+                ends,
+                place.batch * ends.stride(0) + place.chunk * ends.stride(1),
+                ends.stride(3),
+                ends.stride(2),
+                &place,
+                geometry,
+            );
+        }
+    }
+    let mut grad_rates = Vector::<f32, V>::new(0.0f32);
+    let mut grad_skip = 0.0f32;
+    let mut grad_bias = 0.0f32;
+
+    let mut steps = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
+    let mut inputs = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
+    let mut grads = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
+    let mut writes = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.vectors()));
+    let mut readers = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.vectors()));
+    let mut reads = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
+    let mut input_sums = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
+    let mut step_sums = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
+    let mut write_products = Shared::<[f32]>::new_slice(comptime!(geometry.products()));
+    let mut reader_products = Shared::<[f32]>::new_slice(comptime!(geometry.products()));
+    let mut resets = Shared::<[u32]>::new_slice(tile);
+
+    let mut rows_u = Array::<f32>::new(comptime!(geometry.rows()));
+    let mut rows_delta = Array::<f32>::new(comptime!(geometry.rows()));
+    let mut rows_z = Array::<f32>::new(comptime!(geometry.rows()));
+    let mut rows_grad = Array::<f32>::new(comptime!(geometry.rows()));
+    let mut vectors_b = Array::<Vector<f32, V>>::new(comptime!(geometry.vectors_per_unit()));
+    let mut vectors_c = Array::<Vector<f32, V>>::new(comptime!(geometry.vectors_per_unit()));
+    let mut decays = Array::<Vector<f32, V>>::new(tile);
+    let mut carried = Array::<Vector<f32, V>>::new(tile);
+    let mut tile_starts = Array::<Vector<f32, V>>::new(comptime!(CHECKPOINT_INTERVAL / tile));
+
+    let intervals = (place.end - place.begin).div_ceil(CHECKPOINT_INTERVAL);
+    for interval_step in 0..intervals {
+        let first = place.begin + (intervals - 1 - interval_step) * CHECKPOINT_INTERVAL;
+        let last = first + CHECKPOINT_INTERVAL;
+        let last = select(last < place.end, last, place.end);
+        let tiles = (last - first).div_ceil(tile);
+
+        let interval = place.batch * checkpoints.shape(1) + first / CHECKPOINT_INTERVAL;
+        let base = interval * d_state * d_inner;
+        let mut state = load_state::<V>(checkpoints, base, 1usize, d_inner, &place, geometry);
+        tile_starts[0] = state;
+        for index in 1..tiles {
+            let start = first + (index - 1) * tile;
+            load_rows::<F>(u, &mut rows_u, &place, start, geometry);
+            load_rows::<F>(delta, &mut rows_delta, &place, start, geometry);
+            load_vectors::<F, V>(b, &mut vectors_b, &place, start, geometry);
+            sync_cube();
+            #[unroll]
+            for i in 0..comptime!(geometry.rows()) {
+                let row = place.group + comptime!(i * groups);
+                if row < tile {
+                    // All of the tile lies inside the chunk: another follows it.
+                    let dt = time_step(rows_delta[i] + bias, geometry);
+                    steps[row * channels + place.lane] = dt;
+                    inputs[row * channels + place.lane] = dt * rows_u[i];
+                }
+            }
+            stage_vectors::<V>(&vectors_b, &mut writes, geometry);
+            #[comptime]
+            if let ComptimeOption::Some(seq_idx) = seq_idx {
+                stage_resets::<I>(seq_idx, &mut resets, &place, start, geometry);
+            }
+            sync_cube();
+            #[unroll]
+            for j in 0..tile {
+                let slot = place.lane + comptime!(j * channels);
+                if comptime!(seq_idx.is_some()) {
+                    if resets[j] == 1u32 {
+                        state = Vector::<f32, V>::new(0.0f32);
+                    }
+                }
+                let decay = decay_over::<V>(exponents, steps[slot], geometry);
+                let write = writes[place.group + comptime!(j * groups)];
+                state = decay * state + Vector::new(inputs[slot]) * write;
+            }
+            tile_starts[index] = state;
+        }
+
+        for tile_step in 0..tiles {
+            let index = tiles - 1 - tile_step;
+            let start = first + index * tile;
+            load_rows::<F>(u, &mut rows_u, &place, start, geometry);
+            load_rows::<F>(delta, &mut rows_delta, &place, start, geometry);
+            load_rows::<F>(grad_y, &mut rows_grad, &place, start, geometry);
+            load_vectors::<F, V>(b, &mut vectors_b, &place, start, geometry);
+            load_vectors::<F, V>(c, &mut vectors_c, &place, start, geometry);
+            #[comptime]
+            if let ComptimeOption::Some(z) = z {
+                load_rows::<F>(z, &mut rows_z, &place, start, geometry);
+            }
+            // The units are done with the tile before.
+            sync_cube();
+            #[unroll]
+            for i in 0..comptime!(geometry.rows()) {
+                let row = place.group + comptime!(i * groups);
+                if row < tile {
+                    let inside = start + row < place.end;
+                    let dt = time_step(rows_delta[i] + bias, geometry);
+                    let dt = select(inside, dt, 0.0f32);
+                    let mut grad = rows_grad[i];
+                    if comptime!(z.is_some()) {
+                        grad *= rows_z[i] * sigmoid(rows_z[i], geometry);
+                    }
+                    let slot = row * channels + place.lane;
+                    steps[slot] = dt;
+                    inputs[slot] = dt * rows_u[i];
+                    grads[slot] = select(inside && place.owned, grad, 0.0f32);
+                }
+            }
+            stage_vectors::<V>(&vectors_b, &mut writes, geometry);
+            stage_vectors::<V>(&vectors_c, &mut readers, geometry);
+            #[comptime]
+            if let ComptimeOption::Some(seq_idx) = seq_idx {
+                stage_resets::<I>(seq_idx, &mut resets, &place, start, geometry);
+            }
+            sync_cube();
+
+            let mut state = tile_starts[index];
+            #[unroll]
+            for j in 0..tile {
+                let slot = place.lane + comptime!(j * channels);
+                let vector = place.group + comptime!(j * groups);
+                let mut decay = decay_over::<V>(exponents, steps[slot], geometry);
+                if comptime!(seq_idx.is_some()) {
+                    if resets[j] == 1u32 {
+                        decay = Vector::<f32, V>::new(0.0f32);
+                    }
+                }
+                decays[j] = decay;
+                carried[j] = decay * state;
+                state = carried[j] + Vector::new(inputs[slot]) * writes[vector];
+                if comptime!(z.is_some()) {
+                    reads[(place.group * tile + j) * channels + place.lane] =
+                        component_sum::<V>(state * readers[vector], geometry.width);
+                }
+            }
+            #[unroll]
+            for k in 0..tile {
+                let j = comptime!(tile - 1 - k);
+                let slot = place.lane + comptime!(j * channels);
+                let vector = place.group + comptime!(j * groups);
+                let (dt, input, grad) = (steps[slot], inputs[slot], grads[slot]);
+                let (write, reader) = (writes[vector], readers[vector]);
+                let state = carried[j] + Vector::new(input) * write;
+                grad_state += Vector::new(grad) * reader;
+                let write_product = grad_state * Vector::new(input);
+                let reader_product = state * Vector::new(grad);
+                let first_product = (comptime!(j * geometry.states())
+                    + place.group * comptime!(geometry.width))
+                    * comptime!(channels + 1)
+                    + place.lane;
+                #[unroll]
+                for component in 0..comptime!(geometry.width) {
+                    let product = first_product + comptime!(component * (channels + 1));
+                    write_products[product] = write_product.extract(component);
+                    reader_products[product] = reader_product.extract(component);
+                }
+                let through = grad_state * carried[j];
+                grad_rates += through * Vector::new(dt);
+                let sum = (place.group * tile + j) * channels + place.lane;
+                input_sums[sum] = component_sum::<V>(grad_state * write, geometry.width);
+                step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
+                grad_state *= decays[j];
+            }
+            sync_cube();
+
+            #[unroll]
+            for i in 0..comptime!(geometry.rows()) {
+                let row = place.group + comptime!(i * groups);
+                let t = start + row;
+                if place.owned && row < tile && t < place.end {
+                    let slot = row * channels + place.lane;
+                    let mut input_sum = 0.0f32;
+                    let mut step_sum = 0.0f32;
+                    let mut read = skip_weight * rows_u[i];
+                    for group in 0..groups {
+                        let sum = (group * tile + row) * channels + place.lane;
+                        input_sum += input_sums[sum];
+                        step_sum += step_sums[sum];
+                        if comptime!(z.is_some()) {
+                            read += reads[sum];
+                        }
+                    }
+                    let out = (place.batch * seq_len + t) * d_inner + place.column;
+                    let grad = grads[slot];
+                    grad_u[out] = F::cast_from(steps[slot] * input_sum + skip_weight * grad);
+                    let slope = time_step_slope(rows_delta[i] + bias, geometry);
+                    let grad_step = (step_sum + rows_u[i] * input_sum) * slope;
+                    grad_delta[out] = F::cast_from(grad_step);
+                    grad_bias += grad_step;
+                    grad_skip += grad * rows_u[i];
+                    #[comptime]
+                    if let ComptimeOption::Some(grad_z) = &mut grad_z {
+                        let gate = sigmoid(rows_z[i], geometry);
+                        let slope = gate * (1.0f32 + rows_z[i] * (1.0f32 - gate));
+                        grad_z[out] = F::cast_from(rows_grad[i] * read * slope);
+                    }
+                }
+            }
+
+            let blocks = grad_bc.shape(1);
+            let half = blocks * grad_bc.shape(2) * seq_len * d_state;
+            let block = CUBE_POS_X as usize * grad_bc.shape(2) + place.batch;
+            let target = (block * seq_len + start) * d_state;
+            let inside = select(start + tile < place.end, tile, place.end - start);
+            let mut value = UNIT_POS as usize;
+            while value < inside * d_state {
+                let row = value / d_state;
+                let n = value % d_state;
+                let first_product =
+                    (row * comptime!(geometry.states()) + n) * comptime!(channels + 1);
+                let mut write_sum = 0.0f32;
+                let mut reader_sum = 0.0f32;
+                for lane in 0..channels {
+                    write_sum += write_products[first_product + lane];
+                    reader_sum += reader_products[first_product + lane];
+                }
+                grad_bc[target + value] = write_sum;
+                grad_bc[half + target + value] = reader_sum;
+                value += comptime!(geometry.units());
+            }
+        }
+    }
+
+    let chunk = place.batch * grad_a.shape(1) + place.chunk;
+    let base = chunk * d_state * d_inner;
+    store_state::<V>(grad_a, grad_rates, base, 1usize, d_inner, &place, geometry);
+    if place.owned {
+        let half = grad_a.shape(0) * grad_a.shape(1) * groups * d_inner;
+        let part = (chunk * groups + place.group) * d_inner + place.column;
+        grad_channels[part] = grad_skip;
+        grad_channels[half + part] = grad_bias;
+    }
+    #[comptime]
+    if let ComptimeOption::Some(grad_start) = &mut grad_start {
+        if place.chunk == 0 {
+            let base = place.batch * d_inner * d_state;
+            store_state::<V>(
+                grad_start, grad_state, base, d_state, 1usize, &place, geometry,
+            );
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Launches the gradient kernels.
+
+use cubecl::prelude::*;
+
+use super::backward::scan_backward_kernel;
+use super::geometry::{Geometry, chunk_len};
+use super::launch::{Summary, edge_states};
+use super::sums::sum_kernel;
+use super::{
+    Dims, ScanGradients, ScanInputs, ScanUpstream, Strategy, address_type, as_chunk,
+    check_bindings, check_optional, check_rows, check_whole, cube_count, scratch,
+};
+use crate::KernelError;
+
+/// Buffers of the gradient kernel with all options, and one for shapes and scalars.
+const BINDINGS: usize = 20;
+
+/// Units of a cube that adds parts.
+const SUM_UNITS: u32 = 128;
+
+/// Computes the gradients of every input; they are written once the client's stream gets there.
+/// Two runs give the same bits.
+///
+/// # Errors
+///
+/// If a shape or a stride is not what the arguments' types say, or the device lacks what the kernels
+/// need. Nothing was launched then.
+pub fn selective_scan_backward(
+    client: &Client,
+    inputs: ScanInputs,
+    upstream: ScanUpstream,
+    gradients: ScanGradients,
+    strategy: Strategy,
+) -> Result<(), KernelError> {
+    let dims = inputs.check()?;
+    check(&dims, &inputs, &upstream, &gradients)?;
+    check_bindings(client, BINDINGS)?;
+    let hardware = &client.properties().hardware;
+    let geometry =
+        Geometry::backward(dims.d_state, inputs.delta_softplus, hardware)?.compiled_for(client);
+    let chunk_len = chunk_len(strategy, &dims, &geometry, hardware);
+    let chunks = dims.seq_len.div_ceil(chunk_len);
+    let count = cube_count(client, &dims, geometry.channels, chunk_len)?;
+
+    let edge = upstream.final_state.map(|it| as_chunk(it, &dims));
+    let ends = match chunks > 1 {
+        true => Some(edge_states(
+            client,
+            &Summary {
+                x: &upstream.y,
+                projection: &inputs.c,
+                z: inputs.z.as_ref(),
+                edge,
+                backwards: true,
+            },
+            &inputs,
+            &dims,
+            Geometry::forward(dims.d_state, inputs.delta_softplus, hardware)?.compiled_for(client),
+            chunk_len,
+        )?),
+        false => edge,
+    };
+    let [batch, seq_len, d_state] = dims.projection();
+    let blocks = dims.d_inner.div_ceil(geometry.channels);
+    let parts_bc = scratch(client, &[2, blocks, batch, seq_len, d_state]);
+    let parts_a = scratch(client, &[batch, chunks, d_state, dims.d_inner]);
+    let parts_channels = scratch(client, &[2, batch, chunks, geometry.groups, dims.d_inner]);
+    let grad_z = gradients.z.filter(|_| inputs.z.is_some());
+    let grad_start = gradients
+        .initial_state
+        .filter(|_| inputs.initial_state.is_some());
+
+    let tensors = [
+        &inputs.u,
+        &inputs.delta,
+        &inputs.b,
+        &inputs.c,
+        &upstream.checkpoints,
+        &upstream.y,
+        &gradients.u,
+        &parts_bc,
+        &parts_channels,
+    ];
+    let address = address_type(tensors.into_iter().chain(&inputs.z).chain(&ends));
+    // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
+    unsafe {
+        scan_backward_kernel::launch_unchecked(
+            client,
+            count,
+            CubeDim::new_2d(geometry.channels as u32, geometry.groups as u32),
+            address,
+            geometry.width,
+            inputs.u.into_tensor_arg(),
+            inputs.delta.into_tensor_arg(),
+            inputs.a.into_tensor_arg(),
+            inputs.b.into_tensor_arg(),
+            inputs.c.into_tensor_arg(),
+            inputs.d.clone().map(|it| it.into_tensor_arg()).into(),
+            inputs.z.map(|it| it.into_tensor_arg()).into(),
+            inputs
+                .delta_bias
+                .clone()
+                .map(|it| it.into_tensor_arg())
+                .into(),
+            inputs.seq_idx.map(|it| it.into_tensor_arg()).into(),
+            upstream.checkpoints.into_tensor_arg(),
+            upstream.y.into_tensor_arg(),
+            ends.map(|it| it.into_tensor_arg()).into(),
+            gradients.u.into_tensor_arg(),
+            gradients.delta.into_tensor_arg(),
+            grad_z.map(|it| it.into_tensor_arg()).into(),
+            parts_bc.clone().into_tensor_arg(),
+            parts_a.clone().into_tensor_arg(),
+            parts_channels.clone().into_tensor_arg(),
+            grad_start.map(|it| it.into_tensor_arg()).into(),
+            chunk_len as u32,
+            geometry,
+            [inputs.dtype, inputs.index_dtype],
+        );
+    }
+
+    let f32_type = f32::elem_type_native();
+    let projection = batch * seq_len * d_state;
+    let channel_rows = batch * chunks * geometry.groups;
+    let sum = |parts: &TensorBinding, out, half, rows, inner, dtype| {
+        sum_parts(
+            client,
+            Parts {
+                parts: parts.clone(),
+                half,
+                rows,
+                inner,
+            },
+            out,
+            dtype,
+        )
+    };
+    sum(&parts_bc, gradients.b, 0, blocks, projection, inputs.dtype);
+    sum(&parts_bc, gradients.c, 1, blocks, projection, inputs.dtype);
+    sum(
+        &parts_a,
+        gradients.a,
+        0,
+        batch * chunks,
+        dims.d_inner,
+        f32_type,
+    );
+    let of_channels = [
+        (gradients.d, inputs.d.is_some()),
+        (gradients.delta_bias, inputs.delta_bias.is_some()),
+    ];
+    for (half, (gradient, wanted)) in of_channels.into_iter().enumerate() {
+        if let Some(gradient) = gradient.filter(|_| wanted) {
+            sum(
+                &parts_channels,
+                gradient,
+                half,
+                channel_rows,
+                dims.d_inner,
+                f32_type,
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check(
+    dims: &Dims,
+    inputs: &ScanInputs,
+    upstream: &ScanUpstream,
+    gradients: &ScanGradients,
+) -> Result<(), KernelError> {
+    check_whole("checkpoints", &upstream.checkpoints, &dims.checkpoints())?;
+    check_rows("grad_y", &upstream.y, dims.sequence())?;
+    check_optional("grad_final_state", &upstream.final_state, &dims.state())?;
+    check_whole("grad_u", &gradients.u, &dims.sequence())?;
+    check_whole("grad_delta", &gradients.delta, &dims.sequence())?;
+    check_whole("grad_a", &gradients.a, &inputs.a.shape)?;
+    check_whole("grad_b", &gradients.b, &dims.projection())?;
+    check_whole("grad_c", &gradients.c, &dims.projection())?;
+    check_optional("grad_d", &gradients.d, &[dims.d_inner])?;
+    check_optional("grad_z", &gradients.z, &dims.sequence())?;
+    check_optional("grad_delta_bias", &gradients.delta_bias, &[dims.d_inner])?;
+    check_optional(
+        "grad_initial_state",
+        &gradients.initial_state,
+        &dims.state(),
+    )
+}
+
+/// Parts of one gradient, `[halves, rows, outer, inner]`.
+struct Parts {
+    parts: TensorBinding,
+    half: usize,
+    rows: usize,
+    inner: usize,
+}
+
+fn sum_parts(client: &Client, parts: Parts, out: TensorBinding, dtype: ElemType) {
+    let units = CubeDim::new_1d(SUM_UNITS);
+    let sums = out.shape.iter().product();
+    // SAFETY: units beyond the sums end at once; the parts hold `rows` times as many values.
+    unsafe {
+        sum_kernel::launch_unchecked(
+            client,
+            cubecl::calculate_cube_count_elemwise(client, sums, units),
+            units,
+            address_type([&parts.parts]),
+            parts.parts.into_tensor_arg(),
+            out.into_tensor_arg(),
+            parts.half as u32,
+            parts.rows as u32,
+            parts.inner as u32,
+            dtype,
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! The scan's kernels against the f64 oracle, on the default device of the runtime built in.
+#![cfg(all(
+    feature = "oracle",
+    any(
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "metal",
+        feature = "cuda",
+        feature = "rocm"
+    )
+))]
+
+mod support;
+
+use cubecl::client::Client;
+use cubecl::ir::FloatKind;
+use mamba_kernels::selective_scan::Strategy;
+use support::{Case, Named, Numbers, Options};
+
+fn client() -> Client {
+    cubecl::Device::default().client()
+}
+
+/// An entry passes within `relative` of its magnitude and `absolute` of the largest entry's.
+#[track_caller]
+fn assert_close(case: &Case, got: &[Named], want: &[Named], relative: f64, absolute: f64) {
+    assert_eq!(got.len(), want.len(), "{case:?}: as many results");
+    for ((name, got), (want_name, want)) in got.iter().zip(want) {
+        assert_eq!(name, want_name);
+        assert_eq!(got.len(), want.len(), "{name} of {case:?}");
+        let largest = want.iter().fold(1.0, |most: f64, it| most.max(it.abs()));
+        for (index, (got, want)) in got.iter().zip(want).enumerate() {
+            let allowed = relative * want.abs() + absolute * largest;
+            let error = (got - want).abs();
+            assert!(
+                error <= allowed,
+                "{name}[{index}] of {case:?} is {got:e} instead of {want:e}: off by {error:e}, \
+                 allowed {allowed:e}"
+            );
+        }
+    }
+}
+
+/// f32, with room for another order of sums over 257 positions and another exponential.
+#[track_caller]
+fn check(case: Case, strategy: Strategy) {
+    let numbers = Numbers::new(case);
+    let got = numbers.kernels(&client(), strategy);
+    assert_close(&case, &got, &numbers.oracle(), 1e-5, 2e-6);
+}
+
+#[test]
+fn a_scan_without_options_equals_the_oracle() {
+    let chunked = Strategy::Chunked { chunks: 3 };
+    check(
+        Case::new([2, 17, 24, 16], Options::NONE),
+        Strategy::Sequential,
+    );
+    check(Case::new([2, 257, 24, 16], Options::NONE), chunked);
+}
+
+#[test]
+fn every_option_at_lengths_around_a_checkpoint_and_a_tile() {
+    for seq_len in [1, 17, 33, 257] {
+        check(
+            Case::new([2, seq_len, 100, 16], Options::ALL),
+            Strategy::Sequential,
+        );
+    }
+}
+
+#[test]
+fn chunks_of_time_meet_without_a_seam() {
+    for chunks in [2, 8, 100] {
+        check(
+            Case::new([2, 257, 24, 16], Options::ALL),
+            Strategy::Chunked { chunks },
+        );
+    }
+}
+
+#[test]
+fn any_number_of_states_from_1_to_256() {
+    for d_state in [1, 5, 64, 256] {
+        check(
+            Case::new([2, 33, 24, d_state], Options::ALL),
+            Strategy::Sequential,
+        );
+    }
+    let padded = Case::new([2, 65, 24, 5], Options::ALL);
+    check(padded, Strategy::Chunked { chunks: 2 });
+}
+
+#[test]
+fn one_channel() {
+    check(
+        Case::new([2, 33, 1, 16], Options::ALL),
+        Strategy::Sequential,
+    );
+}
+
+/// Few kernels, each slow to compile without a GPU: the options that meet in one line of a kernel
+/// are in different ones.
+#[test]
+fn some_options_without_the_others() {
+    let none = Options::NONE;
+    for options in [
+        Options {
+            d: true,
+            seq_idx: true,
+            ..none
+        },
+        Options {
+            z: true,
+            grad_final_state: true,
+            ..none
+        },
+        Options {
+            delta_bias: true,
+            delta_softplus: true,
+            initial_state: true,
+            ..none
+        },
+    ] {
+        check(Case::new([2, 65, 24, 4], options), Strategy::Sequential);
+    }
+}
+
+#[test]
+fn slices_of_wider_rows_are_read_in_place() {
+    let sliced = Case {
+        sliced: true,
+        ..Case::new([2, 33, 24, 16], Options::ALL)
+    };
+    check(sliced, Strategy::Chunked { chunks: 2 });
+}
+
+#[test]
+fn half_precision_sequences_with_f32_arithmetic() {
+    let half = Case {
+        dtype: FloatKind::F16,
+        ..Case::new([2, 33, 24, 16], Options::ALL)
+    };
+    let numbers = Numbers::new(half);
+    let got = numbers.kernels(&client(), Strategy::Sequential);
+    // Half a unit in the last place of f16 where the result is stored, no more.
+    assert_close(&half, &got, &numbers.oracle(), 5e-4, 1e-5);
+}
+
+#[test]
+fn two_runs_agree_to_the_bit() {
+    let numbers = Numbers::new(Case::new([2, 257, 100, 16], Options::ALL));
+    let chunked = Strategy::Chunked { chunks: 4 };
+    let first = numbers.kernels(&client(), chunked);
+    for _ in 0..2 {
+        assert_eq!(first, numbers.kernels(&client(), chunked));
+    }
+}
