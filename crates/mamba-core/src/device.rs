@@ -71,6 +71,7 @@ fn open(backend: &str, index: Option<usize>) -> Option<Device> {
         #[cfg(feature = "flex")]
         "flex" | "cpu" => Some(Device::flex()),
         #[cfg(feature = "ndarray")]
+        #[allow(deprecated, reason = "as in ops::backends")]
         "ndarray" => Some(Device::ndarray()),
         #[cfg(feature = "cuda")]
         "cuda" => Some(Device::cuda(index.unwrap_or(0))),

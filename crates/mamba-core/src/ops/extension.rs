@@ -82,19 +82,27 @@ pub struct ScanOutputs<B: Backend> {
 /// Gradients of [`ScanInputs`], each as shaped as its input; absent where the input was.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
-#[allow(missing_docs)] // one field an input, documented there
 pub struct ScanGrads<B: Backend> {
+    /// The gradient of `u`.
     pub u: FloatTensor<B>,
+    /// The gradient of `delta`.
     pub delta: FloatTensor<B>,
+    /// The gradient of `a`.
     pub a: FloatTensor<B>,
+    /// The gradient of `b`.
     pub b: FloatTensor<B>,
+    /// The gradient of `c`.
     pub c: FloatTensor<B>,
+    /// The gradient of `d`.
     #[extension_type]
     pub d: OptionalFloat<B>,
+    /// The gradient of `z`.
     #[extension_type]
     pub z: OptionalFloat<B>,
+    /// The gradient of `delta_bias`.
     #[extension_type]
     pub delta_bias: OptionalFloat<B>,
+    /// The gradient of `initial_state`.
     #[extension_type]
     pub initial_state: OptionalFloat<B>,
 }
@@ -134,12 +142,15 @@ pub struct ConvOutputs<B: Backend> {
 /// Gradients of [`ConvInputs`], each as shaped as its input; absent where the input was.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
-#[allow(missing_docs)] // one field an input, documented there
 pub struct ConvGrads<B: Backend> {
+    /// The gradient of `x`.
     pub x: FloatTensor<B>,
+    /// The gradient of `weight`.
     pub weight: FloatTensor<B>,
+    /// The gradient of `bias`.
     #[extension_type]
     pub bias: OptionalFloat<B>,
+    /// The gradient of `initial_state`.
     #[extension_type]
     pub initial_state: OptionalFloat<B>,
 }
@@ -159,9 +170,10 @@ pub struct LossGrads<B: Backend> {
 /// Gradients of [`MambaOps::rms_norm`], each as shaped as its input.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
-#[allow(missing_docs)] // one field an input, documented there
 pub struct NormGrads<B: Backend> {
+    /// The gradient of `x`.
     pub x: FloatTensor<B>,
+    /// The gradient of `gamma`.
     pub gamma: FloatTensor<B>,
 }
 

@@ -16,6 +16,10 @@ mod backends;
 mod causal_conv1d;
 #[cfg(feature = "flex")]
 pub mod cpu;
+#[cfg_attr(
+    feature = "ndarray",
+    allow(deprecated, reason = "NdArray, as in `backends`")
+)]
 pub mod extension;
 mod linear;
 mod linear_cross_entropy;

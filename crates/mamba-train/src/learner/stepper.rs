@@ -139,15 +139,21 @@ impl Stepper<'_> {
         self.learner.lr_step();
         self.learner.optimizer_step(accumulator.grads());
         let loss = Tensor::cat(losses, 0).mean();
+        self.pending.push(loss.clone());
+        self.state.step += 1;
+        let log = self.state.step.is_multiple_of(self.training.log_every);
+        if log || self.state.step == self.plan.total_steps {
+            // A GPU is still at work on what it was given: reading the losses waits for it, so that
+            // the time is that of the work.
+            self.collect_losses()?;
+        }
         let seconds = started.elapsed().as_secs_f64();
 
-        self.state.step += 1;
         self.state.tokens += tokens as u64;
         self.state.train_seconds += seconds;
         self.state.window.tokens += tokens as u64;
         self.state.window.seconds += seconds;
-        self.pending.push(loss.clone());
-        if self.state.step.is_multiple_of(self.training.log_every) {
+        if log {
             self.log(epoch)?;
         }
 
@@ -187,7 +193,6 @@ impl Stepper<'_> {
     }
 
     fn log(&mut self, epoch: usize) -> Result<()> {
-        self.collect_losses()?;
         let window = std::mem::take(&mut self.state.window);
         let loss = window.mean_loss();
         self.state.train_loss = Some(loss);

@@ -8,4 +8,8 @@ mod flex;
 
 // No kernels: the trait's portable bodies.
 #[cfg(feature = "ndarray")]
+#[allow(
+    deprecated,
+    reason = "Burn points to Flex; those who cannot move yet still have it"
+)]
 impl super::extension::MambaOps for burn::backend::NdArray {}

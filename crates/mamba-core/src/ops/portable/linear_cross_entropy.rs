@@ -11,8 +11,13 @@ use burn::tensor::{FloatDType, Slice};
 use super::Prim;
 use crate::ops::extension::LossGrads;
 
-/// Tokens whose logits exist at once; at 50,257 entries a chunk of logits is 50 MiB.
-const CHUNK_TOKENS: usize = 256;
+/// Most tokens of a chunk, and most logits: 256 MiB of them. A GPU wants large products and few of
+/// them.
+const CHUNK_TOKENS: usize = 1024;
+const CHUNK_LOGITS: usize = 1 << 26;
+
+/// What is added to the logits of padding: less than any logit, and finite, since WGSL has no infinity.
+const NEVER: f64 = -1e30;
 
 /// One chunk of tokens: its hidden states, targets and weights (0 for ignored tokens).
 struct Chunk<B: Backend> {
@@ -21,15 +26,47 @@ struct Chunk<B: Backend> {
     targets: IntTensor<B>, // [chunk, 1], ignored ones moved to 0
 }
 
+/// The head. A vocabulary is padded to a size that products like, so all rows take part in them,
+/// and the logits of padding are moved out of the way.
+struct Head<B: Backend> {
+    weight: Prim<B>,          // [rows, d_model]
+    padding: Option<Prim<B>>, // [1, rows]
+}
+
+impl<B: Backend> Head<B> {
+    fn new(weight: FloatTensor<B>, vocab_size: usize) -> Self {
+        let weight = Prim::<B>(weight);
+        let [rows, _] = weight.dims();
+        let padding = (rows > vocab_size).then(|| {
+            let entries = weight.like([1, vocab_size], 0.0);
+            let padding = weight.like([1, rows - vocab_size], NEVER);
+            Prim::cat(vec![entries, padding], 1)
+        });
+        Self { weight, padding }
+    }
+
+    fn logits(&self, hidden: &Prim<B>) -> Prim<B> {
+        let logits = hidden.matmul(&self.weight.transpose());
+        match &self.padding {
+            Some(padding) => &logits + padding,
+            None => logits,
+        }
+    }
+}
+
+/// Chunks of equal length, but for the last one, for a head of `rows` rows.
 fn chunks<B: Backend>(
     hidden: FloatTensor<B>,
     targets: IntTensor<B>,
+    rows: usize,
 ) -> impl Iterator<Item = Chunk<B>> {
     let hidden = Prim::<B>(hidden);
     let [tokens, _] = hidden.dims();
+    let most = (CHUNK_LOGITS / rows).clamp(1, CHUNK_TOKENS);
+    let chunk = tokens.div_ceil(tokens.div_ceil(most));
     let targets = B::int_reshape(targets, [tokens, 1].into());
-    (0..tokens).step_by(CHUNK_TOKENS).map(move |start| {
-        let len = CHUNK_TOKENS.min(tokens - start);
+    (0..tokens).step_by(chunk).map(move |start| {
+        let len = chunk.min(tokens - start);
         let rows = [Slice::from(start..start + len), Slice::from(0..1)];
         let targets = B::int_slice(targets.clone(), &rows);
         let as_float = Prim::<B>(B::int_into_float(targets.clone(), FloatDType::F32));
@@ -43,8 +80,8 @@ fn chunks<B: Backend>(
 
 impl<B: Backend> Chunk<B> {
     /// `(logits - max, log sum exp(logits - max))`
-    fn log_normalised(&self, weight: &Prim<B>) -> (Prim<B>, Prim<B>) {
-        let logits = self.hidden.matmul(&weight.transpose());
+    fn log_normalised(&self, head: &Head<B>) -> (Prim<B>, Prim<B>) {
+        let logits = head.logits(&self.hidden);
         let shifted = &logits - &logits.max_dim(1);
         let log_sum = shifted.exp().sum_dim(1).log();
         (shifted, log_sum)
@@ -63,10 +100,11 @@ pub(crate) fn token_losses<B: Backend>(
     vocab_size: usize,
 ) -> FloatTensor<B> {
     let [tokens] = targets.shape().dims();
-    let weight = Prim::<B>(weight).narrow(0, 0, vocab_size);
-    let losses = chunks::<B>(hidden, targets)
+    let head = Head::<B>::new(weight, vocab_size);
+    let [rows, _] = head.weight.dims();
+    let losses = chunks::<B>(hidden, targets, rows)
         .map(|chunk| {
-            let (shifted, log_sum) = chunk.log_normalised(&weight);
+            let (shifted, log_sum) = chunk.log_normalised(&head);
             chunk.losses(&shifted, &log_sum)
         })
         .collect();
@@ -91,14 +129,14 @@ pub(crate) fn loss_with_grads<B: Backend>(
     vocab_size: usize,
 ) -> LossGrads<B> {
     let scale = mean_scale::<B>(&targets);
-    let weight = Prim::<B>(weight);
+    let head = Head::<B>::new(weight, vocab_size);
+    let weight = &head.weight;
     let [rows, d_model] = weight.dims();
-    let vocabulary = weight.narrow(0, 0, vocab_size);
     let mut total = weight.like([1, 1], 0.0);
     let mut grad_hidden = Vec::new();
-    let mut grad_weight = weight.like([vocab_size, d_model], 0.0);
-    for chunk in chunks::<B>(hidden, targets) {
-        let (shifted, log_sum) = chunk.log_normalised(&vocabulary);
+    let mut grad_weight = weight.like([rows, d_model], 0.0);
+    for chunk in chunks::<B>(hidden, targets, rows) {
+        let (shifted, log_sum) = chunk.log_normalised(&head);
         total = total + chunk.losses(&shifted, &log_sum).sum_dim(0);
         let row_scale = &chunk.counted * &scale;
         // softmax - one_hot(target), each row scaled
@@ -110,12 +148,8 @@ pub(crate) fn loss_with_grads<B: Backend>(
             row_scale.scale(-1.0).0,
             burn::tensor::IndexingUpdateOp::Add,
         ));
-        grad_hidden.push(grad_logits.matmul(&vocabulary));
+        grad_hidden.push(grad_logits.matmul(weight));
         grad_weight = grad_weight + grad_logits.transpose().matmul(&chunk.hidden);
-    }
-    if rows > vocab_size {
-        let padding = weight.like([rows - vocab_size, d_model], 0.0);
-        grad_weight = Prim::cat(vec![grad_weight, padding], 0);
     }
     LossGrads {
         loss: (&total * &scale).reshape([1]).0,
