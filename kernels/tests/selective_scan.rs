@@ -1,14 +1,5 @@
 //! The scan's kernels against the f64 oracle, on the default device of the runtime built in.
-#![cfg(all(
-    feature = "oracle",
-    any(
-        feature = "wgpu",
-        feature = "vulkan",
-        feature = "metal",
-        feature = "cuda",
-        feature = "rocm"
-    )
-))]
+#![cfg(all(feature = "oracle", feature = "runtime"))]
 
 mod support;
 

@@ -94,8 +94,8 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     let mut reads = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
     let mut input_sums = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
     let mut step_sums = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
-    let mut write_products = Shared::<[f32]>::new_slice(comptime!(geometry.products()));
-    let mut reader_products = Shared::<[f32]>::new_slice(comptime!(geometry.products()));
+    // Of b, then of c: [2, tile, states, channels + 1].
+    let mut products = Shared::<[f32]>::new_slice(comptime!(2 * geometry.products()));
     let mut resets = Shared::<[u32]>::new_slice(tile);
 
     let mut rows_u = Array::<f32>::new(comptime!(geometry.rows()));
@@ -232,8 +232,9 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                 #[unroll]
                 for component in 0..comptime!(geometry.width) {
                     let product = first_product + comptime!(component * (channels + 1));
-                    write_products[product] = write_product.extract(component);
-                    reader_products[product] = reader_product.extract(component);
+                    products[product] = write_product.extract(component);
+                    products[product + comptime!(geometry.products())] =
+                        reader_product.extract(component);
                 }
                 let through = grad_state * carried[j];
                 grad_rates += through * Vector::new(dt);
@@ -279,24 +280,24 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
             }
 
             let blocks = grad_bc.shape(1);
-            let half = blocks * grad_bc.shape(2) * seq_len * d_state;
+            let half_len = blocks * grad_bc.shape(2) * seq_len * d_state;
             let block = CUBE_POS_X as usize * grad_bc.shape(2) + place.batch;
             let target = (block * seq_len + start) * d_state;
-            let inside = select(start + tile < place.end, tile, place.end - start);
             let mut value = UNIT_POS as usize;
-            while value < inside * d_state {
-                let row = value / d_state;
-                let n = value % d_state;
-                let first_product =
-                    (row * comptime!(geometry.states()) + n) * comptime!(channels + 1);
-                let mut write_sum = 0.0f32;
-                let mut reader_sum = 0.0f32;
+            while value < comptime!(2 * tile * d_state) {
+                let half = value / comptime!(tile * d_state);
+                let within = value % comptime!(tile * d_state);
+                let row = within / d_state;
+                let first_product = half * comptime!(geometry.products())
+                    + (row * comptime!(geometry.states()) + within % d_state)
+                        * comptime!(channels + 1);
+                let mut sum = 0.0f32;
                 for lane in 0..channels {
-                    write_sum += write_products[first_product + lane];
-                    reader_sum += reader_products[first_product + lane];
+                    sum += products[first_product + lane];
                 }
-                grad_bc[target + value] = write_sum;
-                grad_bc[half + target + value] = reader_sum;
+                if start + row < place.end {
+                    grad_bc[half * half_len + target + within] = sum;
+                }
                 value += comptime!(geometry.units());
             }
         }

@@ -15,11 +15,8 @@ const MAX_CHANNELS: usize = 32;
 /// Units of a cube: what WebGPU grants everywhere, and four planes of 64.
 const MAX_UNITS: usize = 256;
 
-/// Shared memory of a forward cube in bytes: what every backend has, and seven cubes on an H100.
-const FORWARD_SHARED: usize = 32 * 1024;
-
-/// Shared memory of a backward cube in bytes: four cubes on an H100.
-const BACKWARD_SHARED: usize = 56 * 1024;
+/// Shared memory of a cube in bytes: what every backend has, and seven cubes on an H100.
+const MAX_SHARED: usize = 32 * 1024;
 
 /// Positions of a forward tile whose steps are written out one after the other, so that their
 /// exponentials overlap. All forward tiles are multiples of it.
@@ -64,8 +61,7 @@ impl Geometry {
         softplus: bool,
         hardware: &HardwareProperties,
     ) -> Result<Self, KernelError> {
-        let budget = FORWARD_SHARED.min(hardware.max_shared_memory_size);
-        Self::widest(d_state, softplus, hardware, budget, &[32, 16, 8], |it| {
+        Self::widest(d_state, softplus, hardware, &[32, 16, 8], |it| {
             it.forward_shared()
         })
     }
@@ -76,9 +72,9 @@ impl Geometry {
         softplus: bool,
         hardware: &HardwareProperties,
     ) -> Result<Self, KernelError> {
-        let budget = BACKWARD_SHARED.min(hardware.max_shared_memory_size);
-        // Two vectors a position stay in registers: more than eight positions would spill.
-        Self::widest(d_state, softplus, hardware, budget, &[8, 4, 2], |it| {
+        // Two vectors a position stay in registers. With four positions NVRTC takes about 120 of
+        // them and an H100 holds four cubes; with eight about 240, and two cubes.
+        Self::widest(d_state, softplus, hardware, &[4, 2], |it| {
             it.backward_shared()
         })
     }
@@ -88,10 +84,10 @@ impl Geometry {
         d_state: usize,
         softplus: bool,
         hardware: &HardwareProperties,
-        budget: usize,
         tiles: &[usize],
         shared: impl Fn(&Self) -> usize,
     ) -> Result<Self, KernelError> {
+        let budget = MAX_SHARED.min(hardware.max_shared_memory_size);
         let units = MAX_UNITS.min(hardware.max_units_per_cube as usize);
         let width = d_state.next_power_of_two().min(MAX_WIDTH);
         let groups = d_state.div_ceil(width);

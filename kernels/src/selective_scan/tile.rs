@@ -75,27 +75,43 @@ pub(super) fn load_vectors<F: Float, V: Size>(
     start: usize,
     #[comptime] geometry: Geometry,
 ) {
-    let base = place.batch * source.stride(0);
-    let stride = source.stride(1);
-    let d_state = comptime!(geometry.d_state);
     #[unroll]
     for i in 0..comptime!(geometry.vectors_per_unit()) {
         let slot = UNIT_POS as usize + comptime!(i * geometry.units());
-        let t = start + slot / comptime!(geometry.groups);
-        let first = (slot % comptime!(geometry.groups)) * comptime!(geometry.width);
-        let inside = select(t < place.end, t, place.end - 1);
-        let row = base + inside * stride;
-        let mut vector = Vector::<f32, V>::empty();
-        #[unroll]
-        for j in 0..comptime!(geometry.width) {
-            let n = first + j;
-            let real = t < place.end && n < d_state;
-            let n = select(n < d_state, n, d_state - 1);
-            let value = f32::cast_from(source[row + n]);
-            vector.insert(j, select(real, value, 0.0f32));
+        let mut vector = Vector::<f32, V>::new(0.0f32);
+        if comptime!((i + 1) * geometry.units() <= geometry.vectors()) {
+            vector = load_vector::<F, V>(source, slot, place, start, geometry);
+        } else if slot < comptime!(geometry.vectors()) {
+            vector = load_vector::<F, V>(source, slot, place, start, geometry);
         }
         vectors[i] = vector;
     }
+}
+
+/// Vector `slot` of a tile `[tile, groups]`.
+#[cube]
+fn load_vector<F: Float, V: Size>(
+    source: &Tensor<F>, // [batch, seq_len, d_state]
+    slot: usize,
+    place: &Place,
+    start: usize,
+    #[comptime] geometry: Geometry,
+) -> Vector<f32, V> {
+    let d_state = comptime!(geometry.d_state);
+    let t = start + slot / comptime!(geometry.groups);
+    let first = (slot % comptime!(geometry.groups)) * comptime!(geometry.width);
+    let inside = select(t < place.end, t, place.end - 1);
+    let row = place.batch * source.stride(0) + inside * source.stride(1);
+    let mut vector = Vector::<f32, V>::empty();
+    #[unroll]
+    for j in 0..comptime!(geometry.width) {
+        let n = first + j;
+        let real = t < place.end && n < d_state;
+        let n = select(n < d_state, n, d_state - 1);
+        let value = f32::cast_from(source[row + n]);
+        vector.insert(j, select(real, value, 0.0f32));
+    }
+    vector
 }
 
 /// Puts what [`load_vectors`] loaded where all units read it.
