@@ -39,6 +39,9 @@ pub(super) struct Stepper<'a> {
     pub(super) saved_step: Option<usize>,
     /// Whether the renderer was told that training items follow.
     pub(super) in_train_split: bool,
+    /// When the time of the next step begins: where the last one was measured, or after what came in
+    /// between. Handing over an item waits for the device too, so that nothing may be left out.
+    pub(super) clock: Instant,
     pub(super) started: Instant,
     pub(super) wall_before: f64,
 }
@@ -57,6 +60,7 @@ impl Stepper<'_> {
                     Some(best) => improved = best,
                     None => return self.interrupt(),
                 }
+                self.clock = Instant::now();
             }
             if self.plan.is_epoch_end(step) && step > resumed_step {
                 self.end_epoch(step / self.plan.steps_per_epoch);
@@ -70,6 +74,7 @@ impl Stepper<'_> {
             }
             if improved || self.checkpoint_due() {
                 self.save()?;
+                self.clock = Instant::now();
             }
             self.step(batches)?;
         }
@@ -123,7 +128,6 @@ impl Stepper<'_> {
         self.device
             .seed(step_seed(self.training.seed, self.state.step));
 
-        let started = Instant::now();
         let mut accumulator = GradientsAccumulator::new();
         let mut losses = Vec::with_capacity(self.plan.grad_accum);
         let mut tokens = 0;
@@ -147,7 +151,8 @@ impl Stepper<'_> {
             // the time is that of the work.
             self.collect_losses()?;
         }
-        let seconds = started.elapsed().as_secs_f64();
+        let now = Instant::now();
+        let seconds = (now - std::mem::replace(&mut self.clock, now)).as_secs_f64();
 
         self.state.tokens += tokens as u64;
         self.state.train_seconds += seconds;

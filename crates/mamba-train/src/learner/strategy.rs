@@ -127,6 +127,7 @@ impl SupervisedLearningStrategy<LmTraining> for StepStrategy {
                     pending: Vec::new(),
                     saved_step: None,
                     in_train_split: false,
+                    clock: Instant::now(),
                     started: Instant::now(),
                     wall_before,
                 };
