@@ -114,6 +114,7 @@ fn a_run_trains_and_is_used_from_its_folder_alone() {
     let generate = |seed: &str| {
         let output = elsewhere
             .command(&["generate", run, "the cat", "-n", "12", "--seed", seed])
+            .args(["--device", "flex"])
             .output()
             .unwrap();
         assert!(
@@ -132,7 +133,7 @@ fn a_run_trains_and_is_used_from_its_folder_alone() {
         .success()
         .stdout(contains("d_inner: 32"));
     workshop
-        .command(&["evaluate", run, "--split", "valid"])
+        .command(&["evaluate", run, "--split", "valid", "--device", "flex"])
         .assert()
         .success()
         .stdout(contains("perplexity"));
@@ -269,6 +270,29 @@ fn bad_input_is_refused_with_what_to_do() {
     workshop.write("text/train.txt", "");
     refused(&mut workshop.train(&[]), "empty");
     assert!(!workshop.path("artifacts").exists(), "nothing was begun");
+}
+
+#[test]
+fn runs_are_compared_in_a_table_and_a_picture() {
+    let workshop = Workshop::new();
+    workshop.train(&[]).assert().success();
+    workshop
+        .train(&["--set", "model.d_model=24"])
+        .assert()
+        .success();
+    workshop
+        .command(&["compare", "tiny", "tiny-2", "-o", "both.svg"])
+        .assert()
+        .success()
+        .stdout(contains("tiny-2").and(contains("parameters")));
+    let picture = fs::read_to_string(workshop.path("both.svg")).unwrap();
+    assert!(picture.contains("tiny, valid") && picture.contains("tiny-2, valid"));
+
+    workshop
+        .command(&["compare", "tiny", "nowhere"])
+        .assert()
+        .failure()
+        .stderr(contains("nowhere"));
 }
 
 #[test]
