@@ -72,7 +72,7 @@ pub fn linear(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::*;
+    use super::super::{matrix::multiply, testing::*};
     use super::*;
 
     fn exact(x: &[f32], weight: &[f32], inner: usize, columns: usize) -> Vec<f64> {
@@ -131,8 +131,12 @@ mod tests {
 
     #[test]
     fn an_empty_inner_axis_gives_zeros() {
-        let empty = Matrix::new(&[], 3, 0, 0);
-        assert_eq!(linear(empty, Matrix::new(&[], 0, 4, 4), None), [0.0; 12]);
+        let (empty, none) = (Matrix::new(&[], 3, 0, 0), Matrix::new(&[], 0, 4, 4));
+        assert_eq!(linear(empty, none, None), [0.0; 12]);
+        // Fresh memory may be zero by chance.
+        let mut poisoned = [f32::NAN; 12];
+        multiply(&mut poisoned, 4, false, empty, none);
+        assert_eq!(poisoned, [0.0; 12]);
     }
 
     #[test]
