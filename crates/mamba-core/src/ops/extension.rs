@@ -73,8 +73,9 @@ pub struct ScanOutputs<B: Backend> {
     pub y: FloatTensor<B>,
     /// The state after the last position, `[batch, d_inner, d_state]`.
     pub final_state: FloatTensor<B>,
-    /// The states before positions `0, K, 2K, ..` with `K =` [`SCAN_CHECKPOINT_INTERVAL`]
-    /// (`[batch, ceil(seq_len / K), d_state, d_inner]`), when they were asked for.
+    /// The states before positions `0, K, 2K, ..` (`[batch, ceil(seq_len / K), d_state, d_inner]`),
+    /// when they were asked for: for the same backend's backward. `K` is
+    /// [`SCAN_CHECKPOINT_INTERVAL`], and smaller on Flex.
     #[extension_type]
     pub checkpoints: OptionalFloat<B>,
 }
@@ -180,8 +181,8 @@ pub struct NormGrads<B: Backend> {
 /// Positions between two saved states of the selective scan.
 ///
 /// The backward pass recomputes a chunk of this length from its saved state, so a tape keeps
-/// `4 * d_state / 32` bytes a token and channel instead of `4 * d_state`, and the recomputed
-/// states of one lane block stay in the first two cache levels.
+/// `4 * d_state / 32` bytes a token and channel instead of `4 * d_state`. Flex, which is never behind
+/// fusion, keeps states more often: `ops::cpu::selective_scan::CHECKPOINT_INTERVAL`.
 pub const SCAN_CHECKPOINT_INTERVAL: usize = 32;
 
 /// The operations of this crate that backends supply.
@@ -193,8 +194,8 @@ pub const SCAN_CHECKPOINT_INTERVAL: usize = 32;
     Fusion: cfg(feature = "fusion"),
 )]
 pub trait MambaOps: Backend {
-    /// Runs the recurrence over `seq_len`; keeps the states of every
-    /// [`SCAN_CHECKPOINT_INTERVAL`]-th position when `save_checkpoints` is set.
+    /// Runs the recurrence over `seq_len`; keeps the states that backward starts from when
+    /// `save_checkpoints` is set.
     #[fusion(meta = meta::scan)]
     fn selective_scan(
         #[extension_type] inputs: ScanInputs<Self>,

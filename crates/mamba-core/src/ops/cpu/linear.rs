@@ -1,7 +1,7 @@
-//! Matrix products into memory that was never zeroed, shared out in blocks of fixed size.
+//! Matrix products into memory that was never zeroed, shared out in blocks.
 //!
 //! A block of the result belongs to one task and one call of the `gemm` crate over the whole inner
-//! axis, so that no sum depends on the number of threads.
+//! axis, so that no sum depends on the number of threads, though the cut does.
 
 use super::matrix::{Matrix, multiply_into};
 use super::rows::Output;
@@ -10,11 +10,12 @@ use rayon::prelude::*;
 /// Rows from which on a task takes whole rows: there are then enough of them for any machine.
 const TALL: usize = 2048;
 
-/// Shape of a task's block.
-fn block(rows: usize, columns: usize) -> [usize; 2] {
+/// Shape of a task's block, on so many threads.
+fn block(rows: usize, columns: usize, threads: usize) -> [usize; 2] {
     if rows >= TALL {
-        // A block of inputs and outputs, a few hundred KiB, stays in the second-level cache.
-        [128, columns]
+        // The more rows, the fewer times the weight is packed and its buffer allocated; four blocks a
+        // thread keep all busy to the end.
+        [(rows / (4 * threads)).clamp(128, 512), columns]
     } else {
         [64, 128]
     }
@@ -38,7 +39,7 @@ pub fn linear(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
     if let Some(bias) = bias {
         super::rows::check_len("linear", "bias", bias, columns);
     }
-    let [tall, wide] = block(rows, columns);
+    let [tall, wide] = block(rows, columns, rayon::current_num_threads());
     let across = columns.div_ceil(wide.max(1));
     let mut y = Output::new(rows, columns);
     let sink = y.columns();
@@ -127,6 +128,21 @@ mod tests {
         );
         let want = widen(&want);
         assert_close("strided", &got, &want, 1e-6);
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_show() {
+        let (rows, inner, columns) = (TALL + 77, 40, 33);
+        let (x, weight) = (noise(rows * inner, 1), noise(inner * columns, 2));
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build().unwrap().install(|| {
+                let x = Matrix::new(&x, rows, inner, inner);
+                linear(x, Matrix::new(&weight, inner, columns, columns), None)
+            })
+        };
+        assert_ne!(block(rows, columns, 1), block(rows, columns, 3));
+        assert_eq!(on(1), on(3));
     }
 
     #[test]

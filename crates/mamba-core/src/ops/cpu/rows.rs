@@ -108,6 +108,12 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// An address that is not asked for.
+    pub const NOWHERE: Self = Self {
+        first: std::ptr::null(),
+        row_stride: 0,
+    };
+
     #[inline(always)]
     fn new(data: *const f32, row: usize, column: usize, row_stride: usize) -> Self {
         let offset = row.wrapping_mul(row_stride).wrapping_add(column);

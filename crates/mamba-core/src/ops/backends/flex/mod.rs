@@ -9,12 +9,10 @@ use burn_flex::FlexTensor;
 
 use crate::ops::cpu::{causal_conv1d, linear, linear_cross_entropy, rms_norm, selective_scan};
 use crate::ops::extension::{
-    ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat,
-    SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
+    ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, ScanGrads,
+    ScanInputs, ScanOutputs,
 };
 use inputs::{Conv, Loss, Norm, RowTensor, Scan, WeightTensor, Whole, whole};
-
-const _: () = assert!(SCAN_CHECKPOINT_INTERVAL == selective_scan::CHECKPOINT_INTERVAL);
 
 fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FloatTensor<Flex> {
     let shape = shape.into();

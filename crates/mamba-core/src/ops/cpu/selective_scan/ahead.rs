@@ -8,23 +8,21 @@ use super::super::{rows::Line, simd::prefetch};
 /// chunk share the asking evenly: a core waits for few lines at once, and a burst would hold up
 /// everything behind it.
 pub struct Ahead<const N: usize> {
-    lines: [Option<Line>; N],
+    lines: [Line; N],
     len: usize,
 }
 
 impl<const N: usize> Ahead<N> {
-    /// The share of pass `turn` of `turns` in `all`.
+    /// The share of pass `turn` of `turns` in `all`; columns that are not there are `None`.
     #[inline(always)]
     pub fn share(all: [Option<Line>; N], turn: usize, turns: usize) -> Self {
         let mut share = Self {
-            lines: [None; N],
+            lines: [Line::NOWHERE; N],
             len: 0,
         };
-        let mut next = turn;
-        while next < N {
-            share.lines[share.len] = all[next];
+        for column in all.into_iter().skip(turn).step_by(turns).flatten() {
+            share.lines[share.len] = column;
             share.len += 1;
-            next += turns;
         }
         share
     }
@@ -32,7 +30,7 @@ impl<const N: usize> Ahead<N> {
     /// Asks for row `t` of each column, `offset` columns further on.
     #[inline(always)]
     pub fn ask(&self, t: usize, offset: usize) {
-        for line in self.lines[..self.len].iter().flatten() {
+        for line in &self.lines[..self.len] {
             prefetch(line.row(t).wrapping_add(offset));
         }
     }

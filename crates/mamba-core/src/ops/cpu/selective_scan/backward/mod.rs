@@ -1,8 +1,8 @@
-//! One task owns one sequence and a span of [`SPAN`] lane blocks. It walks the chunks backwards;
+//! One task owns one sequence and some spans of [`SPAN`] lane blocks. It walks the chunks backwards;
 //! each chunk's states are recomputed from its checkpoint, four states of one block at a time.
 //!
 //! `b` and `c` are shared by all channels, so that their gradients are sums over lanes, blocks and
-//! spans. A task adds its blocks up lane by lane and sums the lanes once; the spans' sums go
+//! spans. A span's blocks are added up lane by lane and the lanes summed once; the spans' sums go
 //! to a buffer each and are added in order. Parameters' gradients are summed per chunk, then
 //! over the chunks, then over the sequences. No sum depends on which thread ran what.
 
@@ -18,9 +18,13 @@ use super::*;
 use layout::{Block, Chunk, Place, Step};
 use rayon::prelude::*;
 
-/// Lane blocks of one task: enough to spread the sum over lanes, few enough for a chunk's scratch
-/// to stay in the second-level cache.
+/// Lane blocks whose gradients of `b` and `c` are added up lane by lane: enough to spread the sum
+/// over lanes, few enough to leave work for many threads.
 const SPAN: usize = 8;
+
+/// Most spans of one task: neighbours in memory, so that the machine sees long pieces of rows being
+/// read and written; a chunk's scratch for them all stays in the second-level cache.
+const MAX_SPANS: usize = 4;
 
 /// Gradients of all inputs, given those of `y` (`[batch, seq_len, d_inner]`) and, optionally, of
 /// the final state (`[batch, d_inner, d_state]`).
@@ -71,13 +75,23 @@ pub fn backward(
         d: d.columns(),
         delta_bias: delta_bias.columns(),
     };
+    // As in forward, the cut into tasks is free to follow the machine.
+    let tasks = 4 * rayon::current_num_threads();
+    let together = (batch * spans / tasks).clamp(1, MAX_SPANS);
     let sequence = seq_len * d_state;
-    b.par_chunks_mut(sequence)
-        .zip(c.par_chunks_mut(sequence))
+    b.par_chunks_mut(spans * sequence)
+        .zip(c.par_chunks_mut(spans * sequence))
         .enumerate()
-        .for_each(|(task, (grad_b, grad_c))| {
-            let (span, batch) = (task / batch, task % batch);
-            let blocks = span * SPAN..dims.blocks().min((span + 1) * SPAN);
+        .flat_map(|(batch, (grad_b, grad_c))| {
+            let parts = grad_b
+                .par_chunks_mut(together * sequence)
+                .zip(grad_c.par_chunks_mut(together * sequence));
+            parts
+                .enumerate()
+                .map(move |(i, parts)| (batch, i * together, parts))
+        })
+        .for_each(|(batch, span, (grad_b, grad_c))| {
+            let blocks = span * SPAN..dims.blocks().min((span + together) * SPAN);
             dispatch(Task {
                 inputs,
                 checkpoints: Rows::contiguous(checkpoints, d_inner),
@@ -95,29 +109,38 @@ pub fn backward(
         ScanGrads {
             u: u.finish(),
             delta: delta.finish(),
-            a: sum_parts(a.finish(), batch),
-            b: sum_parts(b, spans),
-            c: sum_parts(c, spans),
-            d: inputs.d.map(|_| sum_parts(d.finish(), batch)),
+            a: sum_parts(a.finish(), 1, batch),
+            b: sum_parts(b, batch, spans),
+            c: sum_parts(c, batch, spans),
+            d: inputs.d.map(|_| sum_parts(d.finish(), 1, batch)),
             z: z.map(|z| z.finish()),
             delta_bias: inputs
                 .delta_bias
-                .map(|_| sum_parts(delta_bias.finish(), batch)),
+                .map(|_| sum_parts(delta_bias.finish(), 1, batch)),
             initial_state: initial_state.finish(),
         }
     }
 }
 
-/// The sum of the `parts` equal parts of `data`, in their order.
-fn sum_parts(mut data: Vec<f32>, parts: usize) -> Vec<f32> {
-    let len = data.len() / parts.max(1);
-    let (sum, rest) = data.split_at_mut(len);
-    for part in rest.chunks_exact(len.max(1)) {
-        for (sum, value) in sum.iter_mut().zip(part) {
-            *sum += value;
-        }
+/// `[outer, parts, ..]` summed over the parts, in their order.
+fn sum_parts(mut data: Vec<f32>, outer: usize, parts: usize) -> Vec<f32> {
+    let len = data.len() / (outer * parts).max(1);
+    if parts < 2 || len == 0 {
+        return data;
     }
-    data.truncate(len);
+    data.par_chunks_mut(parts * len).for_each(|parts| {
+        let (sum, rest) = parts.split_at_mut(len);
+        for part in rest.chunks_exact(len) {
+            for (sum, value) in sum.iter_mut().zip(part) {
+                *sum += value;
+            }
+        }
+    });
+    for i in 1..outer {
+        let sum = i * parts * len..(i * parts + 1) * len;
+        data.copy_within(sum, i * len);
+    }
+    data.truncate(outer * len);
     data
 }
 
@@ -137,9 +160,9 @@ struct Task<'a> {
     grad_y: Rows<'a>,
     grad_final_state: Option<&'a [f32]>,
     sinks: &'a Sinks<'a>,
-    /// `[seq_len, d_state]`, of this sequence and span.
+    /// `[spans, seq_len, d_state]`, of this sequence and these spans.
     grad_b: &'a mut [f32],
-    /// `[seq_len, d_state]`, of this sequence and span.
+    /// As `grad_b`.
     grad_c: &'a mut [f32],
     batch: usize,
     blocks: Range<usize>,
@@ -173,11 +196,14 @@ impl Kernel for Task<'_> {
                 checkpoint,
             };
             let grouped = n - n % GROUP;
-            for first in (0..grouped).step_by(GROUP) {
-                self.group::<V, GROUP>(&place, first, &mut blocks, &mut chunks, &mut group);
-            }
-            for first in grouped..n {
-                self.group::<V, 1>(&place, first, &mut blocks, &mut chunks, &mut group);
+            let spans = blocks.chunks_mut(SPAN).zip(chunks.chunks_mut(SPAN));
+            for (span, (blocks, chunks)) in spans.enumerate() {
+                for first in (0..grouped).step_by(GROUP) {
+                    self.group::<V, GROUP>(&place, span, first, blocks, chunks, &mut group);
+                }
+                for first in grouped..n {
+                    self.group::<V, 1>(&place, span, first, blocks, chunks, &mut group);
+                }
             }
             for (block, chunk) in blocks.iter_mut().zip(&chunks) {
                 self.finish::<V>(&rows, block, chunk);

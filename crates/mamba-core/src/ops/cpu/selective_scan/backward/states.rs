@@ -7,11 +7,12 @@ use super::{
 };
 
 impl Task<'_> {
-    /// Takes the `G` states from `first` of all blocks through the chunk, forwards and backwards.
+    /// Takes the `G` states from `first` of a span's blocks through the chunk, forwards and backwards.
     #[inline(always)]
     pub fn group<V: Vector, const G: usize>(
         &mut self,
         place: &Place,
+        span: usize,
         first: usize,
         blocks: &mut [Block],
         chunks: &mut [Chunk],
@@ -21,23 +22,20 @@ impl Task<'_> {
         for (step, row) in group[..len].iter_mut().zip(place.rows.clone()) {
             step.b[..G].copy_from_slice(self.inputs.b.get(row, first..first + G));
             step.c[..G].copy_from_slice(self.inputs.c.get(row, first..first + G));
-            for cell in &mut step.cells[..G] {
-                (cell.grad_b, cell.grad_c) = (Lanes::ZERO, Lanes::ZERO);
-            }
         }
         let ahead = self.ahead(place, first);
-        for (block, chunk) in blocks.iter_mut().zip(chunks) {
-            if self.inputs.z.is_some() {
-                self.recompute::<V, G, true>(place, first, block, chunk, group, &ahead);
-            } else {
-                self.recompute::<V, G, false>(place, first, block, chunk, group, &ahead);
-            }
-            retrace::<V, G>(len, first, block, chunk, group);
+        let mut pairs = blocks.iter_mut().zip(chunks);
+        // The first block sets the sums over the blocks, the others add to them.
+        if let Some((block, chunk)) = pairs.next() {
+            self.block_group::<V, G, true>(place, first, block, chunk, group, &ahead);
+        }
+        for (block, chunk) in pairs {
+            self.block_group::<V, G, false>(place, first, block, chunk, group, &ahead);
         }
         let ScanDims {
             seq_len, d_state, ..
         } = self.inputs.dims;
-        let start = place.rows.start - self.batch * seq_len;
+        let start = place.rows.start - self.batch * seq_len + span * seq_len;
         for (t, step) in group[..len].iter().enumerate() {
             let mut grad_b = [V::zero(); GROUP];
             let mut grad_c = [V::zero(); GROUP];
@@ -49,6 +47,25 @@ impl Task<'_> {
             self.grad_b[states.clone()].copy_from_slice(&V::sums(grad_b)[..G]);
             self.grad_c[states].copy_from_slice(&V::sums(grad_c)[..G]);
         }
+    }
+
+    /// One block's part of [`group`](Self::group).
+    #[inline(always)]
+    fn block_group<V: Vector, const G: usize, const FIRST: bool>(
+        &self,
+        place: &Place,
+        first: usize,
+        block: &mut Block,
+        chunk: &mut Chunk,
+        group: &mut Group,
+        ahead: &Ahead<7>,
+    ) {
+        if self.inputs.z.is_some() {
+            self.recompute::<V, G, FIRST, true>(place, first, block, chunk, group, ahead);
+        } else {
+            self.recompute::<V, G, FIRST, false>(place, first, block, chunk, group, ahead);
+        }
+        retrace::<V, G, FIRST>(place.rows.len(), first, block, chunk, group);
     }
 
     /// What the pass of the states from `first` asks for: inputs of the chunk that comes next, which
@@ -75,7 +92,7 @@ impl Task<'_> {
     /// position: with that here, this pass and the other have about as much arithmetic for each of
     /// their loads and stores.
     #[inline(always)]
-    fn recompute<V: Vector, const G: usize, const GATED: bool>(
+    fn recompute<V: Vector, const G: usize, const FIRST: bool, const GATED: bool>(
         &self,
         place: &Place,
         first: usize,
@@ -108,8 +125,8 @@ impl Task<'_> {
                 decay[g].store(&mut cell.decay);
                 h[g].store(&mut cell.before);
                 h[g] = decay[g].mul_add(h[g], dt_u * V::splat(step.b[g]));
-                grad.mul_add(h[g], V::load(&cell.grad_c))
-                    .store(&mut cell.grad_c);
+                let grad_c = sum_so_far::<V, FIRST>(&cell.grad_c);
+                grad.mul_add(h[g], grad_c).store(&mut cell.grad_c);
                 if GATED {
                     y = h[g].mul_add(V::splat(step.c[g]), y);
                 }
@@ -123,7 +140,7 @@ impl Task<'_> {
 
 /// Gradients of the chunk, from its last position to its first.
 #[inline(always)]
-fn retrace<V: Vector, const G: usize>(
+fn retrace<V: Vector, const G: usize, const FIRST: bool>(
     len: usize,
     first: usize,
     block: &mut Block,
@@ -145,9 +162,8 @@ fn retrace<V: Vector, const G: usize>(
         for g in 0..G {
             let cell = &mut step.cells[g];
             let grad_state = grad.mul_add(V::splat(step.c[g]), carried[g]);
-            grad_state
-                .mul_add(dt_u, V::load(&cell.grad_b))
-                .store(&mut cell.grad_b);
+            let grad_b = sum_so_far::<V, FIRST>(&cell.grad_b);
+            grad_state.mul_add(dt_u, grad_b).store(&mut cell.grad_b);
             grad_dt_u = grad_state.mul_add(V::splat(step.b[g]), grad_dt_u);
 
             carried[g] = grad_state * V::load(&cell.decay);
@@ -163,4 +179,10 @@ fn retrace<V: Vector, const G: usize>(
         let sum = &mut block.grad_a[first + g];
         (V::load(sum) + grad_a[g]).store(sum);
     }
+}
+
+/// What the blocks before this one added up; nothing yet before the first.
+#[inline(always)]
+fn sum_so_far<V: Vector, const FIRST: bool>(sum: &Lanes) -> V {
+    if FIRST { V::zero() } else { V::load(sum) }
 }
