@@ -5,8 +5,7 @@
 //! cargo run --release -p mamba-kernels --features oracle,vulkan --example time_selective_scan
 //! ```
 //!
-//! `-- --strategy sequential`, or a number of chunks, replaces the automatic choice;
-//! `-- --shape 8x1536x2048x16` replaces the four shapes.
+//! `-- --help` tells the options.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -36,24 +35,86 @@ const SAMPLES: usize = 15;
 /// Calls of a sample, back to back: launching the next hides behind running the last.
 const CALLS: usize = 4;
 
-fn main() {
-    let mut strategy = Strategy::Auto;
-    let mut shapes: Vec<_> = SHAPES
-        .iter()
-        .map(|(dims, peer)| (*dims, Some(peer)))
-        .collect();
+const USAGE: &str = "\
+Times the selective scan, forward and with backward, after a proof against the f64 oracle.
+
+  --runtime default|cuda|wgpu          one of those built in
+  --strategy auto|sequential|CHUNKS    how time is cut, CHUNKS is a number
+  --shape BxDxLxN                      batch, channels, positions, states; four shapes without it";
+
+type Shape = [usize; 4];
+type Peer = Option<[[f64; 2]; 2]>;
+
+struct Arguments {
+    device: cubecl::Device,
+    strategy: Strategy,
+    shapes: Vec<(Shape, Peer)>,
+}
+
+/// What the command line asks for, or what is wrong with it.
+fn arguments() -> Result<Arguments, String> {
+    let mut parsed = Arguments {
+        device: cubecl::Device::default(),
+        strategy: Strategy::Auto,
+        shapes: SHAPES.map(|(dims, peer)| (dims, Some(peer))).to_vec(),
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
-        let value = arguments
-            .next()
-            .unwrap_or_else(|| panic!("{flag} needs a value"));
+        let mut value = || arguments.next().ok_or(format!("{flag} needs a value"));
         match flag.as_str() {
-            "--strategy" => strategy = parse_strategy(&value),
-            "--shape" => shapes = vec![(parse_shape(&value), None)],
-            _ => panic!("unknown flag {flag}: --strategy or --shape"),
+            "--runtime" => parsed.device = parse_runtime(&value()?)?,
+            "--strategy" => parsed.strategy = parse_strategy(&value()?)?,
+            "--shape" => parsed.shapes = vec![(parse_shape(&value()?)?, None)],
+            "--help" | "-h" => {
+                println!("{USAGE}");
+                std::process::exit(0);
+            }
+            _ => return Err(format!("unknown option {flag}")),
         }
     }
-    let client = cubecl::Device::default().client();
+    Ok(parsed)
+}
+
+fn parse_runtime(name: &str) -> Result<cubecl::Device, String> {
+    let device = match name {
+        "default" => return Ok(cubecl::Device::default()),
+        "cuda" => cubecl::Device::cuda(0),
+        "wgpu" => cubecl::Device::wgpu(cubecl::device::WgpuDeviceKind::DefaultDevice),
+        _ => return Err(format!("unknown runtime {name}: default, cuda or wgpu")),
+    };
+    device.map_err(|error| error.to_string())
+}
+
+fn parse_strategy(value: &str) -> Result<Strategy, String> {
+    Ok(match value {
+        "auto" => Strategy::Auto,
+        "sequential" => Strategy::Sequential,
+        chunks => Strategy::Chunked {
+            chunks: chunks
+                .parse()
+                .map_err(|_| "--strategy: auto, sequential or a number of chunks")?,
+        },
+    })
+}
+
+fn parse_shape(value: &str) -> Result<Shape, String> {
+    let sizes: Result<Vec<usize>, _> = value.split('x').map(str::parse).collect();
+    let sizes = sizes.ok().and_then(|sizes| Shape::try_from(sizes).ok());
+    sizes
+        .filter(|sizes| !sizes.contains(&0))
+        .ok_or("--shape: four sizes above 0, as 8x1536x2048x16".into())
+}
+
+fn main() {
+    let Arguments {
+        device,
+        strategy,
+        shapes,
+    } = arguments().unwrap_or_else(|problem| {
+        eprintln!("{problem}\n\n{USAGE}");
+        std::process::exit(2);
+    });
+    let client = device.client();
     println!(
         "{} on {}, {strategy:?}",
         client.name(),
@@ -95,26 +156,6 @@ fn main() {
             );
         }
     }
-}
-
-fn parse_strategy(value: &str) -> Strategy {
-    match value {
-        "auto" => Strategy::Auto,
-        "sequential" => Strategy::Sequential,
-        chunks => Strategy::Chunked {
-            chunks: chunks
-                .parse()
-                .expect("auto, sequential or a number of chunks"),
-        },
-    }
-}
-
-fn parse_shape(value: &str) -> [usize; 4] {
-    let sizes: Vec<usize> = value
-        .split('x')
-        .map(|size| size.parse().expect("four sizes: BxDxLxN"))
-        .collect();
-    sizes.try_into().expect("four sizes: BxDxLxN")
 }
 
 /// The strategy that is timed against the oracle, at a shape of several tiles, chunks and blocks.

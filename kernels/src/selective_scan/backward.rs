@@ -9,14 +9,16 @@
 //! ```
 //!
 //! - Cubes and units own what they own in the forward scan; the chunk is walked from its end.
-//! - Loop order: intervals between checkpoints, last first. In each, the states before its tiles
-//!   are recomputed from the checkpoint; then for each tile, last first: forward, keeping
-//!   `exp(dt A)` and `exp(dt A) h` of every position in registers, and backward.
+//! - Loop order: intervals between checkpoints, last first. In each, the states before its blocks of
+//!   `stage` positions are recomputed from the checkpoint (most often there is one block). A block's
+//!   inputs are loaded and discretised once, into shared memory; the states before its tiles are
+//!   recomputed; then for each tile, last first: forward, keeping `exp(dt A)` and `exp(dt A) h` of
+//!   every position in registers, and backward.
 //! - Sums over a channel's states and over the cube's channels go through shared memory, in a fixed
 //!   order. What has to be summed over cubes is written out as parts, which
 //!   [`sum_kernel`](super::sums::sum_kernel) adds in a fixed order. No atomics: two runs agree to
 //!   the bit.
-//! - Memory: `u` and `delta` twice (the second time from the cache), `z`, `grad_y`, the checkpoints
+//! - Memory: `u`, `delta`, `z`, `grad_y` once and a second time from the cache, the checkpoints
 //!   once; writes three gradients of their size, and `2 * d_state` parts a position and block of
 //!   channels.
 
@@ -26,7 +28,7 @@ use super::CHECKPOINT_INTERVAL;
 use super::geometry::Geometry;
 use super::pointwise::{decay_over, scale_rates, sigmoid, time_step, time_step_slope};
 use super::tile::{
-    channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
+    Place, channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
     stage_vectors, store_state,
 };
 
@@ -61,6 +63,9 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     let channels = comptime!(geometry.channels);
     let groups = comptime!(geometry.groups);
     let tile = comptime!(geometry.tile);
+    let stage = comptime!(geometry.stage);
+    // A block of positions is loaded as a tile of that length.
+    let staging = comptime!(geometry.staging());
     let d_state = comptime!(geometry.d_state);
 
     let rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
@@ -86,219 +91,245 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     let mut grad_skip = 0.0f32;
     let mut grad_bias = 0.0f32;
 
-    let mut steps = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
-    let mut inputs = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
-    let mut grads = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
-    let mut writes = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.vectors()));
-    let mut readers = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.vectors()));
+    let mut steps = Shared::<[f32]>::new_slice(comptime!(staging.scalars()));
+    let mut inputs = Shared::<[f32]>::new_slice(comptime!(staging.scalars()));
+    let mut grads = Shared::<[f32]>::new_slice(comptime!(staging.scalars()));
+    let mut writes = Shared::<[Vector<f32, V>]>::new_slice(comptime!(staging.vectors()));
+    let mut readers = Shared::<[Vector<f32, V>]>::new_slice(comptime!(staging.vectors()));
+    let mut resets = Shared::<[u32]>::new_slice(stage);
     let mut reads = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
     let mut input_sums = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
     let mut step_sums = Shared::<[f32]>::new_slice(comptime!(groups * geometry.scalars()));
-    // Of b, then of c: [2, tile, states, channels + 1].
-    let mut products = Shared::<[f32]>::new_slice(comptime!(2 * geometry.products()));
-    let mut resets = Shared::<[u32]>::new_slice(tile);
+    // Of b, then of c: [2, tile, groups, channels and padding].
+    let mut products = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.products()));
+    let mut partials = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.partials()));
 
+    let mut block_u = Array::<f32>::new(comptime!(staging.rows()));
+    let mut block_delta = Array::<f32>::new(comptime!(staging.rows()));
+    let mut block_z = Array::<f32>::new(comptime!(staging.rows()));
+    let mut block_grad = Array::<f32>::new(comptime!(staging.rows()));
+    let mut vectors_b = Array::<Vector<f32, V>>::new(comptime!(staging.vectors_per_unit()));
+    let mut vectors_c = Array::<Vector<f32, V>>::new(comptime!(staging.vectors_per_unit()));
     let mut rows_u = Array::<f32>::new(comptime!(geometry.rows()));
     let mut rows_delta = Array::<f32>::new(comptime!(geometry.rows()));
     let mut rows_z = Array::<f32>::new(comptime!(geometry.rows()));
     let mut rows_grad = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut vectors_b = Array::<Vector<f32, V>>::new(comptime!(geometry.vectors_per_unit()));
-    let mut vectors_c = Array::<Vector<f32, V>>::new(comptime!(geometry.vectors_per_unit()));
     let mut decays = Array::<Vector<f32, V>>::new(tile);
     let mut carried = Array::<Vector<f32, V>>::new(tile);
-    let mut tile_starts = Array::<Vector<f32, V>>::new(comptime!(CHECKPOINT_INTERVAL / tile));
+    let mut tile_starts = Array::<Vector<f32, V>>::new(comptime!(stage / tile));
+    let mut block_starts = Array::<Vector<f32, V>>::new(comptime!(CHECKPOINT_INTERVAL / stage));
 
     let intervals = (place.end - place.begin).div_ceil(CHECKPOINT_INTERVAL);
     for interval_step in 0..intervals {
         let first = place.begin + (intervals - 1 - interval_step) * CHECKPOINT_INTERVAL;
         let last = first + CHECKPOINT_INTERVAL;
         let last = select(last < place.end, last, place.end);
-        let tiles = (last - first).div_ceil(tile);
+        let blocks = (last - first).div_ceil(stage);
 
         let interval = place.batch * checkpoints.shape(1) + first / CHECKPOINT_INTERVAL;
         let base = interval * d_state * d_inner;
         let mut state = load_state::<V>(checkpoints, base, 1usize, d_inner, &place, geometry);
-        tile_starts[0] = state;
-        for index in 1..tiles {
-            let start = first + (index - 1) * tile;
-            load_rows::<F>(u, &mut rows_u, &place, start, geometry);
-            load_rows::<F>(delta, &mut rows_delta, &place, start, geometry);
-            load_vectors::<F, V>(b, &mut vectors_b, &place, start, geometry);
-            sync_cube();
-            #[unroll]
-            for i in 0..comptime!(geometry.rows()) {
-                let row = place.group + comptime!(i * groups);
-                if row < tile {
-                    // All of the tile lies inside the chunk: another follows it.
-                    let dt = time_step(rows_delta[i] + bias, geometry);
-                    steps[row * channels + place.lane] = dt;
-                    inputs[row * channels + place.lane] = dt * rows_u[i];
-                }
-            }
-            stage_vectors::<V>(&vectors_b, &mut writes, geometry);
-            #[comptime]
-            if let ComptimeOption::Some(seq_idx) = seq_idx {
-                stage_resets::<I>(seq_idx, &mut resets, &place, start, geometry);
-            }
-            sync_cube();
-            #[unroll]
-            for j in 0..tile {
-                let slot = place.lane + comptime!(j * channels);
-                if comptime!(seq_idx.is_some()) {
-                    if resets[j] == 1u32 {
-                        state = Vector::<f32, V>::new(0.0f32);
+        block_starts[0] = state;
+        if comptime!(stage < CHECKPOINT_INTERVAL) {
+            for block in 1..blocks {
+                let start = first + (block - 1) * stage;
+                load_rows::<F>(u, &mut block_u, &place, start, staging);
+                load_rows::<F>(delta, &mut block_delta, &place, start, staging);
+                load_vectors::<F, V>(b, &mut vectors_b, &place, start, staging);
+                sync_cube();
+                #[unroll]
+                for i in 0..comptime!(staging.rows()) {
+                    let row = place.group + comptime!(i * groups);
+                    if row < stage {
+                        // All of the block lies inside the chunk: another follows it.
+                        let dt = time_step(block_delta[i] + bias, geometry);
+                        steps[row * channels + place.lane] = dt;
+                        inputs[row * channels + place.lane] = dt * block_u[i];
                     }
                 }
-                let decay = decay_over::<V>(exponents, steps[slot], geometry);
-                let write = writes[place.group + comptime!(j * groups)];
-                state = decay * state + Vector::new(inputs[slot]) * write;
+                stage_vectors::<V>(&vectors_b, &mut writes, staging);
+                #[comptime]
+                if let ComptimeOption::Some(seq_idx) = seq_idx {
+                    stage_resets::<I>(seq_idx, &mut resets, &place, start, staging);
+                }
+                sync_cube();
+                for index in 0..comptime!(stage / tile) {
+                    #[unroll]
+                    for j in 0..tile {
+                        let row = index * tile + j;
+                        let slot = row * channels + place.lane;
+                        if comptime!(seq_idx.is_some()) {
+                            if resets[row] == 1u32 {
+                                state = Vector::<f32, V>::new(0.0f32);
+                            }
+                        }
+                        let decay = decay_over::<V>(exponents, steps[slot], geometry);
+                        let write = writes[row * groups + place.group];
+                        state = decay * state + Vector::new(inputs[slot]) * write;
+                    }
+                }
+                block_starts[block] = state;
             }
-            tile_starts[index] = state;
+            // The units are done with the last of these blocks.
+            sync_cube();
         }
 
-        for tile_step in 0..tiles {
-            let index = tiles - 1 - tile_step;
-            let start = first + index * tile;
-            load_rows::<F>(u, &mut rows_u, &place, start, geometry);
-            load_rows::<F>(delta, &mut rows_delta, &place, start, geometry);
-            load_rows::<F>(grad_y, &mut rows_grad, &place, start, geometry);
-            load_vectors::<F, V>(b, &mut vectors_b, &place, start, geometry);
-            load_vectors::<F, V>(c, &mut vectors_c, &place, start, geometry);
+        for block_step in 0..blocks {
+            let block = blocks - 1 - block_step;
+            let start = first + block * stage;
+            let stop = select(start + stage < last, start + stage, last);
+            load_rows::<F>(u, &mut block_u, &place, start, staging);
+            load_rows::<F>(delta, &mut block_delta, &place, start, staging);
+            load_rows::<F>(grad_y, &mut block_grad, &place, start, staging);
+            load_vectors::<F, V>(b, &mut vectors_b, &place, start, staging);
+            load_vectors::<F, V>(c, &mut vectors_c, &place, start, staging);
             #[comptime]
             if let ComptimeOption::Some(z) = z {
-                load_rows::<F>(z, &mut rows_z, &place, start, geometry);
+                load_rows::<F>(z, &mut block_z, &place, start, staging);
             }
-            // The units are done with the tile before.
-            sync_cube();
             #[unroll]
-            for i in 0..comptime!(geometry.rows()) {
+            for i in 0..comptime!(staging.rows()) {
                 let row = place.group + comptime!(i * groups);
-                if row < tile {
+                if row < stage {
                     let inside = start + row < place.end;
-                    let dt = time_step(rows_delta[i] + bias, geometry);
+                    let dt = time_step(block_delta[i] + bias, geometry);
                     let dt = select(inside, dt, 0.0f32);
-                    let mut grad = rows_grad[i];
+                    let mut grad = block_grad[i];
                     if comptime!(z.is_some()) {
-                        grad *= rows_z[i] * sigmoid(rows_z[i], geometry);
+                        grad *= block_z[i] * sigmoid(block_z[i], geometry);
                     }
                     let slot = row * channels + place.lane;
                     steps[slot] = dt;
-                    inputs[slot] = dt * rows_u[i];
+                    inputs[slot] = dt * block_u[i];
                     grads[slot] = select(inside && place.owned, grad, 0.0f32);
                 }
             }
-            stage_vectors::<V>(&vectors_b, &mut writes, geometry);
-            stage_vectors::<V>(&vectors_c, &mut readers, geometry);
+            stage_vectors::<V>(&vectors_b, &mut writes, staging);
+            stage_vectors::<V>(&vectors_c, &mut readers, staging);
             #[comptime]
             if let ComptimeOption::Some(seq_idx) = seq_idx {
-                stage_resets::<I>(seq_idx, &mut resets, &place, start, geometry);
+                stage_resets::<I>(seq_idx, &mut resets, &place, start, staging);
             }
             sync_cube();
 
-            let mut state = tile_starts[index];
-            #[unroll]
-            for j in 0..tile {
-                let slot = place.lane + comptime!(j * channels);
-                let vector = place.group + comptime!(j * groups);
-                let mut decay = decay_over::<V>(exponents, steps[slot], geometry);
-                if comptime!(seq_idx.is_some()) {
-                    if resets[j] == 1u32 {
-                        decay = Vector::<f32, V>::new(0.0f32);
-                    }
-                }
-                decays[j] = decay;
-                carried[j] = decay * state;
-                state = carried[j] + Vector::new(inputs[slot]) * writes[vector];
-                if comptime!(z.is_some()) {
-                    reads[(place.group * tile + j) * channels + place.lane] =
-                        component_sum::<V>(state * readers[vector], geometry.width);
-                }
-            }
-            #[unroll]
-            for k in 0..tile {
-                let j = comptime!(tile - 1 - k);
-                let slot = place.lane + comptime!(j * channels);
-                let vector = place.group + comptime!(j * groups);
-                let (dt, input, grad) = (steps[slot], inputs[slot], grads[slot]);
-                let (write, reader) = (writes[vector], readers[vector]);
-                let state = carried[j] + Vector::new(input) * write;
-                grad_state += Vector::new(grad) * reader;
-                let write_product = grad_state * Vector::new(input);
-                let reader_product = state * Vector::new(grad);
-                let first_product = (comptime!(j * geometry.states())
-                    + place.group * comptime!(geometry.width))
-                    * comptime!(channels + 1)
-                    + place.lane;
+            let tiles = (stop - start).div_ceil(tile);
+            let mut state = block_starts[block];
+            tile_starts[0] = state;
+            for index in 1..tiles {
                 #[unroll]
-                for component in 0..comptime!(geometry.width) {
-                    let product = first_product + comptime!(component * (channels + 1));
-                    products[product] = write_product.extract(component);
-                    products[product + comptime!(geometry.products())] =
-                        reader_product.extract(component);
-                }
-                let through = grad_state * carried[j];
-                grad_rates += through * Vector::new(dt);
-                let sum = (place.group * tile + j) * channels + place.lane;
-                input_sums[sum] = component_sum::<V>(grad_state * write, geometry.width);
-                step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
-                grad_state *= decays[j];
-            }
-            sync_cube();
-
-            #[unroll]
-            for i in 0..comptime!(geometry.rows()) {
-                let row = place.group + comptime!(i * groups);
-                let t = start + row;
-                if place.owned && row < tile && t < place.end {
+                for j in 0..tile {
+                    let row = (index - 1) * tile + j;
                     let slot = row * channels + place.lane;
-                    let mut input_sum = 0.0f32;
-                    let mut step_sum = 0.0f32;
-                    let mut read = skip_weight * rows_u[i];
-                    for group in 0..groups {
-                        let sum = (group * tile + row) * channels + place.lane;
-                        input_sum += input_sums[sum];
-                        step_sum += step_sums[sum];
-                        if comptime!(z.is_some()) {
-                            read += reads[sum];
+                    if comptime!(seq_idx.is_some()) {
+                        if resets[row] == 1u32 {
+                            state = Vector::<f32, V>::new(0.0f32);
                         }
                     }
-                    let out = (place.batch * seq_len + t) * d_inner + place.column;
-                    let grad = grads[slot];
-                    grad_u[out] = F::cast_from(steps[slot] * input_sum + skip_weight * grad);
-                    let slope = time_step_slope(rows_delta[i] + bias, geometry);
-                    let grad_step = (step_sum + rows_u[i] * input_sum) * slope;
-                    grad_delta[out] = F::cast_from(grad_step);
-                    grad_bias += grad_step;
-                    grad_skip += grad * rows_u[i];
-                    #[comptime]
-                    if let ComptimeOption::Some(grad_z) = &mut grad_z {
-                        let gate = sigmoid(rows_z[i], geometry);
-                        let slope = gate * (1.0f32 + rows_z[i] * (1.0f32 - gate));
-                        grad_z[out] = F::cast_from(rows_grad[i] * read * slope);
-                    }
+                    let decay = decay_over::<V>(exponents, steps[slot], geometry);
+                    let write = writes[row * groups + place.group];
+                    state = decay * state + Vector::new(inputs[slot]) * write;
                 }
+                tile_starts[index] = state;
             }
 
-            let blocks = grad_bc.shape(1);
-            let half_len = blocks * grad_bc.shape(2) * seq_len * d_state;
-            let block = CUBE_POS_X as usize * grad_bc.shape(2) + place.batch;
-            let target = (block * seq_len + start) * d_state;
-            let mut value = UNIT_POS as usize;
-            while value < comptime!(2 * tile * d_state) {
-                let half = value / comptime!(tile * d_state);
-                let within = value % comptime!(tile * d_state);
-                let row = within / d_state;
-                let first_product = half * comptime!(geometry.products())
-                    + (row * comptime!(geometry.states()) + within % d_state)
-                        * comptime!(channels + 1);
-                let mut sum = 0.0f32;
-                for lane in 0..channels {
-                    sum += products[first_product + lane];
+            for tile_step in 0..tiles {
+                let index = tiles - 1 - tile_step;
+                let offset = index * tile;
+                // Needed at the end of the tile, in the cache since the block was loaded.
+                load_rows::<F>(u, &mut rows_u, &place, start + offset, geometry);
+                load_rows::<F>(delta, &mut rows_delta, &place, start + offset, geometry);
+                #[comptime]
+                if let ComptimeOption::Some(z) = z {
+                    load_rows::<F>(grad_y, &mut rows_grad, &place, start + offset, geometry);
+                    load_rows::<F>(z, &mut rows_z, &place, start + offset, geometry);
                 }
-                if start + row < place.end {
-                    grad_bc[half * half_len + target + within] = sum;
+
+                let mut state = tile_starts[index];
+                #[unroll]
+                for j in 0..tile {
+                    let slot = (offset + j) * channels + place.lane;
+                    let vector = (offset + j) * groups + place.group;
+                    let mut decay = decay_over::<V>(exponents, steps[slot], geometry);
+                    if comptime!(seq_idx.is_some()) {
+                        if resets[offset + j] == 1u32 {
+                            decay = Vector::<f32, V>::new(0.0f32);
+                        }
+                    }
+                    decays[j] = decay;
+                    carried[j] = decay * state;
+                    state = carried[j] + Vector::new(inputs[slot]) * writes[vector];
+                    if comptime!(z.is_some()) {
+                        reads[(place.group * tile + j) * channels + place.lane] =
+                            component_sum::<V>(state * readers[vector], geometry.width);
+                    }
                 }
-                value += comptime!(geometry.units());
+                #[unroll]
+                for k in 0..tile {
+                    let j = comptime!(tile - 1 - k);
+                    let slot = (offset + j) * channels + place.lane;
+                    let vector = (offset + j) * groups + place.group;
+                    let (dt, input, grad) = (steps[slot], inputs[slot], grads[slot]);
+                    let (write, reader) = (writes[vector], readers[vector]);
+                    let state = carried[j] + Vector::new(input) * write;
+                    grad_state += Vector::new(grad) * reader;
+                    let product = (comptime!(j * groups) + place.group)
+                        * comptime!(geometry.padded())
+                        + place.lane;
+                    products[product] = grad_state * Vector::new(input);
+                    products[product + comptime!(geometry.products() / 2)] =
+                        state * Vector::new(grad);
+                    let through = grad_state * carried[j];
+                    grad_rates += through * Vector::new(dt);
+                    let sum = (place.group * tile + j) * channels + place.lane;
+                    input_sums[sum] = component_sum::<V>(grad_state * write, geometry.width);
+                    step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
+                    grad_state *= decays[j];
+                }
+                sync_cube();
+
+                #[unroll]
+                for i in 0..comptime!(geometry.rows()) {
+                    let row = place.group + comptime!(i * groups);
+                    let t = start + offset + row;
+                    if place.owned && row < tile && t < place.end {
+                        let slot = (offset + row) * channels + place.lane;
+                        let mut input_sum = 0.0f32;
+                        let mut step_sum = 0.0f32;
+                        let mut read = skip_weight * rows_u[i];
+                        for group in 0..groups {
+                            let sum = (group * tile + row) * channels + place.lane;
+                            input_sum += input_sums[sum];
+                            step_sum += step_sums[sum];
+                            if comptime!(z.is_some()) {
+                                read += reads[sum];
+                            }
+                        }
+                        let out = (place.batch * seq_len + t) * d_inner + place.column;
+                        let grad = grads[slot];
+                        grad_u[out] = F::cast_from(steps[slot] * input_sum + skip_weight * grad);
+                        let slope = time_step_slope(rows_delta[i] + bias, geometry);
+                        let grad_step = (step_sum + rows_u[i] * input_sum) * slope;
+                        grad_delta[out] = F::cast_from(grad_step);
+                        grad_bias += grad_step;
+                        grad_skip += grad * rows_u[i];
+                        #[comptime]
+                        if let ComptimeOption::Some(grad_z) = &mut grad_z {
+                            let gate = sigmoid(rows_z[i], geometry);
+                            let slope = gate * (1.0f32 + rows_z[i] * (1.0f32 - gate));
+                            grad_z[out] = F::cast_from(rows_grad[i] * read * slope);
+                        }
+                    }
+                }
+                sum_channels::<V>(&products, &mut partials, geometry);
+                sync_cube();
+                write_parts::<V>(
+                    &partials,
+                    grad_bc,
+                    &place,
+                    seq_len,
+                    start + offset,
+                    geometry,
+                );
             }
         }
     }
@@ -320,5 +351,65 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                 grad_start, grad_state, base, d_state, 1usize, &place, geometry,
             );
         }
+    }
+}
+
+/// Sums of a tile's products over the channels, several units a sum: unit `k` of them adds every
+/// channel that leaves the remainder `k`, so that neighbouring units read from different banks.
+#[cube]
+fn sum_channels<V: Size>(
+    products: &Shared<[Vector<f32, V>]>, // [2, tile, groups, channels and padding]
+    partials: &mut Shared<[Vector<f32, V>]>, // [2, tile, groups, sharers]
+    #[comptime] geometry: Geometry,
+) {
+    let sharers = comptime!(geometry.sharers());
+    let mut job = UNIT_POS as usize;
+    while job < comptime!(geometry.partials()) {
+        let first = job / sharers * comptime!(geometry.padded()) + job % sharers;
+        let mut sum = products[first];
+        #[unroll]
+        for i in 1..comptime!(geometry.channels / geometry.sharers()) {
+            sum += products[first + comptime!(i * sharers)];
+        }
+        partials[job] = sum;
+        job += comptime!(geometry.units());
+    }
+}
+
+/// The rest of those sums, first unit to last, to this cube's parts of the gradients of `b` and `c`.
+#[cube]
+fn write_parts<V: Size>(
+    partials: &Shared<[Vector<f32, V>]>, // [2, tile, groups, sharers]
+    grad_bc: &mut Tensor<f32>,           // [2, blocks, batch, seq_len, d_state]
+    place: &Place,
+    seq_len: usize,
+    start: usize,
+    #[comptime] geometry: Geometry,
+) {
+    let sharers = comptime!(geometry.sharers());
+    let groups = comptime!(geometry.groups);
+    let d_state = comptime!(geometry.d_state);
+    let blocks = grad_bc.shape(1);
+    let half_len = blocks * grad_bc.shape(2) * seq_len * d_state;
+    let block = CUBE_POS_X as usize * grad_bc.shape(2) + place.batch;
+    let mut sum = UNIT_POS as usize;
+    while sum < comptime!(geometry.sums()) {
+        let mut total = partials[sum * sharers];
+        #[unroll]
+        for i in 1..sharers {
+            total += partials[sum * sharers + i];
+        }
+        let row = sum / groups;
+        let half = row / comptime!(geometry.tile);
+        let t = start + row % comptime!(geometry.tile);
+        let first = sum % groups * comptime!(geometry.width);
+        let target = half * half_len + (block * seq_len + t) * d_state + first;
+        #[unroll]
+        for component in 0..comptime!(geometry.width) {
+            if t < place.end && first + component < d_state {
+                grad_bc[target + component] = total.extract(component);
+            }
+        }
+        sum += comptime!(geometry.units());
     }
 }

@@ -15,8 +15,14 @@ const MAX_CHANNELS: usize = 32;
 /// Units of a cube: what WebGPU grants everywhere, and four planes of 64.
 const MAX_UNITS: usize = 256;
 
-/// Shared memory of a cube in bytes: what every backend has, and seven cubes on an H100.
-const MAX_SHARED: usize = 32 * 1024;
+/// Shared memory of a forward cube in bytes: what every backend has, and seven cubes on an H100.
+const MAX_SHARED_FORWARD: usize = 32 * 1024;
+
+/// Shared memory of a backward cube in bytes, where the device has as much: four cubes on an H100.
+const MAX_SHARED_BACKWARD: usize = 48 * 1024;
+
+/// Rows of a tensor that one unit holds at most while it stages a block of positions.
+const MAX_ROWS: usize = 8;
 
 /// Positions of a forward tile whose steps are written out one after the other, so that their
 /// exponentials overlap. All forward tiles are multiples of it.
@@ -48,6 +54,8 @@ pub(super) struct Geometry {
     pub groups: usize,
     pub channels: usize,
     pub tile: usize,
+    /// Positions whose inputs are in shared memory at once: the tile, or in backward several.
+    pub stage: usize,
     pub softplus: bool,
     /// Whether the kernel is compiled by NVRTC, which takes inline PTX: the exponential of CUDA C++
     /// is eight instructions around the one that computes it.
@@ -61,7 +69,9 @@ impl Geometry {
         softplus: bool,
         hardware: &HardwareProperties,
     ) -> Result<Self, KernelError> {
-        Self::widest(d_state, softplus, hardware, &[32, 16, 8], |it| {
+        let tiles = [32, 16, 8].map(|tile| [tile, tile]);
+        let budget = MAX_SHARED_FORWARD.min(hardware.max_shared_memory_size);
+        Self::widest(d_state, softplus, hardware, &tiles, budget, |it| {
             it.forward_shared()
         })
     }
@@ -74,37 +84,46 @@ impl Geometry {
     ) -> Result<Self, KernelError> {
         // Two vectors a position stay in registers. With four positions NVRTC takes about 120 of
         // them and an H100 holds four cubes; with eight about 240, and two cubes.
-        Self::widest(d_state, softplus, hardware, &[4, 2], |it| {
-            it.backward_shared()
-        })
+        let tiles = [4, 2].map(|tile| [32, 16, 8, 4, 2].map(|stage| [tile, stage]));
+        let budget = MAX_SHARED_BACKWARD.min(hardware.max_shared_memory_size);
+        Self::widest(
+            d_state,
+            softplus,
+            hardware,
+            tiles.as_flattened(),
+            budget,
+            |it| it.backward_shared(),
+        )
     }
 
-    /// The geometry with the most channels, and among those with the longest tile, that fits.
+    /// The geometry with the most channels, and among those with the first tile and stage, that fits.
     fn widest(
         d_state: usize,
         softplus: bool,
         hardware: &HardwareProperties,
-        tiles: &[usize],
+        tiles: &[[usize; 2]],
+        budget: usize,
         shared: impl Fn(&Self) -> usize,
     ) -> Result<Self, KernelError> {
-        let budget = MAX_SHARED.min(hardware.max_shared_memory_size);
         let units = MAX_UNITS.min(hardware.max_units_per_cube as usize);
         let width = d_state.next_power_of_two().min(MAX_WIDTH);
         let groups = d_state.div_ceil(width);
         let mut smallest = usize::MAX;
         let mut channels = MAX_CHANNELS;
         while channels > 0 {
-            for &tile in tiles {
+            for &[tile, stage] in tiles {
                 let geometry = Self {
                     d_state,
                     width,
                     groups,
                     channels,
                     tile,
+                    stage,
                     softplus,
                     ptx: false,
                 };
-                if geometry.units() > units {
+                let rows = stage.div_ceil(groups);
+                if geometry.units() > units || stage < tile || (stage > tile && rows > MAX_ROWS) {
                     continue;
                 }
                 let needed = shared(&geometry);
@@ -154,15 +173,38 @@ impl Geometry {
         self.tile * self.channels
     }
 
-    /// States of a channel, those beyond `d_state` included.
-    pub fn states(&self) -> usize {
-        self.groups * self.width
+    /// As if a tile were as long as what is staged at once.
+    pub fn staging(&self) -> Self {
+        Self {
+            tile: self.stage,
+            ..*self
+        }
     }
 
-    /// Values of a tile whose sum over channels is wanted, each with its channels and one more:
-    /// units that sum neighbouring values then read from different banks.
+    /// Vectors of a tile whose sums over the cube's channels are wanted, for both projections.
+    pub fn sums(&self) -> usize {
+        2 * self.tile * self.groups
+    }
+
+    /// Units that share one of these sums.
+    pub fn sharers(&self) -> usize {
+        (self.channels / (2 * self.tile)).max(1)
+    }
+
+    /// What the sharers of all sums come to.
+    pub fn partials(&self) -> usize {
+        self.sums() * self.sharers()
+    }
+
+    /// Vectors from the summands of one sum to those of the next: with as many more as there are
+    /// sharers, the units of two sums read from different banks.
+    pub fn padded(&self) -> usize {
+        self.channels + self.sharers()
+    }
+
+    /// Vectors that the summands of all sums take.
     pub fn products(&self) -> usize {
-        self.tile * self.states() * (self.channels + 1)
+        self.sums() * self.padded()
     }
 
     /// dt, dt * u; b, c; the reads of every group; the resets.
@@ -171,10 +213,13 @@ impl Geometry {
         4 * (scalars + 2 * self.vectors() * self.width + self.tile)
     }
 
-    /// dt, dt * u, the gradient; b, c; three sums of every group; two products; the resets.
+    /// dt, dt * u, the gradient, b, c and the resets of what is staged; three sums of every group;
+    /// products and partial sums.
     fn backward_shared(&self) -> usize {
-        let scalars = (3 + 3 * self.groups) * self.scalars();
-        4 * (scalars + 2 * self.vectors() * self.width + 2 * self.products() + self.tile)
+        let staging = self.staging();
+        let staged = 3 * staging.scalars() + 2 * staging.vectors() * self.width + self.stage;
+        let vectors = self.products() + self.partials();
+        4 * (staged + 3 * self.groups * self.scalars() + vectors * self.width)
     }
 }
 
@@ -220,10 +265,11 @@ mod tests {
                 Geometry::forward(d_state, true, &hardware).expect("fits"),
                 Geometry::backward(d_state, true, &hardware).expect("fits"),
             ] {
-                assert!(geometry.states() >= d_state, "{geometry:?}");
+                assert!(geometry.groups * geometry.width >= d_state, "{geometry:?}");
                 assert!(geometry.units() <= MAX_UNITS, "{geometry:?}");
-                assert!(geometry.tile <= geometry.units(), "{geometry:?}");
-                assert_eq!(CHECKPOINT_INTERVAL % geometry.tile, 0, "{geometry:?}");
+                assert_eq!(geometry.stage % geometry.tile, 0, "{geometry:?}");
+                assert_eq!(CHECKPOINT_INTERVAL % geometry.stage, 0, "{geometry:?}");
+                assert_eq!(geometry.channels % geometry.sharers(), 0, "{geometry:?}");
             }
         }
     }

@@ -139,14 +139,15 @@ pub(super) fn stage_resets<I: Int>(
     start: usize,
     #[comptime] geometry: Geometry,
 ) {
-    let row = UNIT_POS as usize;
-    if row < comptime!(geometry.tile) {
+    let mut row = UNIT_POS as usize;
+    while row < comptime!(geometry.tile) {
         let t = start + row;
         let inside = select(t < place.end, t, place.end - 1);
         let before = select(inside > 0, inside, 1) - 1;
         let base = place.batch * seq_idx.stride(0);
         let changes = seq_idx[base + inside] != seq_idx[base + before];
         resets[row] = select(changes && t < place.end, 1u32, 0u32);
+        row += comptime!(geometry.units());
     }
 }
 

@@ -6,7 +6,7 @@
 mod positions;
 
 use super::super::{
-    rows::{Columns, Line, Output},
+    rows::{Columns, Output},
     simd::{Kernel, dispatch, math::TO_EXP2, prefetch},
 };
 use super::*;
@@ -141,19 +141,16 @@ impl Kernel for Task<'_> {
                     }
                 }
                 prepare::<V>(inputs, &rows, channels, &mut chunk);
-                let to_save = self.save_next(index, channels.start);
                 let grouped = n - n % GROUP;
                 for first in (0..grouped).step_by(GROUP) {
+                    self.ask_to_save(index, first..first + GROUP, channels.start);
                     let ahead = self.ahead(&rows, first, channels.start);
-                    advance::<V, GROUP>(
-                        inputs, &rows, first, scaled_a, state, &mut chunk, &ahead, to_save,
-                    );
+                    advance::<V, GROUP>(inputs, &rows, first, scaled_a, state, &mut chunk, &ahead);
                 }
                 for first in grouped..n {
+                    self.ask_to_save(index, first..first + 1, channels.start);
                     let ahead = self.ahead(&rows, first, channels.start);
-                    advance::<V, 1>(
-                        inputs, &rows, first, scaled_a, state, &mut chunk, &ahead, to_save,
-                    );
+                    advance::<V, 1>(inputs, &rows, first, scaled_a, state, &mut chunk, &ahead);
                 }
                 finish::<V>(inputs, sinks, &rows, channels, &chunk);
             }
@@ -185,13 +182,15 @@ impl Task<'_> {
         Ahead::share(all, turn(first, d_state), turns(d_state))
     }
 
-    /// Room for the states before the next chunk.
+    /// Asks for the room of some of the states before the next chunk.
     #[inline(always)]
-    fn save_next(&self, index: usize, channel: usize) -> Option<Line> {
-        let dims = &self.inputs.dims;
-        let row = (self.batch * dims.checkpoints() + index + 1) * dims.d_state;
-        let checkpoints = self.sinks.checkpoints.as_ref();
-        checkpoints.map(|checkpoints| checkpoints.line(row, channel))
+    fn ask_to_save(&self, index: usize, states: Range<usize>, channel: usize) {
+        if let Some(checkpoints) = &self.sinks.checkpoints {
+            let dims = &self.inputs.dims;
+            let row = (self.batch * dims.checkpoints() + index + 1) * dims.d_state;
+            let line = checkpoints.line(row, channel);
+            states.for_each(|state| prefetch(line.row(state)));
+        }
     }
 
     #[inline(always)]
@@ -228,16 +227,12 @@ fn advance<V: Vector, const G: usize>(
     state: &mut [Lanes],
     chunk: &mut Chunk,
     ahead: &Ahead<4>,
-    to_save: Option<Line>,
 ) {
     let mut h = [V::zero(); G];
     let mut rates = [V::zero(); G];
     for g in 0..G {
         h[g] = V::load(&state[first + g]);
         rates[g] = V::load(&scaled_a[first + g]);
-        if let Some(line) = to_save {
-            prefetch(line.row(first + g));
-        }
     }
     let positions = chunk.positions.iter_mut().zip(&chunk.resets);
     for (t, (row, (at, &reset))) in rows.clone().zip(positions).enumerate() {
