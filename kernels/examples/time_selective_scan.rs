@@ -32,8 +32,10 @@ const SHAPES: [([usize; 4], [[f64; 2]; 2]); 4] = [
 
 const WARM_UP: usize = 5;
 const SAMPLES: usize = 15;
-/// Calls of a sample, back to back: launching the next hides behind running the last.
-const CALLS: usize = 4;
+/// What a sample lasts at least. Its calls follow one another without a wait: launching the next hides
+/// behind running the last, and waiting for the device once, which wgpu does in steps of milliseconds,
+/// hardly counts.
+const SAMPLE_MS: f64 = 150.0;
 
 const USAGE: &str = "\
 Times the selective scan, forward and with backward, after a proof against the f64 oracle.
@@ -185,7 +187,8 @@ fn median_ms(client: &Client, mut call: impl FnMut()) -> [f64; 3] {
         start.elapsed().as_secs_f64() * 1e3 / calls as f64
     };
     sample(WARM_UP);
-    let mut samples: Vec<f64> = (0..SAMPLES).map(|_| sample(CALLS)).collect();
+    let calls = (SAMPLE_MS / sample(WARM_UP)).ceil() as usize;
+    let mut samples: Vec<f64> = (0..SAMPLES).map(|_| sample(calls)).collect();
     samples.sort_by(f64::total_cmp);
     [samples[0], samples[SAMPLES / 2], samples[SAMPLES - 1]]
 }

@@ -86,11 +86,17 @@ fn optional_binding(tensor: &Option<CubeTensor>) -> Option<TensorBinding> {
 }
 
 /// Whether the kernels run: a device that lacks what they need takes the portable path.
-fn launched(result: Result<(), KernelError>) -> bool {
+///
+/// # Panics
+/// On any other error: the arguments do not fit each other.
+fn launched(op: &str, result: Result<(), KernelError>) -> bool {
     match result {
         Ok(()) => true,
-        Err(KernelError::Device { .. }) => false,
-        Err(error) => panic!("selective_scan: {error}"),
+        Err(error @ KernelError::Device { .. }) => {
+            log::debug!("{op}: {error}; taking the portable path");
+            false
+        }
+        Err(error) => panic!("{op}: {error}"),
     }
 }
 
@@ -114,7 +120,7 @@ impl MambaOps for CubeBackend {
             outputs,
             selective_scan::Strategy::Auto,
         );
-        if !launched(result) {
+        if !launched("selective_scan", result) {
             return portable::selective_scan::forward::<Self>(inputs, save_checkpoints);
         }
         ScanOutputs {
@@ -162,7 +168,7 @@ impl MambaOps for CubeBackend {
             gradients,
             selective_scan::Strategy::Auto,
         );
-        if !launched(result) {
+        if !launched("selective_scan backward", result) {
             return portable::selective_scan::backward::<Self>(
                 inputs,
                 checkpoints,
@@ -181,5 +187,32 @@ impl MambaOps for CubeBackend {
             delta_bias: delta_bias.into(),
             initial_state: initial_state.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_device_that_lacks_something_takes_the_portable_path() {
+        assert!(launched("op", Ok(())));
+        let short = KernelError::Device {
+            resource: "units of a cube",
+            needed: 64,
+            available: 32,
+        };
+        assert!(!launched("op", Err(short)));
+    }
+
+    #[test]
+    #[should_panic(expected = "op: d_state must be 1 to 256, got 300")]
+    fn arguments_that_do_not_fit_are_refused() {
+        let wrong = KernelError::Size {
+            name: "d_state",
+            expected: "1 to 256",
+            got: 300,
+        };
+        launched("op", Err(wrong));
     }
 }
