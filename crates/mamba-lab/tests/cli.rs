@@ -208,6 +208,7 @@ fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
     if !workshop.run("parts").join("summary.json").exists() {
         workshop
             .command(&["train", "--name", "parts", "--resume", "--display", "plain"])
+            .args(["--device", "flex"])
             .assert()
             .success();
     }

@@ -55,7 +55,7 @@ pub fn backward(
         check_len(OP, "grad_final_state", grad, batch * d_inner * d_state);
     }
 
-    let spans = dims.blocks().div_ceil(SPAN);
+    let spans = dims.blocks().div_ceil(SPAN).max(1);
     let mut u = Output::new(dims.rows(), d_inner);
     let mut delta = Output::new(dims.rows(), d_inner);
     let mut z = inputs.z.map(|_| Output::new(dims.rows(), d_inner));
