@@ -154,19 +154,18 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                 }
                 sync_cube();
                 for index in 0..comptime!(stage / tile) {
-                    #[unroll]
-                    for j in 0..tile {
-                        let row = index * tile + j;
-                        let slot = row * channels + place.lane;
-                        if comptime!(seq_idx.is_some()) {
-                            if resets[row] == 1u32 {
-                                state = Vector::<f32, V>::new(0.0f32);
-                            }
-                        }
-                        let decay = decay_over::<V>(exponents, steps[slot], geometry);
-                        let write = writes[row * groups + place.group];
-                        state = decay * state + Vector::new(inputs[slot]) * write;
-                    }
+                    state = recompute_tile::<V>(
+                        state,
+                        exponents,
+                        index * tile,
+                        &steps,
+                        &inputs,
+                        &writes,
+                        &resets,
+                        &place,
+                        comptime!(seq_idx.is_some()),
+                        geometry,
+                    );
                 }
                 block_starts[block] = state;
             }
@@ -216,19 +215,18 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
             let mut state = block_starts[block];
             tile_starts[0] = state;
             for index in 1..tiles {
-                #[unroll]
-                for j in 0..tile {
-                    let row = (index - 1) * tile + j;
-                    let slot = row * channels + place.lane;
-                    if comptime!(seq_idx.is_some()) {
-                        if resets[row] == 1u32 {
-                            state = Vector::<f32, V>::new(0.0f32);
-                        }
-                    }
-                    let decay = decay_over::<V>(exponents, steps[slot], geometry);
-                    let write = writes[row * groups + place.group];
-                    state = decay * state + Vector::new(inputs[slot]) * write;
-                }
+                state = recompute_tile::<V>(
+                    state,
+                    exponents,
+                    (index - 1) * tile,
+                    &steps,
+                    &inputs,
+                    &writes,
+                    &resets,
+                    &place,
+                    comptime!(seq_idx.is_some()),
+                    geometry,
+                );
                 tile_starts[index] = state;
             }
 
@@ -352,6 +350,37 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
             );
         }
     }
+}
+
+/// The state after a tile that begins at row `first` of what is staged, from the state before it.
+#[cube]
+fn recompute_tile<V: Size>(
+    before: Vector<f32, V>,
+    exponents: Vector<f32, V>,
+    first: usize,
+    steps: &Shared<[f32]>,             // [stage, channels]
+    inputs: &Shared<[f32]>,            // [stage, channels]
+    writes: &Shared<[Vector<f32, V>]>, // [stage, groups]
+    resets: &Shared<[u32]>,            // [stage]
+    place: &Place,
+    #[comptime] resettable: bool,
+    #[comptime] geometry: Geometry,
+) -> Vector<f32, V> {
+    let mut state = before;
+    #[unroll]
+    for j in 0..comptime!(geometry.tile) {
+        let row = first + j;
+        let slot = row * comptime!(geometry.channels) + place.lane;
+        if resettable {
+            if resets[row] == 1u32 {
+                state = Vector::<f32, V>::new(0.0f32);
+            }
+        }
+        let decay = decay_over::<V>(exponents, steps[slot], geometry);
+        let write = writes[row * comptime!(geometry.groups) + place.group];
+        state = decay * state + Vector::new(inputs[slot]) * write;
+    }
+    state
 }
 
 /// Sums of a tile's products over the channels, several units a sum: unit `k` of them adds every

@@ -82,8 +82,8 @@ impl Geometry {
         softplus: bool,
         hardware: &HardwareProperties,
     ) -> Result<Self, KernelError> {
-        // Two vectors a position stay in registers. With four positions NVRTC takes about 120 of
-        // them and an H100 holds four cubes; with eight about 240, and two cubes.
+        // Two vectors a position of the tile stay in registers. With four positions NVRTC takes about
+        // 145 of them and an H100 holds three cubes; with eight about 240, and two cubes.
         let tiles = [4, 2].map(|tile| [32, 16, 8, 4, 2].map(|stage| [tile, stage]));
         let budget = MAX_SHARED_BACKWARD.min(hardware.max_shared_memory_size);
         Self::widest(
@@ -267,6 +267,8 @@ mod tests {
             ] {
                 assert!(geometry.groups * geometry.width >= d_state, "{geometry:?}");
                 assert!(geometry.units() <= MAX_UNITS, "{geometry:?}");
+                assert!(geometry.tile <= geometry.units(), "{geometry:?}");
+                assert_eq!(CHECKPOINT_INTERVAL % geometry.tile, 0, "{geometry:?}");
                 assert_eq!(geometry.stage % geometry.tile, 0, "{geometry:?}");
                 assert_eq!(CHECKPOINT_INTERVAL % geometry.stage, 0, "{geometry:?}");
                 assert_eq!(geometry.channels % geometry.sharers(), 0, "{geometry:?}");
