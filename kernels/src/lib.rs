@@ -6,8 +6,8 @@
 //! - `oracle` (feature of the same name): each operation as host loops in f64, values and gradients,
 //!   written to be read. Every other implementation is tested against it.
 //!
-//! - `selective_scan` (feature `cube`): GPU kernels in CubeCL. A launcher takes a client of any
-//!   runtime and bindings of its buffers.
+//! - `selective_scan` and `causal_conv1d` (feature `cube`): GPU kernels in CubeCL. A launcher takes a
+//!   client of any runtime and bindings of its buffers.
 //!
 //! # Notation
 //!
@@ -28,9 +28,17 @@
 pub mod oracle;
 
 #[cfg(feature = "cube")]
+pub mod causal_conv1d;
+#[cfg(feature = "cube")]
 mod error;
 #[cfg(feature = "cube")]
+mod pointwise;
+#[cfg(feature = "cube")]
 pub mod selective_scan;
+#[cfg(feature = "cube")]
+mod sums;
+#[cfg(feature = "cube")]
+mod tensors;
 
 #[cfg(feature = "cube")]
 pub use error::KernelError;

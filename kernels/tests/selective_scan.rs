@@ -3,34 +3,10 @@
 
 mod support;
 
-use cubecl::client::Client;
 use cubecl::ir::FloatKind;
 use mamba_kernels::selective_scan::Strategy;
-use support::{Case, Named, Numbers, Options};
-
-fn client() -> Client {
-    cubecl::Device::default().client()
-}
-
-/// An entry passes within `relative` of its magnitude and `absolute` of the largest entry's.
-#[track_caller]
-fn assert_close(case: &Case, got: &[Named], want: &[Named], relative: f64, absolute: f64) {
-    assert_eq!(got.len(), want.len(), "{case:?}: as many results");
-    for ((name, got), (want_name, want)) in got.iter().zip(want) {
-        assert_eq!(name, want_name);
-        assert_eq!(got.len(), want.len(), "{name} of {case:?}");
-        let largest = want.iter().fold(1.0, |most: f64, it| most.max(it.abs()));
-        for (index, (got, want)) in got.iter().zip(want).enumerate() {
-            let allowed = relative * want.abs() + absolute * largest;
-            let error = (got - want).abs();
-            assert!(
-                error <= allowed,
-                "{name}[{index}] of {case:?} is {got:e} instead of {want:e}: off by {error:e}, \
-                 allowed {allowed:e}"
-            );
-        }
-    }
-}
+use support::scan::{Case, Numbers, Options};
+use support::{assert_close, client};
 
 /// f32, with room for another order of sums over 257 positions and another exponential.
 #[track_caller]

@@ -26,11 +26,12 @@ use cubecl::prelude::*;
 
 use super::CHECKPOINT_INTERVAL;
 use super::geometry::Geometry;
-use super::pointwise::{decay_over, scale_rates, sigmoid, time_step, time_step_slope};
+use super::pointwise::{decay_over, scale_rates, time_step, time_step_slope};
 use super::tile::{
     Place, channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
     stage_vectors, store_state,
 };
+use crate::pointwise::sigmoid;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
@@ -195,7 +196,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     let dt = select(inside, dt, 0.0f32);
                     let mut grad = block_grad[i];
                     if comptime!(z.is_some()) {
-                        grad *= block_z[i] * sigmoid(block_z[i], geometry);
+                        grad *= block_z[i] * sigmoid(block_z[i], comptime!(geometry.ptx));
                     }
                     let slot = row * channels + place.lane;
                     steps[slot] = dt;
@@ -312,7 +313,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                         grad_skip += grad * rows_u[i];
                         #[comptime]
                         if let ComptimeOption::Some(grad_z) = &mut grad_z {
-                            let gate = sigmoid(rows_z[i], geometry);
+                            let gate = sigmoid(rows_z[i], comptime!(geometry.ptx));
                             let slope = gate * (1.0f32 + rows_z[i] * (1.0f32 - gate));
                             grad_z[out] = F::cast_from(rows_grad[i] * read * slope);
                         }

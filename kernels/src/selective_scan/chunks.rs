@@ -9,11 +9,12 @@
 use cubecl::prelude::*;
 
 use super::geometry::{Geometry, UNROLLED};
-use super::pointwise::{decay_over, scale_rates, sigmoid, time_step};
+use super::pointwise::{decay_over, scale_rates, time_step};
 use super::tile::{
     channel_value, load_rows, load_state, load_vectors, place, stage_resets, stage_vectors,
     store_state,
 };
+use crate::pointwise::sigmoid;
 
 /// One cube a block of channels, sequence and chunk; units as in the scan itself.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -83,7 +84,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
                 if comptime!(!backwards) {
                     input *= dt;
                 } else if comptime!(z.is_some()) {
-                    input *= next_z[i] * sigmoid(next_z[i], geometry);
+                    input *= next_z[i] * sigmoid(next_z[i], comptime!(geometry.ptx));
                 }
                 steps[row * channels + place.lane] = dt;
                 inputs[row * channels + place.lane] = select(inside, input, 0.0f32);

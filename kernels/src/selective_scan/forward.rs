@@ -13,11 +13,12 @@ use cubecl::prelude::*;
 
 use super::CHECKPOINT_INTERVAL;
 use super::geometry::{Geometry, UNROLLED};
-use super::pointwise::{decay_over, scale_rates, sigmoid, time_step};
+use super::pointwise::{decay_over, scale_rates, time_step};
 use super::tile::{
     channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
     stage_vectors, store_state,
 };
+use crate::pointwise::sigmoid;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
@@ -151,7 +152,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
                     value += reads[(group * tile + row) * channels + place.lane];
                 }
                 if comptime!(z.is_some()) {
-                    value *= gates[i] * sigmoid(gates[i], geometry);
+                    value *= gates[i] * sigmoid(gates[i], comptime!(geometry.ptx));
                 }
                 y[(place.batch * seq_len + t) * d_inner + place.column] = F::cast_from(value);
             }

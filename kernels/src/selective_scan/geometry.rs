@@ -5,6 +5,7 @@ use cubecl::ir::HardwareProperties;
 
 use super::{CHECKPOINT_INTERVAL, Dims, Strategy};
 use crate::KernelError;
+use crate::pointwise::takes_ptx;
 
 /// States that one unit keeps: the widest vector that every backend loads and computes on.
 const MAX_WIDTH: usize = 4;
@@ -57,8 +58,7 @@ pub(super) struct Geometry {
     /// Positions whose inputs are in shared memory at once: the tile, or in backward several.
     pub stage: usize,
     pub softplus: bool,
-    /// Whether the kernel is compiled by NVRTC, which takes inline PTX: the exponential of CUDA C++
-    /// is eight instructions around the one that computes it.
+    /// Whether the kernel takes inline PTX.
     pub ptx: bool,
 }
 
@@ -144,7 +144,7 @@ impl Geometry {
     /// With what the compiler behind `client` takes.
     pub fn compiled_for(self, client: &Client) -> Self {
         Self {
-            ptx: cfg!(feature = "cuda-cpp") && client.name() == "cuda",
+            ptx: takes_ptx(client),
             ..self
         }
     }

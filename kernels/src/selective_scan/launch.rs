@@ -5,11 +5,9 @@ use cubecl::prelude::*;
 use super::chunks::{carry_kernel, summary_kernel};
 use super::forward::scan_kernel;
 use super::geometry::{Geometry, chunk_len};
-use super::{
-    Dims, ScanInputs, ScanOutputs, Strategy, address_type, as_chunk, check_bindings,
-    check_optional, check_whole, cube_count, scratch,
-};
+use super::{Dims, ScanInputs, ScanOutputs, Strategy, as_chunk, cube_count};
 use crate::KernelError;
+use crate::tensors::{address_type, check_bindings, check_optional, check_whole, scratch};
 
 /// Buffers of the scan with all options, and one for shapes and scalars.
 const BINDINGS: usize = 14;

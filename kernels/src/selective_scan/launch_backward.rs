@@ -5,18 +5,15 @@ use cubecl::prelude::*;
 use super::backward::scan_backward_kernel;
 use super::geometry::{Geometry, chunk_len};
 use super::launch::{Summary, edge_states};
-use super::sums::sum_kernel;
-use super::{
-    Dims, ScanGradients, ScanInputs, ScanUpstream, Strategy, address_type, as_chunk,
-    check_bindings, check_optional, check_rows, check_whole, cube_count, scratch,
-};
+use super::{Dims, ScanGradients, ScanInputs, ScanUpstream, Strategy, as_chunk, cube_count};
 use crate::KernelError;
+use crate::sums::{Parts, sum_parts};
+use crate::tensors::{
+    address_type, check_bindings, check_optional, check_rows, check_whole, scratch,
+};
 
 /// Buffers of the gradient kernel with all options, and one for shapes and scalars.
 const BINDINGS: usize = 20;
-
-/// Units of a cube that adds parts.
-const SUM_UNITS: u32 = 128;
 
 /// Computes the gradients of every input; they are written once the client's stream gets there.
 /// Two runs give the same bits.
@@ -130,8 +127,9 @@ pub fn selective_scan_backward(
                 half,
                 rows,
                 inner,
+                out,
+                tail: None,
             },
-            out,
             dtype,
         )
     };
@@ -186,32 +184,4 @@ fn check(
         &gradients.initial_state,
         &dims.state(),
     )
-}
-
-/// Parts of one gradient, `[halves, rows, outer, inner]`.
-struct Parts {
-    parts: TensorBinding,
-    half: usize,
-    rows: usize,
-    inner: usize,
-}
-
-fn sum_parts(client: &Client, parts: Parts, out: TensorBinding, dtype: ElemType) {
-    let units = CubeDim::new_1d(SUM_UNITS);
-    let sums = out.shape.iter().product();
-    // SAFETY: units beyond the sums end at once; the parts hold `rows` times as many values.
-    unsafe {
-        sum_kernel::launch_unchecked(
-            client,
-            cubecl::calculate_cube_count_elemwise(client, sums, units),
-            units,
-            address_type([&parts.parts]),
-            parts.parts.into_tensor_arg(),
-            out.into_tensor_arg(),
-            parts.half as u32,
-            parts.rows as u32,
-            parts.inner as u32,
-            dtype,
-        );
-    }
 }

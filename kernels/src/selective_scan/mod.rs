@@ -26,13 +26,13 @@ mod geometry;
 mod launch;
 mod launch_backward;
 mod pointwise;
-mod sums;
 mod tile;
 
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
 use crate::KernelError;
+use crate::tensors::{check_optional, check_rows, check_size, check_whole};
 
 pub use launch::selective_scan;
 pub use launch_backward::selective_scan_backward;
@@ -201,101 +201,6 @@ impl ScanInputs {
     }
 }
 
-fn check_size(
-    name: &'static str,
-    expected: &'static str,
-    got: usize,
-    most: usize,
-) -> Result<(), KernelError> {
-    match (1..=most).contains(&got) {
-        true => Ok(()),
-        false => Err(KernelError::Size {
-            name,
-            expected,
-            got,
-        }),
-    }
-}
-
-fn check_shape(
-    name: &'static str,
-    tensor: &TensorBinding,
-    expected: &[usize],
-) -> Result<(), KernelError> {
-    match tensor.shape[..] == *expected {
-        true => Ok(()),
-        false => Err(KernelError::Shape {
-            name,
-            expected: expected.to_vec(),
-            got: tensor.shape.to_vec(),
-        }),
-    }
-}
-
-/// Checks a tensor whose rows are contiguous.
-fn check_rows(
-    name: &'static str,
-    tensor: &TensorBinding,
-    expected: [usize; 3],
-) -> Result<(), KernelError> {
-    check_shape(name, tensor, &expected)?;
-    match tensor.strides[2] == 1 || expected[2] == 1 {
-        true => Ok(()),
-        false => Err(KernelError::Strides {
-            name,
-            expected: "contiguous along its last axis",
-            got: tensor.strides.to_vec(),
-        }),
-    }
-}
-
-/// Checks a tensor that is contiguous.
-fn check_whole(
-    name: &'static str,
-    tensor: &TensorBinding,
-    expected: &[usize],
-) -> Result<(), KernelError> {
-    check_shape(name, tensor, expected)?;
-    let mut stride = 1;
-    for (&size, &got) in expected.iter().zip(tensor.strides.iter()).rev() {
-        if size != 1 && got != stride {
-            return Err(KernelError::Strides {
-                name,
-                expected: "contiguous",
-                got: tensor.strides.to_vec(),
-            });
-        }
-        stride *= size;
-    }
-    Ok(())
-}
-
-fn check_optional(
-    name: &'static str,
-    tensor: &Option<TensorBinding>,
-    expected: &[usize],
-) -> Result<(), KernelError> {
-    match tensor {
-        Some(tensor) => check_whole(name, tensor, expected),
-        None => Ok(()),
-    }
-}
-
-/// A contiguous f32 tensor of this call's own.
-fn scratch(client: &Client, shape: &[usize]) -> TensorBinding {
-    let len: usize = shape.iter().product();
-    contiguous(client.empty(len * size_of::<f32>()), shape)
-}
-
-fn contiguous(handle: cubecl::server::Handle, shape: &[usize]) -> TensorBinding {
-    let mut strides = vec![1; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis];
-    }
-    // SAFETY: the strides are those of the shape, and the handle holds that many values.
-    unsafe { TensorBinding::from_raw_parts(handle, strides.into(), Shape::from(shape.to_vec())) }
-}
-
 /// A state `[batch, d_inner, d_state]` as the kernels read the states of chunks:
 /// `[batch, 1, d_state, d_inner]`.
 fn as_chunk(state: TensorBinding, dims: &Dims) -> TensorBinding {
@@ -305,16 +210,6 @@ fn as_chunk(state: TensorBinding, dims: &Dims) -> TensorBinding {
         strides: vec![states, 0, 1, dims.d_state].into(),
         ..state
     }
-}
-
-/// The widest index that any of the tensors needs.
-fn address_type<'a>(tensors: impl IntoIterator<Item = &'a TensorBinding>) -> AddressType {
-    // Two bytes is the smallest element.
-    tensors
-        .into_iter()
-        .map(|tensor| tensor.required_address_type(2))
-        .max()
-        .unwrap_or_default()
 }
 
 /// The kernels' grid: blocks of channels, sequences, chunks of time.
@@ -341,17 +236,4 @@ fn cube_count(
     }
     let [x, y, z] = counts.map(|count| count as u32);
     Ok(CubeCount::Static(x, y, z))
-}
-
-/// Refuses a kernel with more buffers than the device binds.
-fn check_bindings(client: &Client, needed: usize) -> Result<(), KernelError> {
-    let available = client.properties().hardware.max_bindings as usize;
-    match needed <= available {
-        true => Ok(()),
-        false => Err(KernelError::Device {
-            resource: "buffers",
-            needed,
-            available,
-        }),
-    }
 }

@@ -1,47 +1,11 @@
-//! The pointwise maths of the kernels, in f32.
+//! The pointwise maths of the scan, in f32.
 
 use core::f32::consts::LOG2_E;
 
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
-
-/// `2^x` in one instruction of an NVIDIA card, to two units in the last place.
-#[cube]
-#[allow(unused_variables)] // the assembly reads x
-fn exp2_ptx(x: f32) -> f32 {
-    let out: f32;
-    gpu_asm!("ex2.approx.ftz.f32 {}, {};", out(_) out, in(_) x, options(pure, nomem));
-    out
-}
-
-/// `1 / x` in one instruction of an NVIDIA card, to one unit in the last place.
-#[cube]
-#[allow(unused_variables)] // the assembly reads x
-fn reciprocal_ptx(x: f32) -> f32 {
-    let out: f32;
-    gpu_asm!("rcp.approx.ftz.f32 {}, {};", out(_) out, in(_) x, options(pure, nomem));
-    out
-}
-
-/// `exp(-|x|)`.
-#[cube]
-fn exp_below_one(x: f32, #[comptime] geometry: Geometry) -> f32 {
-    if comptime!(geometry.ptx) {
-        exp2_ptx(x.abs() * comptime!(-LOG2_E))
-    } else {
-        (-x.abs()).exp()
-    }
-}
-
-#[cube]
-fn divide(x: f32, y: f32, #[comptime] geometry: Geometry) -> f32 {
-    if comptime!(geometry.ptx) {
-        x * reciprocal_ptx(y)
-    } else {
-        x / y
-    }
-}
+use crate::pointwise::{divide, exp_below_one, exp2_ptx, sigmoid};
 
 /// `A` as [`decay_over`] takes it: in units of the exponential that the device has.
 #[cube]
@@ -82,8 +46,8 @@ pub(super) fn decay_over<V: Size>(
 /// rest is below half a unit in the last place: the threshold of PyTorch needs no branch.
 #[cube]
 fn softplus(x: f32, #[comptime] geometry: Geometry) -> f32 {
-    let e = exp_below_one(x, geometry);
-    let s = divide(e, 2.0f32 + e, geometry);
+    let e = exp_below_one(x, comptime!(geometry.ptx));
+    let s = divide(e, 2.0f32 + e, comptime!(geometry.ptx));
     let q = s * s;
     let mut series = q * 0.066_666_67f32 + 0.076_923_08f32;
     series = series * q + 0.090_909_09f32;
@@ -92,13 +56,6 @@ fn softplus(x: f32, #[comptime] geometry: Geometry) -> f32 {
     series = series * q + 0.2f32;
     series = series * q + 0.333_333_34f32;
     select(x > 0.0f32, x, 0.0f32) + 2.0f32 * s * (series * q + 1.0f32)
-}
-
-/// `1 / (1 + exp(-x))`, without an infinity on the way.
-#[cube]
-pub(super) fn sigmoid(x: f32, #[comptime] geometry: Geometry) -> f32 {
-    let e = exp_below_one(x, geometry);
-    divide(select(x < 0.0f32, e, 1.0f32), 1.0f32 + e, geometry)
 }
 
 /// The time step of a biased `delta`.
@@ -115,7 +72,7 @@ pub(super) fn time_step(delta: f32, #[comptime] geometry: Geometry) -> f32 {
 #[cube]
 pub(super) fn time_step_slope(delta: f32, #[comptime] geometry: Geometry) -> f32 {
     if comptime!(geometry.softplus) {
-        sigmoid(delta, geometry)
+        sigmoid(delta, comptime!(geometry.ptx))
     } else {
         1.0f32.runtime()
     }

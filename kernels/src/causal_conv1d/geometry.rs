@@ -1,0 +1,157 @@
+//! Who computes what: the channels of a unit and the runs of time.
+
+use cubecl::ir::HardwareProperties;
+use cubecl::prelude::*;
+
+use super::Dims;
+
+/// Neighbouring channels of a unit: the widest vector that every backend loads and computes on.
+const MAX_LANES: usize = 4;
+
+/// Units of a cube: what WebGPU grants everywhere.
+const UNITS: u32 = 256;
+
+/// Assumed where a device does not tell how many multiprocessors it has.
+const DEFAULT_PROCESSORS: usize = 64;
+
+/// What one direction of the convolution asks of the device.
+pub(super) struct Plan {
+    /// Positions whose loads are in flight at once in a unit.
+    block: usize,
+    /// Units that a multiprocessor runs at once; runs of time are cut for as many.
+    units: usize,
+    /// Shortest run of time, in positions: each reads `width - 1` positions of its neighbour, too.
+    min_run: usize,
+}
+
+/// Aims at 64 registers a unit.
+pub(super) const FORWARD: Plan = Plan {
+    block: 4,
+    units: 1024,
+    min_run: 16,
+};
+
+/// Aims at 128 registers a unit. A run also writes a part of the weight's gradient and computes its
+/// neighbour's positions twice.
+pub(super) const BACKWARD: Plan = Plan {
+    block: 4,
+    units: 512,
+    min_run: 32,
+};
+
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Geometry {
+    /// Taps of a filter.
+    pub width: usize,
+    /// Neighbouring channels of a unit, one vector.
+    pub lanes: usize,
+    /// Positions whose loads are in flight at once.
+    pub block: usize,
+    pub silu: bool,
+    /// Whether the kernel takes inline PTX.
+    pub ptx: bool,
+}
+
+impl Geometry {
+    /// Inputs before a position that its taps reach.
+    pub fn reach(&self) -> usize {
+        self.width - 1
+    }
+
+    /// Inputs that the taps of a block reach.
+    pub fn window(&self) -> usize {
+        self.reach() + self.block
+    }
+
+    /// The same, for one position at a time.
+    pub fn one_by_one(&self) -> Self {
+        Self { block: 1, ..*self }
+    }
+}
+
+/// The runs of time: units lie over vectors of channels, runs and sequences, in this order.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Runs {
+    /// Positions of a run, a multiple of the block.
+    pub len: usize,
+    /// Runs of a sequence: at least one, which in an empty sequence passes the window on.
+    pub count: usize,
+}
+
+impl Plan {
+    pub fn geometry(&self, width: usize, lanes: usize, silu: bool, ptx: bool) -> Geometry {
+        Geometry {
+            width,
+            lanes,
+            block: self.block,
+            silu,
+            ptx,
+        }
+    }
+
+    /// Cuts time so that the device is filled once, in runs no shorter than the shortest.
+    pub fn runs(&self, dims: &Dims, lanes: usize, hardware: &HardwareProperties) -> Runs {
+        let processors = hardware
+            .num_streaming_multiprocessors
+            .map_or(DEFAULT_PROCESSORS, |count| count as usize);
+        let chains = dims.batch * (dims.channels / lanes);
+        let wanted = (processors * self.units / chains.max(1)).max(1);
+        let len = dims
+            .seq_len
+            .div_ceil(wanted)
+            .max(self.min_run)
+            .next_multiple_of(self.block);
+        Runs {
+            len,
+            count: dims.seq_len.div_ceil(len).max(1),
+        }
+    }
+}
+
+/// A launch of one unit a vector, run and sequence.
+pub(super) fn cubes(
+    client: &Client,
+    dims: &Dims,
+    lanes: usize,
+    runs: Runs,
+) -> (CubeCount, CubeDim) {
+    let units = dims.batch * runs.count * (dims.channels / lanes);
+    let cube = CubeDim::new_1d(UNITS);
+    let count = cubecl::calculate_cube_count_elemwise(client, units, cube);
+    (count, cube)
+}
+
+/// A tensor of the launch and the bytes of its elements.
+pub(super) type Sized<'a> = (&'a TensorBinding, usize);
+
+/// How many neighbouring channels a unit loads at once: as many as divide the channels, the strides of
+/// `rows` and where every tensor begins.
+pub(super) fn lanes<'a>(
+    channels: usize,
+    rows: &[Sized<'a>],
+    whole: impl Iterator<Item = Sized<'a>> + Clone,
+    hardware: &HardwareProperties,
+) -> usize {
+    let begins = |(tensor, size): Sized, lanes: usize| {
+        let offset = tensor.handle.offset_start.unwrap_or(0) as usize;
+        offset.is_multiple_of(lanes * size)
+    };
+    let steps = |(tensor, _): Sized, lanes: usize| {
+        let strides = tensor.shape.iter().zip(tensor.strides.iter()).take(2);
+        strides
+            .filter(|&(&size, _)| size > 1)
+            .all(|(_, stride)| stride.is_multiple_of(lanes))
+    };
+    let mut lanes = MAX_LANES.min(hardware.max_vector_size.max(1));
+    while lanes > 1 {
+        let fits = channels.is_multiple_of(lanes)
+            && rows.iter().all(|&it| begins(it, lanes) && steps(it, lanes))
+            && whole.clone().all(|it| begins(it, lanes));
+        if fits {
+            break;
+        }
+        lanes /= 2;
+    }
+    lanes
+}

@@ -1,0 +1,121 @@
+//! Sums over parts that cubes or units wrote, in a fixed order.
+
+// In a kernel, what is known when it is compiled has an `if` of its own around what is not.
+#![allow(clippy::collapsible_if)]
+
+use cubecl::prelude::*;
+
+use crate::tensors::address_type;
+
+/// Units of a cube that adds parts: few, so that few sums spread over the device.
+const UNITS: u32 = 128;
+
+/// Units that share a sum where sums are few and parts many.
+const SHARERS: usize = 8;
+
+/// Sums above which a unit each fills every card.
+const MANY_SUMS: usize = 1 << 16;
+
+/// Parts below which a sum is not worth sharing.
+const MANY_ROWS: usize = 64;
+
+/// Parts of sums, `[halves, rows, sums]`, of which one half is wanted. Within a row the sums of `out`
+/// are `[outer, inner]`, those of `tail` follow.
+pub(crate) struct Parts {
+    pub parts: TensorBinding,
+    pub half: usize,
+    pub rows: usize,
+    pub inner: usize,
+    /// `[inner, outer]`, of the launch's `dtype`.
+    pub out: TensorBinding,
+    /// `[inner]`, of the same type.
+    pub tail: Option<TensorBinding>,
+}
+
+/// Adds parts, in an order that depends on their number alone. None at all come to zero.
+pub(crate) fn sum_parts(client: &Client, parts: Parts, dtype: ElemType) {
+    let lengths = [Some(&parts.out), parts.tail.as_ref()];
+    let sums: usize = lengths.into_iter().flatten().map(TensorBinding::size).sum();
+    if sums == 0 {
+        return;
+    }
+    let sharers = match parts.rows >= MANY_ROWS && sums <= MANY_SUMS {
+        true => SHARERS,
+        false => 1,
+    };
+    let units = CubeDim::new_2d(UNITS / sharers as u32, sharers as u32);
+    // SAFETY: units beyond the sums write nothing; the parts hold `rows` times as many values.
+    unsafe {
+        sum_kernel::launch_unchecked(
+            client,
+            cubecl::calculate_cube_count_elemwise(client, sums * sharers, units),
+            units,
+            address_type([&parts.parts]),
+            parts.parts.into_tensor_arg(),
+            parts.out.into_tensor_arg(),
+            parts.tail.map(|it| it.into_tensor_arg()).into(),
+            parts.half as u32,
+            parts.rows as u32,
+            parts.inner as u32,
+            sharers,
+            dtype,
+        );
+    }
+}
+
+/// Neighbouring units own neighbouring sums. Of the `sharers` units of a sum, unit `k` adds the rows
+/// that leave the remainder `k`, first to last; the first of them adds what the others have.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sum_kernel<F: Float>(
+    parts: &Tensor<f32>,                      // [halves, rows, sums]
+    out: &mut Tensor<F>,                      // [inner, outer]
+    mut tail: ComptimeOption<OwnedTensor<F>>, // [inner]
+    half: u32,
+    rows: u32,
+    inner: u32,
+    #[comptime] sharers: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    let rows = rows as usize;
+    let inner = inner as usize;
+    let len = out.len();
+    let mut sums = len;
+    if comptime!(tail.is_some()) {
+        sums += inner;
+    }
+    let width = comptime!(UNITS as usize / sharers);
+    let index = CUBE_POS as usize * width + UNIT_POS_X as usize;
+    let column = select(index < sums, index, sums - 1);
+    let first = half as usize * rows * sums + column;
+    let mut sum = 0.0f32;
+    if comptime!(sharers == 1) {
+        for row in 0..rows {
+            sum += parts[first + row * sums];
+        }
+    } else {
+        let mut row = UNIT_POS_Y as usize;
+        while row < rows {
+            sum += parts[first + row * sums];
+            row += sharers;
+        }
+        let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+        shared[UNIT_POS as usize] = sum;
+        sync_cube();
+        #[unroll]
+        for k in 1..sharers {
+            sum += shared[comptime!(k * width) + UNIT_POS_X as usize];
+        }
+    }
+    // Only the first of the sharers has them all in order.
+    if index < sums && UNIT_POS_Y == 0 {
+        if index < len {
+            let outer = len / inner;
+            out[(index % inner) * outer + index / inner] = F::cast_from(sum);
+        } else {
+            #[comptime]
+            if let ComptimeOption::Some(tail) = &mut tail {
+                tail[index - len] = F::cast_from(sum);
+            }
+        }
+    }
+}
