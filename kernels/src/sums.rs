@@ -84,7 +84,7 @@ fn sum_kernel<F: Float>(
         sums += inner;
     }
     let width = comptime!(UNITS as usize / sharers);
-    let index = CUBE_POS as usize * width + UNIT_POS_X as usize;
+    let index = CUBE_POS * width + UNIT_POS_X as usize;
     let column = select(index < sums, index, sums - 1);
     let first = half as usize * rows * sums + column;
     let mut sum = 0.0f32;

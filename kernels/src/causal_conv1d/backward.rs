@@ -21,8 +21,8 @@ use cubecl::prelude::*;
 
 use super::geometry::Geometry;
 use super::unit::{
-    Place, activate_backward, advance, channel_values, convolve, forget, grow, load_begins,
-    load_block, load_taps, load_window, place, window_row,
+    Place, Rows, activate_backward, advance, channel_values, convolve, forget, grow, load_begins,
+    load_block, load_taps, load_window, place, rows, window_row,
 };
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -62,6 +62,8 @@ pub(super) fn conv_backward_kernel<F: Float, I: Int, V: Size>(
         pending: Array::new(width),
         grad_taps: Array::new(width),
         grad_bias: zero,
+        rows_x: rows::<F, V>(x, &place, geometry),
+        rows_grad: rows::<F, V>(grad_y, &place, geometry),
     };
     unit.age = load_window::<F, I, V>(
         x,
@@ -69,6 +71,7 @@ pub(super) fn conv_backward_kernel<F: Float, I: Int, V: Size>(
         seq_idx,
         &mut unit.window,
         &place,
+        &unit.rows_x,
         place.begin,
         geometry,
     );
@@ -125,7 +128,6 @@ pub(super) fn conv_backward_kernel<F: Float, I: Int, V: Size>(
                 unit.pending[i],
                 &place,
                 seq_len + i,
-                seq_len,
                 geometry,
             );
         }
@@ -155,6 +157,8 @@ struct Unit<V: Size> {
     pending: Array<Vector<f32, V>>,
     grad_taps: Array<Vector<f32, V>>,
     grad_bias: Vector<f32, V>,
+    rows_x: Rows,
+    rows_grad: Rows,
 }
 
 /// The positions `start .. start + block`.
@@ -170,11 +174,10 @@ fn walk<F: Float, I: Int, V: Size>(
     start: usize,
     #[comptime] geometry: Geometry,
 ) {
-    let seq_len = x.shape(1);
     let width = comptime!(geometry.width);
     let reach = comptime!(geometry.reach());
-    let inputs = load_block::<F, V>(x, place, start, geometry);
-    let grads = load_block::<F, V>(grad_y, place, start, geometry);
+    let inputs = load_block::<F, V>(x, &unit.rows_x, start, geometry);
+    let grads = load_block::<F, V>(grad_y, &unit.rows_grad, start, geometry);
     let begins = load_begins::<I>(seq_idx, place, start, geometry);
     #[unroll]
     for j in 0..comptime!(geometry.block) {
@@ -205,15 +208,7 @@ fn walk<F: Float, I: Int, V: Size>(
                 unit.pending[k] += unit.taps[k] * grad;
             }
         }
-        store::<F, V>(
-            grad_x,
-            grad_initial,
-            unit.pending[0],
-            place,
-            t,
-            seq_len,
-            geometry,
-        );
+        store::<F, V>(grad_x, grad_initial, unit.pending[0], place, t, geometry);
         #[unroll]
         for k in 0..reach {
             unit.pending[k] = unit.pending[comptime!(k + 1)];
@@ -232,13 +227,12 @@ fn store<F: Float, V: Size>(
     value: Vector<f32, V>,
     place: &Place,
     entry: usize,
-    seq_len: usize,
     #[comptime] geometry: Geometry,
 ) {
     let reach = comptime!(geometry.reach());
     if entry >= place.begin + reach {
         if entry < place.end + reach {
-            let row = place.batch * seq_len + (entry - reach);
+            let row = place.batch * place.seq_len + (entry - reach);
             grad_x[row * place.vectors + place.vector] = Vector::cast_from(value);
         }
     } else {

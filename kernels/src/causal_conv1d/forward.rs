@@ -11,8 +11,8 @@ use cubecl::prelude::*;
 
 use super::geometry::Geometry;
 use super::unit::{
-    Place, activate, advance, channel_values, convolve, forget, load_begins, load_block, load_taps,
-    load_window, place, window_row,
+    Place, Rows, activate, advance, channel_values, convolve, forget, load_begins, load_block,
+    load_taps, load_window, place, rows, window_row,
 };
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -35,6 +35,7 @@ pub(super) fn conv_kernel<F: Float, I: Int, V: Size>(
         terminate!();
     }
     let place = place(seq_len, vectors, run_len, runs);
+    let rows = rows::<F, V>(x, &place, geometry);
     let taps = load_taps::<V>(weight, &place, geometry);
     let bias = channel_values::<V>(bias, &place);
     let mut window = Array::<Vector<f32, V>>::new(comptime!(geometry.window()));
@@ -44,6 +45,7 @@ pub(super) fn conv_kernel<F: Float, I: Int, V: Size>(
         seq_idx,
         &mut window,
         &place,
+        &rows,
         place.begin,
         geometry,
     );
@@ -60,13 +62,25 @@ pub(super) fn conv_kernel<F: Float, I: Int, V: Size>(
             bias,
             &mut window,
             &place,
+            &rows,
             start,
             geometry,
         );
     }
     for t in place.begin + blocks * block..place.end {
         let single = comptime!(geometry.one_by_one());
-        walk::<F, I, V>(x, seq_idx, y, &taps, bias, &mut window, &place, t, single);
+        walk::<F, I, V>(
+            x,
+            seq_idx,
+            y,
+            &taps,
+            bias,
+            &mut window,
+            &place,
+            &rows,
+            t,
+            single,
+        );
     }
 
     #[comptime]
@@ -78,6 +92,7 @@ pub(super) fn conv_kernel<F: Float, I: Int, V: Size>(
                 seq_idx,
                 &mut window,
                 &place,
+                &rows,
                 seq_len,
                 geometry,
             );
@@ -99,12 +114,13 @@ fn walk<F: Float, I: Int, V: Size>(
     bias: Vector<f32, V>,
     window: &mut Array<Vector<f32, V>>,
     place: &Place,
+    rows: &Rows,
     start: usize,
     #[comptime] geometry: Geometry,
 ) {
-    let inputs = load_block::<F, V>(x, place, start, geometry);
+    let inputs = load_block::<F, V>(x, rows, start, geometry);
     let begins = load_begins::<I>(seq_idx, place, start, geometry);
-    let first = (place.batch * x.shape(1) + start) * place.vectors + place.vector;
+    let first = (place.batch * place.seq_len + start) * place.vectors + place.vector;
     #[unroll]
     for j in 0..comptime!(geometry.block) {
         let entry = comptime!(geometry.reach() + j);

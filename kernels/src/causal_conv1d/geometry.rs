@@ -8,8 +8,8 @@ use super::Dims;
 /// Neighbouring channels of a unit: the widest vector that every backend loads and computes on.
 const MAX_LANES: usize = 4;
 
-/// Units of a cube: what WebGPU grants everywhere.
-const UNITS: u32 = 256;
+/// Units of a cube: few, so that the last cubes of a launch leave little of the device idle.
+const UNITS: u32 = 128;
 
 /// Assumed where a device does not tell how many multiprocessors it has.
 const DEFAULT_PROCESSORS: usize = 64;
@@ -18,25 +18,31 @@ const DEFAULT_PROCESSORS: usize = 64;
 pub(super) struct Plan {
     /// Positions whose loads are in flight at once in a unit.
     block: usize,
-    /// Units that a multiprocessor runs at once; runs of time are cut for as many.
+    /// Units a multiprocessor that runs of time are cut for.
     units: usize,
-    /// Shortest run of time, in positions: each reads `width - 1` positions of its neighbour, too.
+    /// Shortest run, in positions: each reads `width - 1` positions of its neighbour, too.
     min_run: usize,
+    /// Longest run: what the runs of one time read fits the L2 cache, and the last cubes of a launch
+    /// are soon done.
+    max_run: usize,
 }
 
-/// Aims at 64 registers a unit.
+/// About 80 registers a unit, so three quarters of a thousand units at once; twice and a half as many
+/// are cut.
 pub(super) const FORWARD: Plan = Plan {
     block: 4,
-    units: 1024,
+    units: 2048,
     min_run: 16,
+    max_run: 64,
 };
 
-/// Aims at 128 registers a unit. A run also writes a part of the weight's gradient and computes its
-/// neighbour's positions twice.
+/// About 128 registers a unit, so 512 units at once. A run also computes positions of its neighbour
+/// again and writes a part of the weight's gradient: longer runs.
 pub(super) const BACKWARD: Plan = Plan {
     block: 4,
-    units: 512,
+    units: 768,
     min_run: 32,
+    max_run: 128,
 };
 
 /// What a kernel is compiled for.
@@ -90,7 +96,7 @@ impl Plan {
         }
     }
 
-    /// Cuts time so that the device is filled once, in runs no shorter than the shortest.
+    /// Cuts time so that the device is filled, in runs that are neither too short nor too long.
     pub fn runs(&self, dims: &Dims, lanes: usize, hardware: &HardwareProperties) -> Runs {
         let processors = hardware
             .num_streaming_multiprocessors
@@ -100,7 +106,7 @@ impl Plan {
         let len = dims
             .seq_len
             .div_ceil(wanted)
-            .max(self.min_run)
+            .clamp(self.min_run, self.max_run)
             .next_multiple_of(self.block);
         Runs {
             len,

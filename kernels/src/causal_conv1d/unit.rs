@@ -18,6 +18,7 @@ pub(super) struct Place {
     pub vector: usize,
     /// How many there are.
     pub vectors: usize,
+    pub seq_len: usize,
     /// First position of the run.
     pub begin: usize,
     /// The position after the run's last.
@@ -36,19 +37,32 @@ pub(super) fn place(seq_len: usize, vectors: usize, run_len: u32, runs: u32) -> 
         run,
         vector: ABSOLUTE_POS % vectors,
         vectors,
+        seq_len,
         begin,
         end: select(stop < seq_len, stop, seq_len),
     }
 }
 
-/// The unit's channels at position 0 of a tensor that may be strided.
+/// Where the unit's channels lie in a sequence that may be strided, in vectors.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Rows {
+    /// At position 0.
+    first: usize,
+    /// From one position to the next.
+    step: usize,
+}
+
 #[cube]
-pub(super) fn first_row<F: Float, V: Size>(
+pub(super) fn rows<F: Float, V: Size>(
     source: &Tensor<Vector<F, V>>, // [batch, seq_len, channels]
     place: &Place,
     #[comptime] geometry: Geometry,
-) -> usize {
-    place.batch * (source.stride(0) / comptime!(geometry.lanes)) + place.vector
+) -> Rows {
+    let lanes = comptime!(geometry.lanes);
+    Rows {
+        first: place.batch * (source.stride(0) / lanes) + place.vector,
+        step: source.stride(1) / lanes,
+    }
 }
 
 /// The unit's channels at entry `entry` of a window.
@@ -111,7 +125,7 @@ pub(super) fn begins<I: Int>(
     t: usize,
 ) -> bool {
     let before = select(t > 0, t, 1) - 1;
-    let base = place.batch * seq_idx.stride(0);
+    let base = place.batch * place.seq_len;
     seq_idx[base + t] != seq_idx[base + before]
 }
 
@@ -147,19 +161,18 @@ pub(super) fn load_window<F: Float, I: Int, V: Size>(
     seq_idx: ComptimeOption<&Tensor<I>>, // [batch, seq_len]
     window: &mut Array<Vector<f32, V>>,
     place: &Place,
+    rows: &Rows, // of x
     begin: usize,
     #[comptime] geometry: Geometry,
 ) -> u32 {
     let reach = comptime!(geometry.reach());
-    let first = first_row::<F, V>(x, place, geometry);
-    let stride = x.stride(1) / comptime!(geometry.lanes);
     let mut age = comptime!(reach as u32).runtime();
     #[unroll]
     for i in 0..reach {
         let entry = begin + i;
         if entry >= reach {
             let t = entry - reach;
-            window[i] = Vector::cast_from(x[first + t * stride]);
+            window[i] = Vector::cast_from(x[rows.first + t * rows.step]);
             #[comptime]
             if let ComptimeOption::Some(seq_idx) = seq_idx {
                 let begins = begins::<I>(seq_idx, place, t);
@@ -185,16 +198,15 @@ pub(super) fn load_window<F: Float, I: Int, V: Size>(
 #[cube]
 pub(super) fn load_block<F: Float, V: Size>(
     source: &Tensor<Vector<F, V>>, // [batch, seq_len, channels]
-    place: &Place,
+    rows: &Rows,
     start: usize,
     #[comptime] geometry: Geometry,
 ) -> Array<Vector<F, V>> {
-    let stride = source.stride(1) / comptime!(geometry.lanes);
-    let first = first_row::<F, V>(source, place, geometry) + start * stride;
+    let first = rows.first + start * rows.step;
     let mut block = Array::<Vector<F, V>>::new(comptime!(geometry.block));
     #[unroll]
     for j in 0..comptime!(geometry.block) {
-        block[j] = source[first + j * stride];
+        block[j] = source[first + j * rows.step];
     }
     block
 }

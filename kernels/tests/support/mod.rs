@@ -100,7 +100,10 @@ impl Uploader<'_> {
         let [batch, seq_len, width] = shape;
         let wide = width + self.padding;
         let mut padded = vec![f32::NAN; batch * seq_len * wide];
-        for (row, values) in padded.chunks_mut(wide.max(1)).zip(values.chunks(width.max(1))) {
+        for (row, values) in padded
+            .chunks_mut(wide.max(1))
+            .zip(values.chunks(width.max(1)))
+        {
             row[..width].copy_from_slice(values);
         }
         let handle = self.client.create_from_slice(&encode(&padded, self.dtype));
