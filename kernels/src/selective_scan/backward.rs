@@ -16,7 +16,7 @@
 //!   every position in registers, and backward.
 //! - Sums over a channel's states and over the cube's channels go through shared memory, in a fixed
 //!   order. What has to be summed over cubes is written out as parts, which
-//!   [`sum_kernel`](super::sums::sum_kernel) adds in a fixed order. No atomics: two runs agree to
+//!   [`sum_parts`](crate::sums::sum_parts) adds in a fixed order. No atomics: two runs agree to
 //!   the bit.
 //! - Memory: `u`, `delta`, `z`, `grad_y` once and a second time from the cache, the checkpoints
 //!   once; writes three gradients of their size, and `2 * d_state` parts a position and block of

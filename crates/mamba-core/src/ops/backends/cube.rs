@@ -7,12 +7,12 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, cubecl};
-use cubecl::prelude::TensorBinding;
-use mamba_kernels::{KernelError, selective_scan};
+use cubecl::prelude::{ElemType, TensorBinding};
+use mamba_kernels::{KernelError, causal_conv1d, selective_scan};
 
 use crate::ops::extension::{
-    MambaOps, OptionalFloat, OptionalInt, SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs,
-    ScanOutputs,
+    ConvGrads, ConvInputs, ConvOutputs, MambaOps, OptionalFloat, OptionalInt,
+    SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
 };
 use crate::ops::portable;
 
@@ -39,11 +39,15 @@ fn optional(
     tensor.clone().into_option().map(place)
 }
 
-fn kernel_inputs(inputs: &ScanInputs<CubeBackend>) -> selective_scan::ScanInputs {
-    let seq_idx = match &inputs.seq_idx {
-        OptionalInt::Present(tensor) => Some(tensor.clone()),
-        OptionalInt::Absent => None,
-    };
+/// The indices and their dtype.
+fn indices(seq_idx: &OptionalInt<CubeBackend>) -> (Option<TensorBinding>, ElemType) {
+    let seq_idx = seq_idx.clone().into_option();
+    let dtype = seq_idx.as_ref().map_or(DType::I32, |it| it.dtype);
+    (seq_idx.map(whole), dtype_to_storage_type(dtype))
+}
+
+fn scan_inputs(inputs: &ScanInputs<CubeBackend>) -> selective_scan::ScanInputs {
+    let (seq_idx, index_dtype) = indices(&inputs.seq_idx);
     selective_scan::ScanInputs {
         u: rows(inputs.u.clone()),
         delta: rows(inputs.delta.clone()),
@@ -54,11 +58,34 @@ fn kernel_inputs(inputs: &ScanInputs<CubeBackend>) -> selective_scan::ScanInputs
         z: optional(&inputs.z, rows),
         delta_bias: optional(&inputs.delta_bias, whole),
         initial_state: optional(&inputs.initial_state, whole),
-        index_dtype: dtype_to_storage_type(seq_idx.as_ref().map_or(DType::I32, |it| it.dtype)),
-        seq_idx: seq_idx.map(whole),
+        seq_idx,
         delta_softplus: inputs.delta_softplus,
         dtype: dtype_to_storage_type(inputs.u.dtype),
+        index_dtype,
     }
+}
+
+fn conv_inputs(inputs: &ConvInputs<CubeBackend>) -> causal_conv1d::ConvInputs {
+    let (seq_idx, index_dtype) = indices(&inputs.seq_idx);
+    causal_conv1d::ConvInputs {
+        x: rows(inputs.x.clone()),
+        weight: whole(inputs.weight.clone()),
+        bias: optional(&inputs.bias, whole),
+        initial_state: optional(&inputs.initial_state, whole),
+        seq_idx,
+        silu: inputs.silu,
+        dtype: dtype_to_storage_type(inputs.x.dtype),
+        index_dtype,
+    }
+}
+
+/// Whether the convolution's kernels hold as many taps: with more, the portable path is taken.
+fn few_taps(op: &str, width: usize) -> bool {
+    let most = causal_conv1d::MAX_WIDTH;
+    if width > most {
+        log::debug!("{op}: {width} taps, the kernel holds {most}; taking the portable path");
+    }
+    width <= most
 }
 
 /// An uninitialised f32 tensor beside `like`.
@@ -116,7 +143,7 @@ impl MambaOps for CubeBackend {
         };
         let result = selective_scan::selective_scan(
             &inputs.u.client,
-            kernel_inputs(&inputs),
+            scan_inputs(&inputs),
             outputs,
             selective_scan::Strategy::Auto,
         );
@@ -163,7 +190,7 @@ impl MambaOps for CubeBackend {
         };
         let result = selective_scan::selective_scan_backward(
             &inputs.u.client,
-            kernel_inputs(&inputs),
+            scan_inputs(&inputs),
             upstream,
             gradients,
             selective_scan::Strategy::Auto,
@@ -185,6 +212,65 @@ impl MambaOps for CubeBackend {
             d: d.into(),
             z: z.into(),
             delta_bias: delta_bias.into(),
+            initial_state: initial_state.into(),
+        }
+    }
+
+    fn causal_conv1d(inputs: ConvInputs<Self>) -> ConvOutputs<Self> {
+        let op = "causal_conv1d";
+        let [batch, _, channels] = inputs.x.shape().dims();
+        let [_, width] = inputs.weight.shape().dims();
+        if !few_taps(op, width) {
+            return portable::causal_conv1d::forward::<Self>(inputs);
+        }
+        let y = empty_like(&inputs.x);
+        let final_state = empty(&inputs.x, [batch, width - 1, channels]);
+        let outputs = causal_conv1d::ConvOutputs {
+            y: y.clone().binding(),
+            final_state: Some(final_state.clone().binding()),
+        };
+        let result = causal_conv1d::causal_conv1d(&inputs.x.client, conv_inputs(&inputs), outputs);
+        if !launched(op, result) {
+            return portable::causal_conv1d::forward::<Self>(inputs);
+        }
+        ConvOutputs { y, final_state }
+    }
+
+    fn causal_conv1d_backward(
+        inputs: ConvInputs<Self>,
+        grad_y: CubeTensor,
+        grad_final_state: OptionalFloat<Self>,
+    ) -> ConvGrads<Self> {
+        let op = "causal_conv1d backward";
+        let [_, width] = inputs.weight.shape().dims();
+        if !few_taps(op, width) {
+            return portable::causal_conv1d::backward::<Self>(inputs, grad_y, grad_final_state);
+        }
+        let [x, weight] = [&inputs.x, &inputs.weight].map(empty_like);
+        let [bias, initial_state] = [&inputs.bias, &inputs.initial_state].map(optional_like);
+        let gradients = causal_conv1d::ConvGradients {
+            x: x.clone().binding(),
+            weight: weight.clone().binding(),
+            bias: optional_binding(&bias),
+            initial_state: optional_binding(&initial_state),
+        };
+        let upstream = causal_conv1d::ConvUpstream {
+            y: rows(grad_y.clone()),
+            final_state: optional(&grad_final_state, whole),
+        };
+        let result = causal_conv1d::causal_conv1d_backward(
+            &inputs.x.client,
+            conv_inputs(&inputs),
+            upstream,
+            gradients,
+        );
+        if !launched(op, result) {
+            return portable::causal_conv1d::backward::<Self>(inputs, grad_y, grad_final_state);
+        }
+        ConvGrads {
+            x,
+            weight,
+            bias: bias.into(),
             initial_state: initial_state.into(),
         }
     }
