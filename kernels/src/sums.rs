@@ -1,8 +1,5 @@
 //! Sums over parts that cubes or units wrote, in a fixed order.
 
-// In a kernel, what is known when it is compiled has an `if` of its own around what is not.
-#![allow(clippy::collapsible_if)]
-
 use cubecl::prelude::*;
 
 use crate::tensors::address_type;

@@ -1,9 +1,20 @@
-//! Checks and scratch tensors of all launchers.
+//! What all launchers need: checks, scratch tensors, the size of the device.
 
+use cubecl::ir::HardwareProperties;
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
 use crate::KernelError;
+
+/// Assumed where a device does not tell how many multiprocessors it has.
+const DEFAULT_PROCESSORS: usize = 64;
+
+/// The multiprocessors of a device.
+pub(crate) fn processors(hardware: &HardwareProperties) -> usize {
+    hardware
+        .num_streaming_multiprocessors
+        .map_or(DEFAULT_PROCESSORS, |count| count as usize)
+}
 
 pub(crate) fn check_size(
     name: &'static str,

@@ -11,9 +11,6 @@ const MAX_LANES: usize = 4;
 /// Units of a cube: few, so that the last cubes of a launch leave little of the device idle.
 const UNITS: u32 = 128;
 
-/// Assumed where a device does not tell how many multiprocessors it has.
-const DEFAULT_PROCESSORS: usize = 64;
-
 /// What one direction of the convolution asks of the device.
 pub(super) struct Plan {
     /// Positions whose loads are in flight at once in a unit.
@@ -22,13 +19,12 @@ pub(super) struct Plan {
     units: usize,
     /// Shortest run, in positions: each reads `width - 1` positions of its neighbour, too.
     min_run: usize,
-    /// Longest run: what the runs of one time read fits the L2 cache, and the last cubes of a launch
-    /// are soon done.
+    /// Longest run: what runs that are computed together read fits the L2 cache, and the last cubes of
+    /// a launch are soon done.
     max_run: usize,
 }
 
-/// About 80 registers a unit, so three quarters of a thousand units at once; twice and a half as many
-/// are cut.
+/// About 80 registers a unit: a multiprocessor of an H100 runs 768 units at once.
 pub(super) const FORWARD: Plan = Plan {
     block: 4,
     units: 2048,
@@ -36,8 +32,8 @@ pub(super) const FORWARD: Plan = Plan {
     max_run: 64,
 };
 
-/// About 128 registers a unit, so 512 units at once. A run also computes positions of its neighbour
-/// again and writes a part of the weight's gradient: longer runs.
+/// About 128 registers a unit: 512 units at once. A run also computes positions of its neighbour
+/// again and writes a part of the weight's gradient, so runs are longer.
 pub(super) const BACKWARD: Plan = Plan {
     block: 4,
     units: 768,
@@ -97,10 +93,7 @@ impl Plan {
     }
 
     /// Cuts time so that the device is filled, in runs that are neither too short nor too long.
-    pub fn runs(&self, dims: &Dims, lanes: usize, hardware: &HardwareProperties) -> Runs {
-        let processors = hardware
-            .num_streaming_multiprocessors
-            .map_or(DEFAULT_PROCESSORS, |count| count as usize);
+    pub fn runs(&self, dims: &Dims, lanes: usize, processors: usize) -> Runs {
         let chains = dims.batch * (dims.channels / lanes);
         let wanted = (processors * self.units / chains.max(1)).max(1);
         let len = dims
@@ -160,4 +153,32 @@ pub(super) fn lanes<'a>(
         lanes /= 2;
     }
     lanes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_a_sequence_and_none_is_empty() {
+        for plan in [FORWARD, BACKWARD] {
+            for seq_len in [1, 15, 16, 17, 2048, 2049, 1_000_003] {
+                for batch in [1, 8, 100_000] {
+                    let dims = Dims {
+                        batch,
+                        seq_len,
+                        channels: 1536,
+                        width: 4,
+                    };
+                    let runs = plan.runs(&dims, 4, 132);
+                    assert!(runs.len * runs.count >= seq_len, "{runs:?} of {dims:?}");
+                    assert!(
+                        runs.len * (runs.count - 1) < seq_len,
+                        "{runs:?} of {dims:?}"
+                    );
+                    assert_eq!(runs.len % plan.block, 0, "{runs:?} of {dims:?}");
+                }
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::KernelError;
 use crate::pointwise::takes_ptx;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    address_type, check_bindings, check_optional, check_rows, check_whole, scratch,
+    address_type, check_bindings, check_optional, check_rows, check_whole, processors, scratch,
 };
 
 /// Buffers of the convolution with all options, and one for shapes and scalars.
@@ -53,7 +53,7 @@ pub fn causal_conv1d(
         hardware,
     );
     let geometry = FORWARD.geometry(dims.width, lanes, inputs.silu, takes_ptx(client));
-    let runs = FORWARD.runs(&dims, lanes, hardware);
+    let runs = FORWARD.runs(&dims, lanes, processors(hardware));
     let (count, cube) = cubes(client, &dims, lanes, runs);
     let address = address_type([&inputs.x, &outputs.y].into_iter().chain(&inputs.seq_idx));
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
@@ -113,7 +113,7 @@ pub fn causal_conv1d_backward(
         hardware,
     );
     let geometry = BACKWARD.geometry(dims.width, lanes, inputs.silu, takes_ptx(client));
-    let runs = BACKWARD.runs(&dims, lanes, hardware);
+    let runs = BACKWARD.runs(&dims, lanes, processors(hardware));
     let rows = dims.width + usize::from(grad_bias.is_some());
     let parts = scratch(client, &[dims.batch, runs.count, rows, dims.channels]);
     if dims.batch * dims.channels > 0 {

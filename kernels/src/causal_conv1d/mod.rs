@@ -9,7 +9,7 @@
 //! Sequences may be f32, f16 or bf16; the parameters, the windows and all arithmetic are f32.
 
 // In a kernel, what is known when it is compiled has an `if` of its own around what is not.
-#![allow(clippy::collapsible_if, clippy::collapsible_else_if)]
+#![allow(clippy::collapsible_if)]
 
 mod backward;
 mod forward;

@@ -6,6 +6,7 @@ use cubecl::ir::HardwareProperties;
 use super::{CHECKPOINT_INTERVAL, Dims, Strategy};
 use crate::KernelError;
 use crate::pointwise::takes_ptx;
+use crate::tensors::processors;
 
 /// States that one unit keeps: the widest vector that every backend loads and computes on.
 const MAX_WIDTH: usize = 4;
@@ -28,9 +29,6 @@ const MAX_ROWS: usize = 8;
 /// Positions of a forward tile whose steps are written out one after the other, so that their
 /// exponentials overlap. All forward tiles are multiples of it.
 pub(super) const UNROLLED: usize = 4;
-
-/// Assumed where a device does not tell how many multiprocessors it has.
-const DEFAULT_PROCESSORS: usize = 64;
 
 /// Cubes a multiprocessor needs at least before time is left in one piece: chunks of time cost a
 /// second pass over `u`, `delta` and the exponentials.
@@ -240,9 +238,7 @@ pub(super) fn chunk_len(
         Strategy::Sequential => whole,
         Strategy::Chunked { chunks } => split(chunks),
         Strategy::Auto => {
-            let processors = hardware
-                .num_streaming_multiprocessors
-                .map_or(DEFAULT_PROCESSORS, |count| count as usize);
+            let processors = processors(hardware);
             let cubes = dims.batch * dims.d_inner.div_ceil(geometry.channels);
             if cubes >= CUBES_TO_FILL * processors {
                 return whole;
