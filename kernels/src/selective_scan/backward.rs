@@ -60,7 +60,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
 ) {
     let seq_len = u.shape(1);
     let d_inner = u.shape(2);
-    let place = place(seq_len, d_inner, chunk_len, geometry);
+    let place = place(seq_len, d_inner, CUBE_POS_Z as usize, chunk_len, geometry);
     let channels = comptime!(geometry.channels);
     let groups = comptime!(geometry.groups);
     let tile = comptime!(geometry.tile);
@@ -105,16 +105,22 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     let mut products = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.products()));
     let mut partials = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.partials()));
 
-    let mut block_u = Array::<f32>::new(comptime!(staging.rows()));
-    let mut block_delta = Array::<f32>::new(comptime!(staging.rows()));
-    let mut block_z = Array::<f32>::new(comptime!(staging.rows()));
-    let mut block_grad = Array::<f32>::new(comptime!(staging.rows()));
-    let mut vectors_b = Array::<Vector<f32, V>>::new(comptime!(staging.vectors_per_unit()));
-    let mut vectors_c = Array::<Vector<f32, V>>::new(comptime!(staging.vectors_per_unit()));
-    let mut rows_u = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut rows_delta = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut rows_z = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut rows_grad = Array::<f32>::new(comptime!(geometry.rows()));
+    let mut block_u = Array::<F>::new(comptime!(staging.rows()));
+    let mut block_delta = Array::<F>::new(comptime!(staging.rows()));
+    let mut block_z = Array::<F>::new(comptime!(staging.rows()));
+    let mut block_grad = Array::<F>::new(comptime!(staging.rows()));
+    let mut vectors_b = Array::<Vector<F, V>>::new(comptime!(staging.vectors_per_unit()));
+    let mut vectors_c = Array::<Vector<F, V>>::new(comptime!(staging.vectors_per_unit()));
+    let mut rows_u = Array::<F>::new(comptime!(geometry.rows()));
+    let mut rows_delta = Array::<F>::new(comptime!(geometry.rows()));
+    let mut rows_z = Array::<F>::new(comptime!(geometry.rows()));
+    let mut rows_grad = Array::<F>::new(comptime!(geometry.rows()));
+    let mut tile_steps = Array::<f32>::new(tile);
+    let mut tile_inputs = Array::<f32>::new(tile);
+    let mut tile_grads = Array::<f32>::new(tile);
+    let mut tile_writes = Array::<Vector<f32, V>>::new(tile);
+    let mut tile_readers = Array::<Vector<f32, V>>::new(tile);
+    let mut tile_reads = Array::<f32>::new(tile);
     let mut decays = Array::<Vector<f32, V>>::new(tile);
     let mut carried = Array::<Vector<f32, V>>::new(tile);
     let mut tile_starts = Array::<Vector<f32, V>>::new(comptime!(stage / tile));
@@ -143,12 +149,12 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     let row = place.group + comptime!(i * groups);
                     if row < stage {
                         // All of the block lies inside the chunk: another follows it.
-                        let dt = time_step(block_delta[i] + bias, geometry);
+                        let dt = time_step(f32::cast_from(block_delta[i]) + bias, geometry);
                         steps[row * channels + place.lane] = dt;
-                        inputs[row * channels + place.lane] = dt * block_u[i];
+                        inputs[row * channels + place.lane] = dt * f32::cast_from(block_u[i]);
                     }
                 }
-                stage_vectors::<V>(&vectors_b, &mut writes, staging);
+                stage_vectors::<F, V>(&vectors_b, &mut writes, staging);
                 #[comptime]
                 if let ComptimeOption::Some(seq_idx) = seq_idx {
                     stage_resets::<I>(seq_idx, &mut resets, &place, start, staging);
@@ -192,20 +198,21 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                 let row = place.group + comptime!(i * groups);
                 if row < stage {
                     let inside = start + row < place.end;
-                    let dt = time_step(block_delta[i] + bias, geometry);
+                    let dt = time_step(f32::cast_from(block_delta[i]) + bias, geometry);
                     let dt = select(inside, dt, 0.0f32);
-                    let mut grad = block_grad[i];
+                    let mut grad = f32::cast_from(block_grad[i]);
                     if comptime!(z.is_some()) {
-                        grad *= block_z[i] * sigmoid(block_z[i], comptime!(geometry.ptx));
+                        let gate = f32::cast_from(block_z[i]);
+                        grad *= gate * sigmoid(gate, comptime!(geometry.ptx));
                     }
                     let slot = row * channels + place.lane;
                     steps[slot] = dt;
-                    inputs[slot] = dt * block_u[i];
+                    inputs[slot] = dt * f32::cast_from(block_u[i]);
                     grads[slot] = select(inside && place.owned, grad, 0.0f32);
                 }
             }
-            stage_vectors::<V>(&vectors_b, &mut writes, staging);
-            stage_vectors::<V>(&vectors_c, &mut readers, staging);
+            stage_vectors::<F, V>(&vectors_b, &mut writes, staging);
+            stage_vectors::<F, V>(&vectors_c, &mut readers, staging);
             #[comptime]
             if let ComptimeOption::Some(seq_idx) = seq_idx {
                 stage_resets::<I>(seq_idx, &mut resets, &place, start, staging);
@@ -258,31 +265,53 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     carried[j] = decay * state;
                     state = carried[j] + Vector::new(inputs[slot]) * writes[vector];
                     if comptime!(z.is_some()) {
-                        reads[(place.group * tile + j) * channels + place.lane] =
-                            component_sum::<V>(state * readers[vector], geometry.width);
+                        tile_reads[j] = component_sum::<V>(state * readers[vector], geometry.width);
                     }
                 }
-                #[unroll]
-                for k in 0..tile {
-                    let j = comptime!(tile - 1 - k);
-                    let slot = (offset + j) * channels + place.lane;
-                    let vector = (offset + j) * groups + place.group;
-                    let (dt, input, grad) = (steps[slot], inputs[slot], grads[slot]);
-                    let (write, reader) = (writes[vector], readers[vector]);
-                    let state = carried[j] + Vector::new(input) * write;
-                    grad_state += Vector::new(grad) * reader;
-                    let product = (comptime!(j * groups) + place.group)
-                        * comptime!(geometry.padded())
-                        + place.lane;
-                    products[product] = grad_state * Vector::new(input);
-                    products[product + comptime!(geometry.products() / 2)] =
-                        state * Vector::new(grad);
-                    let through = grad_state * carried[j];
-                    grad_rates += through * Vector::new(dt);
-                    let sum = (place.group * tile + j) * channels + place.lane;
-                    input_sums[sum] = component_sum::<V>(grad_state * write, geometry.width);
-                    step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
-                    grad_state *= decays[j];
+                // Always so. The loads above would be put off until after the walk, but not past a branch.
+                if start + offset < stop {
+                    // No load moves up past a store: those of the next position come before this one's stores.
+                    let last = comptime!(tile - 1);
+                    let slot = (offset + last) * channels + place.lane;
+                    let vector = (offset + last) * groups + place.group;
+                    tile_steps[last] = steps[slot];
+                    tile_inputs[last] = inputs[slot];
+                    tile_grads[last] = grads[slot];
+                    tile_writes[last] = writes[vector];
+                    tile_readers[last] = readers[vector];
+                    #[unroll]
+                    for k in 0..tile {
+                        let j = comptime!(tile - 1 - k);
+                        let (dt, input, grad) = (tile_steps[j], tile_inputs[j], tile_grads[j]);
+                        let (write, reader) = (tile_writes[j], tile_readers[j]);
+                        if comptime!(j > 0) {
+                            let before = comptime!(j - 1);
+                            let slot = (offset + before) * channels + place.lane;
+                            let vector = (offset + before) * groups + place.group;
+                            tile_steps[before] = steps[slot];
+                            tile_inputs[before] = inputs[slot];
+                            tile_grads[before] = grads[slot];
+                            tile_writes[before] = writes[vector];
+                            tile_readers[before] = readers[vector];
+                        }
+                        let state = carried[j] + Vector::new(input) * write;
+                        grad_state += Vector::new(grad) * reader;
+                        let product = (comptime!(j * groups) + place.group)
+                            * comptime!(geometry.padded())
+                            + place.lane;
+                        products[product] = grad_state * Vector::new(input);
+                        products[product + comptime!(geometry.products() / 2)] =
+                            state * Vector::new(grad);
+                        let through = grad_state * carried[j];
+                        grad_rates += through * Vector::new(dt);
+                        let sum = (place.group * tile + j) * channels + place.lane;
+                        input_sums[sum] = component_sum::<V>(grad_state * write, geometry.width);
+                        step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
+                        if comptime!(z.is_some()) {
+                            reads[sum] = tile_reads[j];
+                        }
+                        grad_state *= decays[j];
+                    }
                 }
                 sync_cube();
 
@@ -294,7 +323,8 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                         let slot = (offset + row) * channels + place.lane;
                         let mut input_sum = 0.0f32;
                         let mut step_sum = 0.0f32;
-                        let mut read = skip_weight * rows_u[i];
+                        let input = f32::cast_from(rows_u[i]);
+                        let mut read = skip_weight * input;
                         for group in 0..groups {
                             let sum = (group * tile + row) * channels + place.lane;
                             input_sum += input_sums[sum];
@@ -306,16 +336,17 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                         let out = (place.batch * seq_len + t) * d_inner + place.column;
                         let grad = grads[slot];
                         grad_u[out] = F::cast_from(steps[slot] * input_sum + skip_weight * grad);
-                        let slope = time_step_slope(rows_delta[i] + bias, geometry);
-                        let grad_step = (step_sum + rows_u[i] * input_sum) * slope;
+                        let slope = time_step_slope(f32::cast_from(rows_delta[i]) + bias, geometry);
+                        let grad_step = (step_sum + input * input_sum) * slope;
                         grad_delta[out] = F::cast_from(grad_step);
                         grad_bias += grad_step;
-                        grad_skip += grad * rows_u[i];
+                        grad_skip += grad * input;
                         #[comptime]
                         if let ComptimeOption::Some(grad_z) = &mut grad_z {
-                            let gate = sigmoid(rows_z[i], comptime!(geometry.ptx));
-                            let slope = gate * (1.0f32 + rows_z[i] * (1.0f32 - gate));
-                            grad_z[out] = F::cast_from(rows_grad[i] * read * slope);
+                            let z = f32::cast_from(rows_z[i]);
+                            let gate = sigmoid(z, comptime!(geometry.ptx));
+                            let slope = gate * (1.0f32 + z * (1.0f32 - gate));
+                            grad_z[out] = F::cast_from(f32::cast_from(rows_grad[i]) * read * slope);
                         }
                     }
                 }

@@ -16,7 +16,8 @@ use super::tile::{
 };
 use crate::pointwise::sigmoid;
 
-/// One cube a block of channels, sequence and chunk; units as in the scan itself.
+/// One cube a block of channels, sequence and chunk, but for the chunk that nothing comes after (backwards:
+/// before); units as in the scan itself. The next tile's loads are in flight while a tile is computed.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
     x: &Tensor<F>,                 // u, or backwards grad_y: [batch, seq_len, d_inner]
@@ -34,7 +35,8 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let d_inner = x.shape(2);
-    let place = place(x.shape(1), d_inner, chunk_len, geometry);
+    let chunk = CUBE_POS_Z as usize + comptime!(backwards as usize);
+    let place = place(x.shape(1), d_inner, chunk, chunk_len, geometry);
     let channels = comptime!(geometry.channels);
     let groups = comptime!(geometry.groups);
     let tile = comptime!(geometry.tile);
@@ -46,17 +48,25 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
     let mut elapsed = 0.0f32;
     let mut dropped = false.runtime();
 
-    let mut steps = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
-    let mut inputs = Shared::<[f32]>::new_slice(comptime!(geometry.scalars()));
+    // dt and the input of a position and channel.
+    let mut steps = Shared::<[Vector<f32, Const<2>>]>::new_slice(comptime!(geometry.scalars()));
     let mut writes = Shared::<[Vector<f32, V>]>::new_slice(comptime!(geometry.vectors()));
     let mut resets = Shared::<[u32]>::new_slice(tile);
 
-    let mut next_x = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut next_delta = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut next_z = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut vectors = Array::<Vector<f32, V>>::new(comptime!(geometry.vectors_per_unit()));
+    let mut next_x = Array::<F>::new(comptime!(geometry.rows()));
+    let mut next_delta = Array::<F>::new(comptime!(geometry.rows()));
+    let mut next_z = Array::<F>::new(comptime!(geometry.rows()));
+    let mut next_vectors = Array::<Vector<F, V>>::new(comptime!(geometry.vectors_per_unit()));
 
     let tiles = (place.end - place.begin).div_ceil(tile);
+    let first = place.begin + comptime!(backwards as usize) * (tiles - 1) * tile;
+    load_rows::<F>(x, &mut next_x, &place, first, geometry);
+    load_rows::<F>(delta, &mut next_delta, &place, first, geometry);
+    load_vectors::<F, V>(projection, &mut next_vectors, &place, first, geometry);
+    #[comptime]
+    if let ComptimeOption::Some(z) = z {
+        load_rows::<F>(z, &mut next_z, &place, first, geometry);
+    }
     for step in 0..tiles {
         let index = if comptime!(backwards) {
             tiles - 1 - step
@@ -64,13 +74,6 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
             step
         };
         let start = place.begin + index * tile;
-        load_rows::<F>(x, &mut next_x, &place, start, geometry);
-        load_rows::<F>(delta, &mut next_delta, &place, start, geometry);
-        load_vectors::<F, V>(projection, &mut vectors, &place, start, geometry);
-        #[comptime]
-        if let ComptimeOption::Some(z) = z {
-            load_rows::<F>(z, &mut next_z, &place, start, geometry);
-        }
         // The units are done with the tile before.
         sync_cube();
         #[unroll]
@@ -78,52 +81,75 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
             let row = place.group + comptime!(i * groups);
             if row < tile {
                 let inside = start + row < place.end;
-                let dt = time_step(next_delta[i] + bias, geometry);
+                let dt = time_step(f32::cast_from(next_delta[i]) + bias, geometry);
                 let dt = select(inside, dt, 0.0f32);
-                let mut input = next_x[i];
+                let mut input = f32::cast_from(next_x[i]);
                 if comptime!(!backwards) {
                     input *= dt;
                 } else if comptime!(z.is_some()) {
-                    input *= next_z[i] * sigmoid(next_z[i], comptime!(geometry.ptx));
+                    let gate = f32::cast_from(next_z[i]);
+                    input *= gate * sigmoid(gate, comptime!(geometry.ptx));
                 }
-                steps[row * channels + place.lane] = dt;
-                inputs[row * channels + place.lane] = select(inside, input, 0.0f32);
+                let mut step = Vector::<f32, Const<2>>::empty();
+                step.insert(0usize, dt);
+                step.insert(1usize, select(inside, input, 0.0f32));
+                steps[row * channels + place.lane] = step;
             }
         }
-        stage_vectors::<V>(&vectors, &mut writes, geometry);
+        stage_vectors::<F, V>(&next_vectors, &mut writes, geometry);
         #[comptime]
         if let ComptimeOption::Some(seq_idx) = seq_idx {
             stage_resets::<I>(seq_idx, &mut resets, &place, start, geometry);
         }
         sync_cube();
 
-        for block in 0..comptime!(tile / UNROLLED) {
-            #[unroll]
-            for j in 0..UNROLLED {
-                let position = block * UNROLLED + j;
-                let row = if comptime!(backwards) {
-                    tile - 1 - position
-                } else {
-                    position
-                };
-                let slot = row * channels + place.lane;
-                let dt = steps[slot];
-                let decay = decay_over::<V>(exponents, dt, geometry);
-                let input = Vector::new(inputs[slot]) * writes[row * groups + place.group];
-                elapsed += dt;
-                if comptime!(backwards) {
-                    state = decay * (state + input);
-                } else {
-                    state = decay * state;
-                }
-                if comptime!(seq_idx.is_some()) {
-                    if resets[row] == 1u32 {
-                        state = Vector::<f32, V>::new(0.0f32);
-                        dropped = true.runtime();
+        // After the last tile the same one again, for nothing.
+        let after = if comptime!(backwards) {
+            place.begin + select(index > 0, index - 1, 0) * tile
+        } else {
+            start + tile
+        };
+        load_rows::<F>(x, &mut next_x, &place, after, geometry);
+        load_rows::<F>(delta, &mut next_delta, &place, after, geometry);
+        load_vectors::<F, V>(projection, &mut next_vectors, &place, after, geometry);
+        #[comptime]
+        if let ComptimeOption::Some(z) = z {
+            load_rows::<F>(z, &mut next_z, &place, after, geometry);
+        }
+
+        // Always so. The loads above would be put off until after the walk, but not past a branch.
+        if start < place.end {
+            #[unroll(geometry.ptx)]
+            for block in 0..comptime!(tile / UNROLLED) {
+                #[unroll]
+                for j in 0..UNROLLED {
+                    let position = block * UNROLLED + j;
+                    let row = if comptime!(backwards) {
+                        tile - 1 - position
+                    } else {
+                        position
+                    };
+                    let slot = row * channels + place.lane;
+                    let step = steps[slot];
+                    let dt = step.extract(0usize);
+                    let decay = decay_over::<V>(exponents, dt, geometry);
+                    let input =
+                        Vector::new(step.extract(1usize)) * writes[row * groups + place.group];
+                    elapsed += dt;
+                    if comptime!(backwards) {
+                        state = decay * (state + input);
+                    } else {
+                        state = decay * state;
                     }
-                }
-                if comptime!(!backwards) {
-                    state += input;
+                    if comptime!(seq_idx.is_some()) {
+                        if resets[row] == 1u32 {
+                            state = Vector::<f32, V>::new(0.0f32);
+                            dropped = true.runtime();
+                        }
+                    }
+                    if comptime!(!backwards) {
+                        state += input;
+                    }
                 }
             }
         }
@@ -171,8 +197,11 @@ pub(super) fn carry_kernel(
             step
         };
         let index = (batch * chunks + chunk) * states + within;
-        let change = local[index];
+        // What the last chunk does to the state nobody computed.
+        let last = step + 1 == chunks;
+        let change = if last { 0.0f32.runtime() } else { local[index] };
+        let factor = if last { 0.0f32.runtime() } else { decay[index] };
         local[index] = state;
-        state = decay[index] * state + change;
+        state = factor * state + change;
     }
 }

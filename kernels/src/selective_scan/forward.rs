@@ -41,7 +41,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
 ) {
     let seq_len = u.shape(1);
     let d_inner = u.shape(2);
-    let place = place(seq_len, d_inner, chunk_len, geometry);
+    let place = place(seq_len, d_inner, CUBE_POS_Z as usize, chunk_len, geometry);
     let channels = comptime!(geometry.channels);
     let groups = comptime!(geometry.groups);
     let tile = comptime!(geometry.tile);
@@ -70,12 +70,13 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
     let mut reads = Shared::<[f32]>::new_slice(comptime!(geometry.groups * geometry.scalars()));
     let mut resets = Shared::<[u32]>::new_slice(tile);
 
-    let mut next_u = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut next_delta = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut next_b = Array::<Vector<f32, V>>::new(comptime!(geometry.vectors_per_unit()));
-    let mut next_c = Array::<Vector<f32, V>>::new(comptime!(geometry.vectors_per_unit()));
+    let mut next_u = Array::<F>::new(comptime!(geometry.rows()));
+    let mut next_delta = Array::<F>::new(comptime!(geometry.rows()));
+    let mut next_b = Array::<Vector<F, V>>::new(comptime!(geometry.vectors_per_unit()));
+    let mut next_c = Array::<Vector<F, V>>::new(comptime!(geometry.vectors_per_unit()));
+    let mut sums = Array::<f32>::new(UNROLLED);
     let mut skips = Array::<f32>::new(comptime!(geometry.rows()));
-    let mut gates = Array::<f32>::new(comptime!(geometry.rows()));
+    let mut gates = Array::<F>::new(comptime!(geometry.rows()));
     load_rows::<F>(u, &mut next_u, &place, place.begin, geometry);
     load_rows::<F>(delta, &mut next_delta, &place, place.begin, geometry);
     load_vectors::<F, V>(b, &mut next_b, &place, place.begin, geometry);
@@ -87,17 +88,18 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
         #[unroll]
         for i in 0..comptime!(geometry.rows()) {
             let row = place.group + comptime!(i * groups);
-            skips[i] = skip_weight * next_u[i];
+            let input = f32::cast_from(next_u[i]);
+            skips[i] = skip_weight * input;
             if row < tile {
-                let dt = time_step(next_delta[i] + bias, geometry);
+                let dt = time_step(f32::cast_from(next_delta[i]) + bias, geometry);
                 // A step of zero length leaves the state alone.
                 let dt = select(start + row < place.end, dt, 0.0f32);
                 steps[row * channels + place.lane] = dt;
-                inputs[row * channels + place.lane] = dt * next_u[i];
+                inputs[row * channels + place.lane] = dt * input;
             }
         }
-        stage_vectors::<V>(&next_b, &mut writes, geometry);
-        stage_vectors::<V>(&next_c, &mut readers, geometry);
+        stage_vectors::<F, V>(&next_b, &mut writes, geometry);
+        stage_vectors::<F, V>(&next_c, &mut readers, geometry);
         #[comptime]
         if let ComptimeOption::Some(seq_idx) = seq_idx {
             stage_resets::<I>(seq_idx, &mut resets, &place, start, geometry);
@@ -123,21 +125,31 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
             }
         }
 
-        for block in 0..comptime!(tile / UNROLLED) {
-            #[unroll]
-            for j in 0..UNROLLED {
-                let row = block * UNROLLED + j;
-                let slot = row * channels + place.lane;
-                let vector = row * groups + place.group;
-                if comptime!(seq_idx.is_some()) {
-                    if resets[row] == 1u32 {
-                        state = Vector::<f32, V>::new(0.0f32);
+        // Always so. The loads above would be put off until after the walk, but not past a branch.
+        if start < place.end {
+            #[unroll(geometry.ptx)]
+            for block in 0..comptime!(tile / UNROLLED) {
+                let first = block * UNROLLED;
+                // No load moves up past a store: positions whose reads were stored one by one would wait
+                // for each other.
+                #[unroll]
+                for j in 0..UNROLLED {
+                    if comptime!(seq_idx.is_some()) {
+                        if resets[first + j] == 1u32 {
+                            state = Vector::<f32, V>::new(0.0f32);
+                        }
                     }
+                    let at = (first + j) * channels + place.lane;
+                    let at_vector = (first + j) * groups + place.group;
+                    let decay = decay_over::<V>(exponents, steps[at], geometry);
+                    state = decay * state + Vector::new(inputs[at]) * writes[at_vector];
+                    sums[j] = component_sum::<V>(state * readers[at_vector], geometry.width);
                 }
-                let decay = decay_over::<V>(exponents, steps[slot], geometry);
-                state = decay * state + Vector::new(inputs[slot]) * writes[vector];
-                let read = component_sum::<V>(state * readers[vector], geometry.width);
-                reads[(place.group * tile + row) * channels + place.lane] = read;
+                let slot = (place.group * tile + first) * channels + place.lane;
+                #[unroll]
+                for j in 0..UNROLLED {
+                    reads[slot + comptime!(j * channels)] = sums[j];
+                }
             }
         }
         sync_cube();
@@ -152,7 +164,8 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
                     value += reads[(group * tile + row) * channels + place.lane];
                 }
                 if comptime!(z.is_some()) {
-                    value *= gates[i] * sigmoid(gates[i], comptime!(geometry.ptx));
+                    let gate = f32::cast_from(gates[i]);
+                    value *= gate * sigmoid(gate, comptime!(geometry.ptx));
                 }
                 y[(place.batch * seq_len + t) * d_inner + place.column] = F::cast_from(value);
             }

@@ -26,9 +26,9 @@ const MAX_SHARED_BACKWARD: usize = 48 * 1024;
 /// Rows of a tensor that one unit holds at most while it stages a block of positions.
 const MAX_ROWS: usize = 8;
 
-/// Positions of a forward tile whose steps are written out one after the other, so that their
-/// exponentials overlap. All forward tiles are multiples of it.
-pub(super) const UNROLLED: usize = 4;
+/// Positions of a forward tile whose steps are written out one after the other, loads before stores, so
+/// that their exponentials overlap. All forward tiles are multiples of it.
+pub(super) const UNROLLED: usize = 8;
 
 /// Cubes a multiprocessor needs at least before time is left in one piece: chunks of time cost a
 /// second pass over `u`, `delta` and the exponentials.
@@ -80,8 +80,8 @@ impl Geometry {
         softplus: bool,
         hardware: &HardwareProperties,
     ) -> Result<Self, KernelError> {
-        // Two vectors a position of the tile stay in registers. With four positions NVRTC takes about
-        // 145 of them and an H100 holds three cubes; with eight about 240, and two cubes.
+        // Two vectors a position of the tile stay in registers. With four positions NVRTC takes 128 of
+        // them and an H100 holds four cubes; with eight about 240, and two cubes.
         let tiles = [4, 2].map(|tile| [32, 16, 8, 4, 2].map(|stage| [tile, stage]));
         let budget = MAX_SHARED_BACKWARD.min(hardware.max_shared_memory_size);
         Self::widest(

@@ -27,16 +27,17 @@ pub(super) struct Place {
 pub(super) fn place(
     seq_len: usize,
     d_inner: usize,
+    chunk: usize,
     chunk_len: u32,
     #[comptime] geometry: Geometry,
 ) -> Place {
     let lane = UNIT_POS_X as usize;
     let channel = CUBE_POS_X as usize * comptime!(geometry.channels) + lane;
-    let begin = CUBE_POS_Z as usize * chunk_len as usize;
+    let begin = chunk * chunk_len as usize;
     let stop = begin + chunk_len as usize;
     Place {
         batch: CUBE_POS_Y as usize,
-        chunk: CUBE_POS_Z as usize,
+        chunk,
         lane,
         group: UNIT_POS_Y as usize,
         column: select(channel < d_inner, channel, d_inner - 1),
@@ -47,11 +48,12 @@ pub(super) fn place(
 }
 
 /// The rows `group, group + groups, ..` of a tile, in the unit's channel. A row beyond the chunk
-/// repeats the last one: whoever stages it masks it.
+/// repeats the last one: whoever stages it masks it. Values stay in the tensor's type until they are used: a
+/// conversion would wait for its load.
 #[cube]
 pub(super) fn load_rows<F: Float>(
     source: &Tensor<F>, // [batch, seq_len, d_inner]
-    rows: &mut Array<f32>,
+    rows: &mut Array<F>,
     place: &Place,
     start: usize,
     #[comptime] geometry: Geometry,
@@ -62,7 +64,7 @@ pub(super) fn load_rows<F: Float>(
     for i in 0..comptime!(geometry.rows()) {
         let t = start + place.group + comptime!(i * geometry.groups);
         let inside = select(t < place.end, t, place.end - 1);
-        rows[i] = f32::cast_from(source[base + inside * stride]);
+        rows[i] = source[base + inside * stride];
     }
 }
 
@@ -70,7 +72,7 @@ pub(super) fn load_rows<F: Float>(
 #[cube]
 pub(super) fn load_vectors<F: Float, V: Size>(
     source: &Tensor<F>, // [batch, seq_len, d_state]
-    vectors: &mut Array<Vector<f32, V>>,
+    vectors: &mut Array<Vector<F, V>>,
     place: &Place,
     start: usize,
     #[comptime] geometry: Geometry,
@@ -78,7 +80,7 @@ pub(super) fn load_vectors<F: Float, V: Size>(
     #[unroll]
     for i in 0..comptime!(geometry.vectors_per_unit()) {
         let slot = UNIT_POS as usize + comptime!(i * geometry.units());
-        let mut vector = Vector::<f32, V>::new(0.0f32);
+        let mut vector = Vector::<F, V>::new(F::new(0.0));
         if comptime!((i + 1) * geometry.units() <= geometry.vectors()) {
             vector = load_vector::<F, V>(source, slot, place, start, geometry);
         } else if slot < comptime!(geometry.vectors()) {
@@ -96,28 +98,27 @@ fn load_vector<F: Float, V: Size>(
     place: &Place,
     start: usize,
     #[comptime] geometry: Geometry,
-) -> Vector<f32, V> {
+) -> Vector<F, V> {
     let d_state = comptime!(geometry.d_state);
     let t = start + slot / comptime!(geometry.groups);
     let first = (slot % comptime!(geometry.groups)) * comptime!(geometry.width);
     let inside = select(t < place.end, t, place.end - 1);
     let row = place.batch * source.stride(0) + inside * source.stride(1);
-    let mut vector = Vector::<f32, V>::empty();
+    let mut vector = Vector::<F, V>::empty();
     #[unroll]
     for j in 0..comptime!(geometry.width) {
         let n = first + j;
         let real = t < place.end && n < d_state;
         let n = select(n < d_state, n, d_state - 1);
-        let value = f32::cast_from(source[row + n]);
-        vector.insert(j, select(real, value, 0.0f32));
+        vector.insert(j, select(real, source[row + n], F::new(0.0)));
     }
     vector
 }
 
 /// Puts what [`load_vectors`] loaded where all units read it.
 #[cube]
-pub(super) fn stage_vectors<V: Size>(
-    vectors: &Array<Vector<f32, V>>,
+pub(super) fn stage_vectors<F: Float, V: Size>(
+    vectors: &Array<Vector<F, V>>,
     staged: &mut Shared<[Vector<f32, V>]>, // [tile, groups]
     #[comptime] geometry: Geometry,
 ) {
@@ -125,7 +126,7 @@ pub(super) fn stage_vectors<V: Size>(
     for i in 0..comptime!(geometry.vectors_per_unit()) {
         let slot = UNIT_POS as usize + comptime!(i * geometry.units());
         if slot < comptime!(geometry.vectors()) {
-            staged[slot] = vectors[i];
+            staged[slot] = Vector::cast_from(vectors[i]);
         }
     }
 }
