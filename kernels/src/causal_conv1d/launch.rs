@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::backward::conv_backward_kernel;
 use super::forward::conv_kernel;
-use super::geometry::{BACKWARD, FORWARD, cubes, lanes};
+use super::geometry::{BACKWARD, FORWARD, cubes};
 use super::{ConvGradients, ConvInputs, ConvOutputs, ConvUpstream, Dims};
 use crate::KernelError;
 use crate::pointwise::takes_ptx;
@@ -46,7 +46,7 @@ pub fn causal_conv1d(
     let size = inputs.dtype.size();
     let optional = [&inputs.bias, &initial_state, &final_state];
     let parameters = optional.into_iter().flatten().chain([&inputs.weight]);
-    let lanes = lanes(
+    let lanes = FORWARD.lanes(
         dims.channels,
         &[(&inputs.x, size), (&outputs.y, size)],
         parameters.map(|it| (it, size_of::<f32>())),
@@ -106,7 +106,7 @@ pub fn causal_conv1d_backward(
     let size = inputs.dtype.size();
     let optional = [&inputs.bias, &initial_state, &grad_final, &grad_initial];
     let parameters = optional.into_iter().flatten().chain([&inputs.weight]);
-    let lanes = lanes(
+    let lanes = BACKWARD.lanes(
         dims.channels,
         &[(&inputs.x, size), (&upstream.y, size), (&gradients.x, size)],
         parameters.map(|it| (it, size_of::<f32>())),
