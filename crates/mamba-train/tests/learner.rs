@@ -22,6 +22,11 @@ use mamba_train::windows::{Tail, Windows};
 /// Random numbers belong to the device, so that runs side by side would disturb each other.
 static SERIAL: Mutex<()> = Mutex::new(());
 
+/// The CPU where it is built in: a GPU beside it would compile kernels for minutes.
+fn device() -> Device {
+    mamba_core::device::device("flex").unwrap_or_default()
+}
+
 fn serial() -> MutexGuard<'static, ()> {
     SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -86,9 +91,9 @@ fn start(runs: &Path, name: &str, experiment: Experiment) -> Start {
 
 fn run(start: Start, interrupter: &Interrupter) -> anyhow::Result<Outcome> {
     let options = TrainOptions {
+        device: device(),
         display: Display::Quiet,
         interrupter: interrupter.clone(),
-        ..TrainOptions::default()
     };
     train_on(start, options, |_| Ok(splits()), |_| {})
 }
@@ -168,7 +173,7 @@ fn resumed_run_equals_an_uninterrupted_one_to_the_bit() {
     assert_eq!(cut_summary.valid, whole_summary.valid);
     assert_eq!(cut_summary.test, whole_summary.test);
     let parameters = |folder: &RunFolder| {
-        let run = load_run(folder.path(), &Device::default()).unwrap();
+        let run = load_run(folder.path(), &device()).unwrap();
         let table: Vec<f32> = run.model.embedding.val().into_data().try_to_vec().unwrap();
         table
             .iter()
@@ -213,7 +218,7 @@ fn interrupted_run_leaves_a_checkpoint_that_loads() {
     let folder = interrupt_at(begin, runs.path().join("cut"), 2);
     assert!(!folder.is_finished());
     let step = folder.checkpoints().latest().unwrap().unwrap().state.step;
-    let run = load_run(folder.path(), &Device::default()).unwrap();
+    let run = load_run(folder.path(), &device()).unwrap();
     assert_eq!(run.weights, Weights::Checkpoint(step));
     assert_eq!(run.tokenizer.name(), "bytes");
     assert_eq!(run.model.vocab_size(), 256);
@@ -250,7 +255,7 @@ fn finished_run_has_learnt_and_holds_everything() {
     assert_eq!((valid.tokens, test.tokens), (Some(49), Some(39)));
     assert!(summary.wall_seconds > 0.0 && summary.tokens_per_second > 0.0);
 
-    let run = load_run(folder.path(), &Device::default()).unwrap();
+    let run = load_run(folder.path(), &device()).unwrap();
     assert_eq!(run.weights, Weights::Final);
     assert_eq!(run.experiment.training.epochs, 6);
     assert_eq!(run.model.num_params(), summary.parameters);
@@ -396,7 +401,7 @@ fn accumulated_gradients_equal_those_of_one_big_batch() {
     use mamba_train::windows::TokenBatcher;
 
     let _serial = serial();
-    let device = Device::default().autodiff();
+    let device = device().autodiff();
     device.seed(7);
     let model = experiment(&[]).model.init(&device);
     let windows = windows(6 * 4 + 1, Tail::Drop);
