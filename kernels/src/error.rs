@@ -41,4 +41,10 @@ pub enum KernelError {
         /// How much there is.
         available: usize,
     },
+    /// The device runs no matrix product.
+    #[error("no matrix product runs on the device: {reason}")]
+    Product {
+        /// What the last routine tried said.
+        reason: String,
+    },
 }

@@ -9,6 +9,8 @@
 //! - `selective_scan` and `causal_conv1d` (feature `cube`): GPU kernels in CubeCL. A launcher takes a
 //!   client of any runtime and bindings of its buffers.
 //!
+//! - `matmul` (feature `cube`): products by `cubek-matmul`, with the routine chosen by size.
+//!
 //! # Notation
 //!
 //! | Symbol | Name | Meaning |
@@ -31,6 +33,8 @@ pub mod oracle;
 pub mod causal_conv1d;
 #[cfg(feature = "cube")]
 mod error;
+#[cfg(feature = "cube")]
+pub mod matmul;
 #[cfg(feature = "cube")]
 mod pointwise;
 #[cfg(feature = "cube")]

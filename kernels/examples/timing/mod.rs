@@ -1,4 +1,5 @@
 //! What the timing examples share: the command line, samples, buffers of one shape.
+#![allow(dead_code)] // each takes its share
 
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use cubecl::prelude::*;
 
 use crate::support::{binding, encode, uniform};
 
-/// The sizes of a problem.
+/// The sizes of a kernel's problem.
 pub type Shape = [usize; 4];
 
 /// What the official CUDA kernels take on an H100, in milliseconds: in f32 and in bf16, one number a
@@ -24,11 +25,11 @@ const SAMPLE_MS: f64 = 150.0;
 
 /// What the command line asks for, or what is wrong with it. `own` takes a flag of the example's own
 /// and its value, and says whether there is such a flag.
-pub fn arguments(
+pub fn arguments<const N: usize, P: Clone + Default>(
     usage: &str,
-    shapes: &[(Shape, Peer)],
+    shapes: &[([usize; N], P)],
     mut own: impl FnMut(&str, &str) -> Result<bool, String>,
-) -> (cubecl::Device, Vec<(Shape, Peer)>) {
+) -> (cubecl::Device, Vec<([usize; N], P)>) {
     let mut parse = || {
         let mut device = cubecl::Device::default();
         let mut shapes = shapes.to_vec();
@@ -41,7 +42,7 @@ pub fn arguments(
             let value = arguments.next().ok_or(format!("{flag} needs a value"))?;
             match flag.as_str() {
                 "--runtime" => device = parse_runtime(&value)?,
-                "--shape" => shapes = vec![(parse_shape(&value)?, Peer::default())],
+                "--shape" => shapes = vec![(parse_shape(&value)?, P::default())],
                 _ if own(&flag, &value)? => {}
                 _ => return Err(format!("unknown option {flag}")),
             }
@@ -64,12 +65,14 @@ fn parse_runtime(name: &str) -> Result<cubecl::Device, String> {
     device.map_err(|error| error.to_string())
 }
 
-fn parse_shape(value: &str) -> Result<Shape, String> {
+fn parse_shape<const N: usize>(value: &str) -> Result<[usize; N], String> {
     let sizes: Result<Vec<usize>, _> = value.split('x').map(str::parse).collect();
-    let sizes = sizes.ok().and_then(|sizes| Shape::try_from(sizes).ok());
-    sizes
-        .filter(|sizes| !sizes.contains(&0))
-        .ok_or("--shape: four sizes above 0, with an x between them".into())
+    let sizes = sizes
+        .ok()
+        .and_then(|sizes| <[usize; N]>::try_from(sizes).ok());
+    sizes.filter(|sizes| !sizes.contains(&0)).ok_or(format!(
+        "--shape: {N} sizes above 0, with an x between them"
+    ))
 }
 
 /// Fastest, median and slowest of the samples, in milliseconds a call.
