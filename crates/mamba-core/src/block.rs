@@ -57,10 +57,7 @@ impl Block {
     pub fn forward_sequence(&self, x: Tensor<3>, seq_idx: Option<Tensor<2, Int>>) -> Tensor<3> {
         let input = self.norm.forward(x.clone());
         let output = match &self.mixer {
-            Mixer::Mamba1(mixer) => match seq_idx {
-                Some(seq_idx) => mixer.forward_packed(input, seq_idx, None).0,
-                None => mixer.forward(input, None).0,
-            },
+            Mixer::Mamba1(mixer) => return mixer.mix(input, None, seq_idx, Some(x)).0,
             Mixer::Attention(mixer) => mixer.forward_sequence(input, seq_idx),
             Mixer::Mlp(mixer) => mixer.forward(input),
         };
@@ -82,8 +79,8 @@ impl Block {
         let input = self.norm.forward(x.clone());
         let (output, state) = match (&self.mixer, state) {
             (Mixer::Mamba1(mixer), LayerState::Mamba1(state)) => {
-                let (output, state) = mixer.forward(input, Some(state));
-                (output, LayerState::Mamba1(state))
+                let (output, state) = mixer.mix(input, Some(state), None, Some(x));
+                return (output, LayerState::Mamba1(state));
             }
             (Mixer::Attention(mixer), LayerState::Attention(cache)) if seq_len == 1 => {
                 let (output, cache) = mixer.step(input.squeeze_dim(1), cache);

@@ -7,7 +7,9 @@ use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape, 
 use serde::{Deserialize, Serialize};
 
 use crate::init::rescale;
-use crate::ops::{CausalConv1d, SelectiveScan, causal_conv1d, linear, project, selective_scan};
+use crate::ops::{
+    CausalConv1d, SelectiveScan, causal_conv1d, linear, project, project_onto, selective_scan,
+};
 use crate::state::Mamba1State;
 
 /// How the weight of the time-step projection starts.
@@ -234,7 +236,7 @@ impl Mamba1 {
         input: Tensor<3>,
         state: Option<Mamba1State>,
     ) -> (Tensor<3>, Mamba1State) {
-        self.mix(input, state, None)
+        self.mix(input, state, None, None)
     }
 
     /// [`Mamba1::forward`] over packed sequences: what the mixer remembers is reset wherever
@@ -251,7 +253,7 @@ impl Mamba1 {
         seq_idx: Tensor<2, Int>,
         state: Option<Mamba1State>,
     ) -> (Tensor<3>, Mamba1State) {
-        self.mix(input, state, Some(seq_idx))
+        self.mix(input, state, Some(seq_idx), None)
     }
 
     /// Mixes one token.
@@ -272,11 +274,13 @@ impl Mamba1 {
         self
     }
 
-    fn mix(
+    /// Mixes a sequence, onto `residual` where one is given.
+    pub(crate) fn mix(
         &self,
         input: Tensor<3>,
         state: Option<Mamba1State>,
         seq_idx: Option<Tensor<2, Int>>,
+        residual: Option<Tensor<3>>,
     ) -> (Tensor<3>, Mamba1State) {
         let [d_model, _] = self.in_proj.weight.dims();
         let [d_inner, d_state] = self.a_log.dims();
@@ -310,7 +314,11 @@ impl Mamba1 {
             seq_idx,
             ..SelectiveScan::new(x, delta, -self.a_log.val().exp(), b, c)
         });
-        (project(&self.out_proj, y), Mamba1State { conv, ssm })
+        let output = match residual {
+            Some(residual) => project_onto(residual, &self.out_proj, y),
+            None => project(&self.out_proj, y),
+        };
+        (output, Mamba1State { conv, ssm })
     }
 }
 

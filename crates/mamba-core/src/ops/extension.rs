@@ -264,14 +264,17 @@ pub trait MambaOps: Backend {
         portable::linear_cross_entropy::loss_with_grads::<Self>(hidden, weight, targets, vocab_size)
     }
 
-    /// `x weight + bias` over the last axis of `x`, with `weight [d_input, d_output]`.
+    /// `x weight + bias + residual` over the last axis of `x`, with `weight [d_input, d_output]` and the
+    /// residual as shaped as the result.
     #[fusion(dtype = x, shape = meta::projected(x, weight))]
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalFloat<Self>,
+        #[extension_type] residual: OptionalFloat<Self>,
     ) -> FloatTensor<Self> {
-        Self::linear(x, weight, bias.into_option())
+        let y = Self::linear(x, weight, bias.into_option());
+        portable::add_residual::<Self>(y, residual)
     }
 
     /// The gradient of the weight of [`MambaOps::fused_linear`], `[d_input, d_output]`.

@@ -33,7 +33,7 @@ mod selective_scan;
 
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
 pub use linear::linear;
-pub(crate) use linear::project;
+pub(crate) use linear::{project, project_onto};
 pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy, token_losses};
 pub use rms_norm::rms_norm;
 pub use selective_scan::{SelectiveScan, selective_scan};
@@ -68,17 +68,21 @@ impl Strategy {
 /// Whether our CPU loops beat the backend's own operations: on Flex, which zeroes an output before
 /// it computes it, copies it, and walks a norm in six passes.
 fn on_flex(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    let flex = matches!(
-        device.clone().without_autodiff().as_dispatch(),
-        DispatchDevice::Flex(_)
-    );
-    #[cfg(not(feature = "flex"))]
-    let flex = {
-        let _ = device;
-        false
-    };
-    flex
+    match device.clone().without_autodiff().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[allow(unreachable_patterns)] // which backends exist is another crate's features
+        _ => false,
+    }
+}
+
+fn on_cube(device: &Device) -> bool {
+    match device.clone().without_autodiff().as_dispatch() {
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => true,
+        #[allow(unreachable_patterns)] // as in `on_flex`
+        _ => false,
+    }
 }
 
 /// Whether the backend of `device` is one that [`extension::MambaOps`] is routed to.

@@ -4,7 +4,7 @@
 //! axis, so that no sum depends on the number of threads, though the cut does.
 
 use super::matrix::{Matrix, multiply_into};
-use super::rows::Output;
+use super::rows::{Output, Rows, check_len};
 use rayon::prelude::*;
 
 /// Rows from which on a task takes whole rows: there are then enough of them for any machine.
@@ -21,14 +21,23 @@ fn block(rows: usize, columns: usize, threads: usize) -> [usize; 2] {
     }
 }
 
-/// `x weight + bias`, `[x.rows, weight.columns]`, contiguous.
+/// What comes on top of a product, while it is still in the cache.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Added<'a> {
+    /// A value a column.
+    pub bias: Option<&'a [f32]>,
+    /// As shaped as the product.
+    pub residual: Option<Rows<'a>>,
+}
+
+/// `x weight + bias + residual`, `[x.rows, weight.columns]`, contiguous.
 ///
 /// The result is the same, bit by bit, on every run and for any number of threads.
 ///
 /// # Panics
-/// If `weight` does not have a row for each column of `x`, or `bias` a value for each column of
-/// `weight`.
-pub fn linear(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+/// If `weight` does not have a row for each column of `x`, `bias` a value for each column of
+/// `weight`, or `residual` ends before the result does.
+pub fn linear(x: Matrix, weight: Matrix, added: Added) -> Vec<f32> {
     let (rows, columns) = (x.rows(), weight.columns());
     assert!(
         x.columns() == weight.rows(),
@@ -36,8 +45,8 @@ pub fn linear(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
         x.columns(),
         weight.rows()
     );
-    if let Some(bias) = bias {
-        super::rows::check_len("linear", "bias", bias, columns);
+    if let Some(bias) = added.bias {
+        check_len("linear", "bias", bias, columns);
     }
     let [tall, wide] = block(rows, columns, rayon::current_num_threads());
     let across = columns.div_ceil(wide.max(1));
@@ -54,21 +63,28 @@ pub fn linear(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
             let x = x.row_range(rows.clone());
             let weight = weight.column_range(columns.clone());
             // SAFETY: the block lies inside the output, and no other task has a part of it.
-            unsafe {
-                multiply_into(to, stride, false, x, weight);
-                if let Some(bias) = bias {
-                    for row in 0..rows.len() {
-                        let row =
-                            std::slice::from_raw_parts_mut(to.add(row * stride), columns.len());
-                        for (to, bias) in row.iter_mut().zip(&bias[columns.clone()]) {
-                            *to += bias;
-                        }
-                    }
+            unsafe { multiply_into(to, stride, false, x, weight) };
+            for (index, row) in rows.enumerate() {
+                // SAFETY: a row of the block, written above.
+                let to = unsafe {
+                    std::slice::from_raw_parts_mut(to.add(index * stride), columns.len())
+                };
+                if let Some(bias) = added.bias {
+                    add(to, &bias[columns.clone()]);
+                }
+                if let Some(residual) = added.residual {
+                    add(to, residual.get(row, columns.clone()));
                 }
             }
         });
     // SAFETY: the blocks cover the output, and `multiply_into` writes all of its block.
     unsafe { y.finish() }
+}
+
+fn add(to: &mut [f32], values: &[f32]) {
+    for (to, value) in to.iter_mut().zip(values) {
+        *to += value;
+    }
 }
 
 #[cfg(test)]
@@ -103,11 +119,26 @@ mod tests {
             let rhs = Matrix::new(w, inner, columns, columns);
             let mut want = exact(x, w, inner, columns);
             let name = format!("{rows} x {inner} x {columns}");
-            assert_close(&name, &linear(lhs, rhs, None), &want, 1e-5);
+            assert_close(&name, &linear(lhs, rhs, Added::default()), &want, 1e-5);
             for (want, i) in want.iter_mut().zip(0..) {
                 *want += f64::from(bias[i % columns]);
             }
-            assert_close(&name, &linear(lhs, rhs, Some(&bias)), &want, 1e-5);
+            let mut added = Added {
+                bias: Some(&bias),
+                residual: None,
+            };
+            assert_close(&name, &linear(lhs, rhs, added), &want, 1e-5);
+            // The first columns of wider rows.
+            let stride = columns + 3;
+            let wide = noise(rows * stride, 4);
+            for (want, i) in want.iter_mut().zip(0..) {
+                *want += f64::from(wide[i / columns * stride + i % columns]);
+            }
+            added.residual = Some(Rows {
+                data: &wide,
+                row_stride: stride,
+            });
+            assert_close(&name, &linear(lhs, rhs, added), &want, 1e-5);
         }
     }
 
@@ -119,12 +150,12 @@ mod tests {
         let want = linear(
             Matrix::new(&part, 200, 10, 10),
             Matrix::new(&turned, 10, 8, 8),
-            None,
+            Added::default(),
         );
         let got = linear(
             Matrix::new(&x[5..], 200, 10, 24),
             Matrix::new(&weight, 8, 10, 10).transposed(),
-            None,
+            Added::default(),
         );
         let want = widen(&want);
         assert_close("strided", &got, &want, 1e-6);
@@ -138,7 +169,11 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             pool.build().unwrap().install(|| {
                 let x = Matrix::new(&x, rows, inner, inner);
-                linear(x, Matrix::new(&weight, inner, columns, columns), None)
+                linear(
+                    x,
+                    Matrix::new(&weight, inner, columns, columns),
+                    Added::default(),
+                )
             })
         };
         assert_ne!(block(rows, columns, 1), block(rows, columns, 3));
@@ -148,7 +183,7 @@ mod tests {
     #[test]
     fn an_empty_inner_axis_gives_zeros() {
         let (empty, none) = (Matrix::new(&[], 3, 0, 0), Matrix::new(&[], 0, 4, 4));
-        assert_eq!(linear(empty, none, None), [0.0; 12]);
+        assert_eq!(linear(empty, none, Added::default()), [0.0; 12]);
         // Fresh memory may be zero by chance.
         let mut poisoned = [f32::NAN; 12];
         multiply(&mut poisoned, 4, false, empty, none);
@@ -162,7 +197,7 @@ mod tests {
         linear(
             Matrix::new(&values, 4, 3, 3),
             Matrix::new(&values, 4, 3, 3),
-            None,
+            Added::default(),
         );
     }
 }

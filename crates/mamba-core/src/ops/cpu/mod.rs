@@ -16,7 +16,7 @@ mod rows;
 pub mod selective_scan;
 pub mod simd;
 
-pub use linear::linear;
+pub use linear::{Added, linear};
 pub use matrix::Matrix;
 pub use rows::Rows;
 

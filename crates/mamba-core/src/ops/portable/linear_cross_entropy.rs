@@ -3,13 +3,12 @@
 //! Logits exist for one chunk only, and so do their gradients: since the loss is a mean, the
 //! gradient of a chunk is known as soon as its logits are, and nothing is computed twice.
 
-use burn::backend::Backend;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{FloatDType, Slice};
 
 use super::Prim;
-use crate::ops::extension::LossGrads;
+use crate::ops::extension::{LossGrads, MambaOps, OptionalFloat};
 
 /// Most tokens of a chunk, and most logits: 256 MiB of them. A GPU wants large products and few of
 /// them.
@@ -20,7 +19,7 @@ const CHUNK_LOGITS: usize = 1 << 26;
 const NEVER: f64 = -1e30;
 
 /// One chunk of tokens: its hidden states, targets and weights (0 for ignored tokens).
-struct Chunk<B: Backend> {
+struct Chunk<B: MambaOps> {
     hidden: Prim<B>,       // [chunk, d_model]
     counted: Prim<B>,      // [chunk, 1]
     targets: IntTensor<B>, // [chunk, 1], ignored ones moved to 0
@@ -28,12 +27,12 @@ struct Chunk<B: Backend> {
 
 /// The head. A vocabulary is padded to a size that products like, so all rows take part in them,
 /// and the logits of padding are moved out of the way.
-struct Head<B: Backend> {
+struct Head<B: MambaOps> {
     weight: Prim<B>,          // [rows, d_model]
     padding: Option<Prim<B>>, // [1, rows]
 }
 
-impl<B: Backend> Head<B> {
+impl<B: MambaOps> Head<B> {
     fn new(weight: FloatTensor<B>, vocab_size: usize) -> Self {
         let weight = Prim::<B>(weight);
         let [rows, _] = weight.dims();
@@ -46,7 +45,7 @@ impl<B: Backend> Head<B> {
     }
 
     fn logits(&self, hidden: &Prim<B>) -> Prim<B> {
-        let logits = hidden.matmul(&self.weight.transpose());
+        let logits = product(hidden, &self.weight.transpose());
         match &self.padding {
             Some(padding) => &logits + padding,
             None => logits,
@@ -54,8 +53,15 @@ impl<B: Backend> Head<B> {
     }
 }
 
+/// `lhs rhs`, as the backend multiplies in a linear layer.
+fn product<B: MambaOps>(lhs: &Prim<B>, rhs: &Prim<B>) -> Prim<B> {
+    let (lhs, rhs) = (lhs.0.clone(), rhs.0.clone());
+    let (bias, residual) = (OptionalFloat::Absent, OptionalFloat::Absent);
+    Prim(B::fused_linear(lhs, rhs, bias, residual))
+}
+
 /// Chunks of equal length, but for the last one, for a head of `rows` rows.
-fn chunks<B: Backend>(
+fn chunks<B: MambaOps>(
     hidden: FloatTensor<B>,
     targets: IntTensor<B>,
     rows: usize,
@@ -78,7 +84,7 @@ fn chunks<B: Backend>(
     })
 }
 
-impl<B: Backend> Chunk<B> {
+impl<B: MambaOps> Chunk<B> {
     /// `(logits - max, log sum exp(logits - max))`
     fn log_normalised(&self, head: &Head<B>) -> (Prim<B>, Prim<B>) {
         let logits = head.logits(&self.hidden);
@@ -93,7 +99,7 @@ impl<B: Backend> Chunk<B> {
     }
 }
 
-pub(crate) fn token_losses<B: Backend>(
+pub(crate) fn token_losses<B: MambaOps>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
     targets: IntTensor<B>,
@@ -111,7 +117,7 @@ pub(crate) fn token_losses<B: Backend>(
     Prim::<B>::cat(losses, 0).reshape([tokens]).0
 }
 
-pub(crate) fn loss<B: Backend>(
+pub(crate) fn loss<B: MambaOps>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
     targets: IntTensor<B>,
@@ -122,7 +128,7 @@ pub(crate) fn loss<B: Backend>(
     (&losses.sum_dim(0) * &scale.reshape([1])).0
 }
 
-pub(crate) fn loss_with_grads<B: Backend>(
+pub(crate) fn loss_with_grads<B: MambaOps>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
     targets: IntTensor<B>,
@@ -148,8 +154,9 @@ pub(crate) fn loss_with_grads<B: Backend>(
             row_scale.scale(-1.0).0,
             burn::tensor::IndexingUpdateOp::Add,
         ));
-        grad_hidden.push(grad_logits.matmul(weight));
-        grad_weight = grad_weight + grad_logits.transpose().matmul(&chunk.hidden);
+        grad_hidden.push(product(&grad_logits, weight));
+        let part = B::fused_linear_weight_backward(grad_logits.0, chunk.hidden.0);
+        grad_weight = grad_weight + Prim(part);
     }
     LossGrads {
         loss: (&total * &scale).reshape([1]).0,
@@ -159,7 +166,7 @@ pub(crate) fn loss_with_grads<B: Backend>(
 }
 
 /// One over the number of counted targets (over 1 if there are none): `[1, 1]`.
-fn mean_scale<B: Backend>(targets: &IntTensor<B>) -> Prim<B> {
+fn mean_scale<B: MambaOps>(targets: &IntTensor<B>) -> Prim<B> {
     let [tokens] = targets.shape().dims();
     let targets = Prim::<B>(B::int_into_float(targets.clone(), FloatDType::F32));
     let count = targets.shift(1.0).clamp(0.0, 1.0).sum_dim(0);

@@ -12,8 +12,21 @@ pub(crate) mod selective_scan;
 use prim::Prim;
 
 use burn::backend::Backend;
-use burn::backend::tensor::IntTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::FloatDType;
+
+use super::extension::OptionalFloat;
+
+/// `y` and the residual, where there is one.
+pub(crate) fn add_residual<B: Backend>(
+    y: FloatTensor<B>,
+    residual: OptionalFloat<B>,
+) -> FloatTensor<B> {
+    match residual {
+        OptionalFloat::Present(residual) => B::float_add(residual, y),
+        OptionalFloat::Absent => y,
+    }
+}
 
 /// 1 where a position continues the run of its predecessor and 0 where a run begins, as
 /// `[batch, seq_len]`. The first position continues: what came before it is the initial state.

@@ -79,10 +79,6 @@ impl<B: Backend> Prim<B> {
         ))
     }
 
-    pub(crate) fn matmul(&self, other: &Self) -> Self {
-        Self(B::float_matmul(self.0.clone(), other.0.clone()))
-    }
-
     pub(crate) fn transpose(&self) -> Self {
         Self(B::float_transpose(self.0.clone()))
     }

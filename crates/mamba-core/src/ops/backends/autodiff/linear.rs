@@ -11,13 +11,13 @@ use crate::ops::extension::{MambaOps, OptionalFloat};
 #[derive(Debug)]
 struct Linear;
 
-impl<B: MambaOps> Backward<B, 3> for Linear {
+impl<B: MambaOps> Backward<B, 4> for Linear {
     /// `x` where the weight has a gradient, and the weight where `x` has one.
     type State = [Option<NodeId>; 2];
 
     fn backward(
         self,
-        ops: Ops<Self::State, 3>,
+        ops: Ops<Self::State, 4>,
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
@@ -25,10 +25,11 @@ impl<B: MambaOps> Backward<B, 3> for Linear {
         let [x, weight] = ops
             .state
             .map(|id| id.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id)));
-        let [x_node, weight_node, bias_node] = ops.parents;
+        let [x_node, weight_node, bias_node, residual_node] = ops.parents;
         if let (Some(node), Some(weight)) = (x_node, weight) {
             let weight = B::float_transpose(weight);
-            let grad = B::fused_linear(grad_y.clone(), weight, OptionalFloat::Absent);
+            let (bias, residual) = (OptionalFloat::Absent, OptionalFloat::Absent);
+            let grad = B::fused_linear(grad_y.clone(), weight, bias, residual);
             grads.register::<B>(node.id, grad);
         }
         if let (Some(node), Some(x)) = (weight_node, x) {
@@ -36,7 +37,10 @@ impl<B: MambaOps> Backward<B, 3> for Linear {
             grads.register::<B>(node.id, grad);
         }
         if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::linear_bias_backward(grad_y));
+            grads.register::<B>(node.id, B::linear_bias_backward(grad_y.clone()));
+        }
+        if let Some(node) = residual_node {
+            grads.register::<B>(node.id, grad_y);
         }
     }
 }
@@ -45,11 +49,13 @@ pub(super) fn linear<B: MambaOps, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
     bias: OptionalFloat<Autodiff<B, C>>,
+    residual: OptionalFloat<Autodiff<B, C>>,
 ) -> FloatTensor<Autodiff<B, C>> {
     let nodes = [
         x.node(),
         weight.node(),
         or_constant::<B, C>(&bias, &x).node(),
+        or_constant::<B, C>(&residual, &x).node(),
     ];
     let (x_tracked, weight_tracked) = (x.is_tracked(), weight.is_tracked());
     match Linear.prepare::<C>(nodes).compute_bound().stateful() {
@@ -62,6 +68,7 @@ pub(super) fn linear<B: MambaOps, C: CheckpointStrategy>(
                 x.into_primitive(),
                 weight.into_primitive(),
                 inner_float(bias),
+                inner_float(residual),
             );
             prep.finish(state, y)
         }
@@ -69,6 +76,7 @@ pub(super) fn linear<B: MambaOps, C: CheckpointStrategy>(
             x.into_primitive(),
             weight.into_primitive(),
             inner_float(bias),
+            inner_float(residual),
         )),
     }
 }

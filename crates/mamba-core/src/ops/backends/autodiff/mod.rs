@@ -180,8 +180,9 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalFloat<Self>,
+        residual: OptionalFloat<Self>,
     ) -> FloatTensor<Self> {
-        linear::linear::<B, C>(x, weight, bias)
+        linear::linear::<B, C>(x, weight, bias, residual)
     }
 
     fn fused_linear_weight_backward(

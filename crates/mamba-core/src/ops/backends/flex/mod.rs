@@ -7,7 +7,9 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Shape, TensorData};
 use burn_flex::FlexTensor;
 
-use crate::ops::cpu::{causal_conv1d, linear, linear_cross_entropy, rms_norm, selective_scan};
+use crate::ops::cpu::{
+    Added, causal_conv1d, linear, linear_cross_entropy, rms_norm, selective_scan,
+};
 use crate::ops::extension::{
     ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, ScanGrads,
     ScanInputs, ScanOutputs,
@@ -164,13 +166,18 @@ impl MambaOps for Flex {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalFloat<Self>,
+        residual: OptionalFloat<Self>,
     ) -> FloatTensor<Self> {
         let mut shape = x.shape();
         let last = shape.num_dims() - 1;
         shape[last] = weight.shape()[1];
         let (x, weight, bias) = (RowTensor::new(x), WeightTensor::new(weight), whole(bias));
-        let bias = bias.as_ref().map(Whole::slice);
-        tensor(linear(x.matrix(), weight.matrix(), bias), shape)
+        let residual = residual.into_option().map(RowTensor::new);
+        let added = Added {
+            bias: bias.as_ref().map(Whole::slice),
+            residual: residual.as_ref().map(RowTensor::rows),
+        };
+        tensor(linear(x.matrix(), weight.matrix(), added), shape)
     }
 
     fn fused_linear_weight_backward(
@@ -179,7 +186,10 @@ impl MambaOps for Flex {
     ) -> FloatTensor<Self> {
         let (x, grad_y) = (RowTensor::new(x), RowTensor::new(grad_y));
         let (x, grad_y) = (x.matrix().transposed(), grad_y.matrix());
-        tensor(linear(x, grad_y, None), [x.rows(), grad_y.columns()])
+        tensor(
+            linear(x, grad_y, Added::default()),
+            [x.rows(), grad_y.columns()],
+        )
     }
 
     fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {

@@ -1,8 +1,10 @@
 //! Any GPU: the CubeCL kernels of `mamba_kernels` on the tensors' own buffers.
 
+mod linear;
+
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
-use burn::tensor::DType;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -89,13 +91,9 @@ fn few_taps(op: &str, width: usize) -> bool {
 }
 
 /// An uninitialised f32 tensor beside `like`.
-fn empty<const D: usize>(like: &CubeTensor, shape: [usize; D]) -> CubeTensor {
-    empty_device_contiguous_dtype(
-        like.client.clone(),
-        like.device.clone(),
-        shape.into(),
-        DType::F32,
-    )
+fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, shape, DType::F32)
 }
 
 /// An uninitialised tensor as shaped as `like`.
@@ -119,7 +117,7 @@ fn optional_binding(tensor: &Option<CubeTensor>) -> Option<TensorBinding> {
 fn launched(op: &str, result: Result<(), KernelError>) -> bool {
     match result {
         Ok(()) => true,
-        Err(error @ KernelError::Device { .. }) => {
+        Err(error @ (KernelError::Device { .. } | KernelError::Product { .. })) => {
             log::debug!("{op}: {error}; taking the portable path");
             false
         }
@@ -133,9 +131,9 @@ impl MambaOps for CubeBackend {
         let [_, d_state] = inputs.a.shape().dims();
         let intervals = seq_len.div_ceil(SCAN_CHECKPOINT_INTERVAL);
         let y = empty_like(&inputs.u);
-        let final_state = empty(&inputs.u, [batch, d_inner, d_state]);
+        let final_state = empty(&inputs.u, [batch, d_inner, d_state].into());
         let checkpoints =
-            save_checkpoints.then(|| empty(&inputs.u, [batch, intervals, d_state, d_inner]));
+            save_checkpoints.then(|| empty(&inputs.u, [batch, intervals, d_state, d_inner].into()));
         let outputs = selective_scan::ScanOutputs {
             y: y.clone().binding(),
             final_state: final_state.clone().binding(),
@@ -224,7 +222,7 @@ impl MambaOps for CubeBackend {
             return portable::causal_conv1d::forward::<Self>(inputs);
         }
         let y = empty_like(&inputs.x);
-        let final_state = empty(&inputs.x, [batch, width - 1, channels]);
+        let final_state = empty(&inputs.x, [batch, width - 1, channels].into());
         let outputs = causal_conv1d::ConvOutputs {
             y: y.clone().binding(),
             final_state: Some(final_state.clone().binding()),
@@ -273,6 +271,20 @@ impl MambaOps for CubeBackend {
             bias: bias.into(),
             initial_state: initial_state.into(),
         }
+    }
+
+    fn fused_linear(
+        x: CubeTensor,
+        weight: CubeTensor,
+        bias: OptionalFloat<Self>,
+        residual: OptionalFloat<Self>,
+    ) -> CubeTensor {
+        let y = linear::forward(x, weight, bias.into_option());
+        portable::add_residual::<Self>(y, residual)
+    }
+
+    fn fused_linear_weight_backward(x: CubeTensor, grad_y: CubeTensor) -> CubeTensor {
+        linear::weight_backward(x, grad_y)
     }
 }
 

@@ -1,0 +1,69 @@
+//! Linear layers on the products of `mamba_kernels`, which need no tuning and round nothing to TF32.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl::prelude::TensorBinding;
+use burn_cubecl::tensor::CubeTensor;
+use mamba_kernels::matmul::matmul;
+
+use super::{empty, launched, whole};
+
+/// All axes but the last as rows.
+fn matrix(tensor: CubeTensor) -> TensorBinding {
+    let mut matrix = whole(tensor);
+    let columns = matrix.shape[matrix.shape.len() - 1];
+    let rows = matrix.shape[..matrix.shape.len() - 1].iter().product();
+    matrix.shape = [rows, columns].into();
+    matrix.strides = [columns, 1].into_iter().collect();
+    matrix
+}
+
+fn transposed(mut matrix: TensorBinding) -> TensorBinding {
+    matrix.shape.swap(0, 1);
+    matrix.strides.swap(0, 1);
+    matrix
+}
+
+/// A weight, read in place if it is contiguous or the transpose of what is.
+fn factor(weight: CubeTensor) -> TensorBinding {
+    match weight.meta.strides()[0] {
+        1 => transposed(whole(CubeBackend::float_transpose(weight))),
+        _ => whole(weight),
+    }
+}
+
+pub(super) fn forward(x: CubeTensor, weight: CubeTensor, bias: Option<CubeTensor>) -> CubeTensor {
+    let mut shape = x.shape();
+    let last = shape.num_dims() - 1;
+    shape[last] = weight.shape()[1];
+    let y = empty(&x, shape);
+    let result = matmul(
+        &x.client,
+        matrix(x.clone()),
+        factor(weight.clone()),
+        matrix(y.clone()),
+    );
+    if !launched("linear", result) {
+        return CubeBackend::linear(x, weight, bias);
+    }
+    let Some(bias) = bias else { return y };
+    let mut row = vec![1; last];
+    row.push(bias.shape()[0]);
+    CubeBackend::float_add(y, CubeBackend::float_reshape(bias, row.into()))
+}
+
+pub(super) fn weight_backward(x: CubeTensor, grad_y: CubeTensor) -> CubeTensor {
+    let columns = |tensor: &CubeTensor| tensor.shape()[tensor.shape().num_dims() - 1];
+    let grad = empty(&x, [columns(&x), columns(&grad_y)].into());
+    let result = matmul(
+        &x.client,
+        transposed(matrix(x.clone())),
+        matrix(grad_y.clone()),
+        grad.clone().binding(),
+    );
+    match launched("linear backward", result) {
+        true => grad,
+        false => CubeBackend::linear_weight_backward(x, grad_y),
+    }
+}
