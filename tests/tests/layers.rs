@@ -3,7 +3,7 @@
 
 use burn::backend::Dispatch;
 use burn::tensor::{Device, Tensor, s};
-use mamba_core::ops::extension::MambaOps;
+use mamba_core::ops::extension::{MambaOps, OptionalFloat};
 use mamba_core::ops::{linear, rms_norm};
 use mamba_tests::devices::autodiff_devices;
 use mamba_tests::tensors::{assert_same, numbers};
@@ -76,6 +76,39 @@ fn a_linear_layer_equals_burns() {
                 &[wide, weight.transpose()],
                 |[wide, weight]| linear(x(wide), weight.clone().transpose(), None),
                 |[wide, weight]| x(wide).matmul(weight.clone().transpose().unsqueeze()),
+            );
+        }
+    }
+}
+
+/// What a block of `mamba_core` does with the last projection of its mixer, behind the seam.
+#[test]
+fn a_linear_layer_adds_its_residual() {
+    for device in autodiff_devices() {
+        for [rows, d_input, d_output] in [[1, 5, 3], [2100, 8, 17]] {
+            let leaves = [
+                numbers(1, [rows, d_input], &device),
+                numbers(2, [d_input, d_output], &device),
+                numbers(3, [1, d_output], &device),
+                numbers(4, [rows, d_output + 4], &device),
+            ];
+            assert_equal(
+                &format!("{rows} x {d_input} x {d_output}"),
+                &leaves,
+                |[x, weight, bias, residual]| {
+                    let bias = bias.clone().reshape([d_output]).into_dispatch();
+                    let residual = sliced(residual, 2, 2 + d_output).into_dispatch();
+                    Tensor::from_dispatch(Dispatch::fused_linear(
+                        x.clone().unsqueeze::<3>().into_dispatch(),
+                        weight.clone().into_dispatch(),
+                        OptionalFloat::Present(bias),
+                        OptionalFloat::Present(residual),
+                    ))
+                },
+                |[x, weight, bias, residual]| {
+                    let y = x.clone().matmul(weight.clone()) + bias.clone();
+                    y.unsqueeze::<3>() + sliced(residual, 2, 2 + d_output)
+                },
             );
         }
     }

@@ -7,9 +7,9 @@
 //! | [`linear_cross_entropy`] | head and loss without the logits | the two gradients, no logits |
 //! | [`linear`], [`rms_norm`] | what Burn has too, in one pass on the CPU | their inputs |
 //!
-//! Each takes the path of [`Strategy::Auto`]: fused loops on Flex, kernels for the scan and
-//! the convolution and portable bodies for the rest on CubeCL devices, portable bodies on NdArray, the
-//! plain [`reference`](mod@reference) on any other backend. All of them compute in
+//! Each takes the path of [`Strategy::Auto`]: fused loops on Flex; on CubeCL devices kernels for the
+//! scan and the convolution, matrix products that are not tuned at first use, and portable bodies for
+//! the rest; portable bodies on NdArray, the plain [`reference`](mod@reference) on any other backend. All of them compute in
 //! f32 whatever the inputs are, since a recurrence over thousands of steps drifts in half
 //! precision; results are cast back to the dtype of the main input, states stay f32.
 

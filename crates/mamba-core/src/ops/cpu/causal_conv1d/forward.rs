@@ -1,9 +1,9 @@
-//! One task owns one tile of positions of one sequence. Block by block of 16 channels it copies the
-//! positions it needs into one array, whatever they come from, and slides over that.
+//! One task owns one tile of positions of one sequence and walks it row by row, so that memory is read
+//! and written in the order it lies in; the rows that a position reads are in the first-level cache.
 
 use super::super::{
     rows::{Columns, Output},
-    simd::{Kernel, dispatch, math::silu},
+    simd::{Kernel, Lockstep, dispatch, math::silu},
 };
 use super::*;
 use rayon::prelude::*;
@@ -24,6 +24,9 @@ pub fn forward(inputs: &ConvInputs) -> ConvOutputs {
     } = *inputs;
     let first_taps: Vec<_> = (0..batch).map(|batch| inputs.first_taps(batch)).collect();
     let tiles = seq_len.div_ceil(TILE);
+    let taps: Vec<Lanes> = (0..inputs.blocks())
+        .flat_map(|block| inputs.taps(&inputs.block_channels(block)))
+        .collect();
 
     let mut y = Output::new(batch * seq_len, channels);
     let sink = y.columns();
@@ -33,6 +36,7 @@ pub fn forward(inputs: &ConvInputs) -> ConvOutputs {
         dispatch(Task {
             inputs,
             first_taps: &first_taps[batch],
+            taps: &taps,
             y: &sink,
             batch,
             positions,
@@ -68,6 +72,8 @@ pub fn forward(inputs: &ConvInputs) -> ConvOutputs {
 struct Task<'a> {
     inputs: &'a ConvInputs<'a>,
     first_taps: &'a [usize],
+    /// `[blocks, width]`
+    taps: &'a [Lanes],
     y: &'a Columns<'a>,
     batch: usize,
     positions: Range<usize>,
@@ -79,40 +85,94 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         match self.inputs.width {
-            4 => self.blocks::<V, 4>(),
-            _ => self.blocks::<V, 0>(),
+            4 => self.rows::<V, 4>(),
+            _ => self.rows::<V, 0>(),
         }
     }
 }
 
-impl Task<'_> {
+/// Blocks of channels whose SiLU is computed in lock-step.
+const TOGETHER: usize = 4;
+
+impl<'a> Task<'a> {
     /// `WIDTH` is the width where it is worth a loop of its own, else 0.
     #[inline(always)]
-    fn blocks<V: Vector, const WIDTH: usize>(&self) {
-        let Self {
-            inputs, y, batch, ..
-        } = *self;
-        let Range { start, end } = self.positions;
-        let width = if WIDTH > 0 { WIDTH } else { inputs.width };
-        let mut x = vec![Lanes::ZERO; end - start + width - 1];
-        for block in 0..inputs.blocks() {
-            let columns = inputs.block_channels(block);
-            let taps = inputs.taps(&columns);
-            let bias = inputs.load_bias::<V>(&columns);
-            inputs.gather::<V>(batch, start, end, &columns, &mut x);
-            for (t, x) in (start..end).zip(x.windows(width)) {
-                let first = if self.first_taps.is_empty() {
-                    0
-                } else {
-                    self.first_taps[t]
-                };
-                let mut value = convolve(&taps[..width], x, first, bias);
-                if inputs.silu {
-                    value = silu(value);
-                }
-                // SAFETY: this task alone writes these positions.
-                unsafe { y.write(batch * inputs.seq_len + t, &columns, value) };
+    fn rows<V: Vector, const WIDTH: usize>(&self) {
+        let width = if WIDTH > 0 { WIDTH } else { self.inputs.width };
+        let blocks = self.inputs.blocks();
+        let mut sources: Vec<_> = (0..width - 1)
+            .map(|tap| self.source(self.positions.start, tap))
+            .collect();
+        for t in self.positions.clone() {
+            sources.push(self.source(t, width - 1));
+            // The oldest taps may have nothing to read: no window was given.
+            let absent = sources.iter().take_while(|row| row.is_none()).count();
+            let first = self
+                .first_taps
+                .get(t)
+                .map_or(absent, |first| absent.max(*first));
+            let mut block = 0;
+            while block + TOGETHER <= blocks {
+                self.compute::<V, TOGETHER>(&sources[..width], first, t, block);
+                block += TOGETHER;
             }
+            while block < blocks {
+                self.compute::<V, 1>(&sources[..width], first, t, block);
+                block += 1;
+            }
+            sources.remove(0);
+        }
+    }
+
+    /// The row that tap `tap` of position `t` reads: an input, or a row of the initial window.
+    fn source(&self, t: usize, tap: usize) -> Option<&'a [f32]> {
+        let ConvInputs {
+            seq_len,
+            channels,
+            width,
+            ..
+        } = *self.inputs;
+        let (history, ahead) = (width - 1, t + tap);
+        if ahead >= history {
+            let row = self.batch * seq_len + ahead - history;
+            return Some(self.inputs.x.get(row, 0..channels));
+        }
+        let window = Rows::contiguous(self.inputs.initial_window?, channels);
+        Some(window.get(self.batch * history + ahead, 0..channels))
+    }
+
+    /// `N` blocks of channels of position `t`.
+    #[inline(always)]
+    fn compute<V: Vector, const N: usize>(
+        &self,
+        sources: &[Option<&[f32]>],
+        first: usize,
+        t: usize,
+        block: usize,
+    ) {
+        let inputs = self.inputs;
+        let mut sum = Lockstep([V::zero(); N]);
+        for i in 0..N {
+            sum.0[i] = inputs.load_bias(&inputs.block_channels(block + i));
+        }
+        for (tap, source) in sources.iter().enumerate().skip(first) {
+            let Some(source) = source else { continue };
+            for i in 0..N {
+                let x = V::load_padded(&source[inputs.block_channels(block + i)]);
+                let weight = V::load(&self.taps[(block + i) * sources.len() + tap]);
+                sum.0[i] = weight.mul_add(x, sum.0[i]);
+            }
+        }
+        if inputs.silu {
+            sum = silu(sum);
+        }
+        for i in 0..N {
+            let (row, columns) = (
+                self.batch * inputs.seq_len + t,
+                inputs.block_channels(block + i),
+            );
+            // SAFETY: this task alone writes these positions.
+            unsafe { self.y.write(row, &columns, sum.0[i]) };
         }
     }
 }
