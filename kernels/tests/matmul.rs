@@ -1,4 +1,5 @@
 //! Matrix products on the runtime built in against sums in f64.
+#![cfg(all(feature = "oracle", feature = "runtime"))]
 
 mod support;
 

@@ -270,47 +270,43 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                 }
                 // Always so. The loads above would be put off until after the walk, but not past a branch.
                 if start + offset < stop {
-                    // No load moves up past a store: those of the next position come before this one's stores.
-                    let last = comptime!(tile - 1);
-                    let slot = (offset + last) * channels + place.lane;
-                    let vector = (offset + last) * groups + place.group;
-                    tile_steps[last] = steps[slot];
-                    tile_inputs[last] = inputs[slot];
-                    tile_grads[last] = grads[slot];
-                    tile_writes[last] = writes[vector];
-                    tile_readers[last] = readers[vector];
+                    // No load moves up past a store: a position's come before the stores of the one
+                    // behind it.
                     #[unroll]
-                    for k in 0..tile {
-                        let j = comptime!(tile - 1 - k);
-                        let (dt, input, grad) = (tile_steps[j], tile_inputs[j], tile_grads[j]);
-                        let (write, reader) = (tile_writes[j], tile_readers[j]);
-                        if comptime!(j > 0) {
-                            let before = comptime!(j - 1);
-                            let slot = (offset + before) * channels + place.lane;
-                            let vector = (offset + before) * groups + place.group;
-                            tile_steps[before] = steps[slot];
-                            tile_inputs[before] = inputs[slot];
-                            tile_grads[before] = grads[slot];
-                            tile_writes[before] = writes[vector];
-                            tile_readers[before] = readers[vector];
+                    for k in 0..comptime!(tile + 1) {
+                        if comptime!(k < tile) {
+                            let j = comptime!(tile - 1 - k);
+                            let slot = (offset + j) * channels + place.lane;
+                            let vector = (offset + j) * groups + place.group;
+                            tile_steps[j] = steps[slot];
+                            tile_inputs[j] = inputs[slot];
+                            tile_grads[j] = grads[slot];
+                            tile_writes[j] = writes[vector];
+                            tile_readers[j] = readers[vector];
                         }
-                        let state = carried[j] + Vector::new(input) * write;
-                        grad_state += Vector::new(grad) * reader;
-                        let product = (comptime!(j * groups) + place.group)
-                            * comptime!(geometry.padded())
-                            + place.lane;
-                        products[product] = grad_state * Vector::new(input);
-                        products[product + comptime!(geometry.products() / 2)] =
-                            state * Vector::new(grad);
-                        let through = grad_state * carried[j];
-                        grad_rates += through * Vector::new(dt);
-                        let sum = (place.group * tile + j) * channels + place.lane;
-                        input_sums[sum] = component_sum::<V>(grad_state * write, geometry.width);
-                        step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
-                        if comptime!(z.is_some()) {
-                            reads[sum] = tile_reads[j];
+                        if comptime!(k > 0) {
+                            let j = comptime!(tile - k);
+                            let (dt, input, grad) = (tile_steps[j], tile_inputs[j], tile_grads[j]);
+                            let (write, reader) = (tile_writes[j], tile_readers[j]);
+                            let state = carried[j] + Vector::new(input) * write;
+                            grad_state += Vector::new(grad) * reader;
+                            let product = (comptime!(j * groups) + place.group)
+                                * comptime!(geometry.padded())
+                                + place.lane;
+                            products[product] = grad_state * Vector::new(input);
+                            products[product + comptime!(geometry.products() / 2)] =
+                                state * Vector::new(grad);
+                            let through = grad_state * carried[j];
+                            grad_rates += through * Vector::new(dt);
+                            let sum = (place.group * tile + j) * channels + place.lane;
+                            input_sums[sum] =
+                                component_sum::<V>(grad_state * write, geometry.width);
+                            step_sums[sum] = component_sum::<V>(through * rates, geometry.width);
+                            if comptime!(z.is_some()) {
+                                reads[sum] = tile_reads[j];
+                            }
+                            grad_state *= decays[j];
                         }
-                        grad_state *= decays[j];
                     }
                 }
                 sync_cube();
