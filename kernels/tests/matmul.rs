@@ -85,35 +85,23 @@ fn check(sizes: [usize; 3], stored: [Stored; 2]) {
     );
 }
 
+// Every case is another kernel, which software Vulkan compiles for half a minute and more.
+
 #[test]
 fn products_of_awkward_sizes() {
-    for sizes in [
-        [1, 1, 1],
-        [1, 300, 70],
-        [65, 7, 129],
-        [130, 40, 1],
-        [33, 100, 50],
-    ] {
+    for sizes in [[1, 300, 70], [65, 7, 129]] {
         check(sizes, [Plain, Plain]);
     }
 }
 
 #[test]
-fn transposes_are_read_in_place() {
-    for stored in [
-        [Plain, Transposed],
-        [Transposed, Plain],
-        [Transposed, Transposed],
-    ] {
-        check([70, 48, 36], stored);
-    }
+fn a_transpose_is_read_in_place() {
+    check([70, 48, 36], [Plain, Transposed]);
 }
 
 #[test]
 fn long_sums_are_cut() {
     check([16, 4096, 24], [Plain, Plain]);
-    check([16, 1030, 8], [Plain, Transposed]);
-    check([24, 2048, 16], [Transposed, Plain]);
 }
 
 #[test]
@@ -128,11 +116,14 @@ fn nothing_to_add_is_zero() {
 }
 
 #[test]
-fn two_runs_agree_to_the_bit() {
+fn a_cut_transpose_is_right_and_two_runs_agree_to_the_bit() {
+    let (sizes, stored) = ([24, 2048, 16], [Transposed, Plain]);
+    check(sizes, stored);
     let client = client();
-    let sizes = [48, 4096, 40];
-    let first = product(&client, sizes, [Transposed, Plain]);
-    assert_eq!(first, product(&client, sizes, [Transposed, Plain]));
+    assert_eq!(
+        product(&client, sizes, stored),
+        product(&client, sizes, stored)
+    );
 }
 
 #[test]
