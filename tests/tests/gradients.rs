@@ -189,7 +189,7 @@ fn the_convolution_equals_the_oracle_at_awkward_sizes() {
             let gradients = loss.backward();
 
             let (xd, weightd) = (doubles(&x), doubles(&weight));
-            let (biasd, windowd) = (doubles(&bias), doubles(&window));
+            let (biasd, pastd) = (doubles(&bias), doubles(&window));
             let inputs = oracle::CausalConv1dInputs {
                 batch,
                 seq_len,
@@ -198,7 +198,7 @@ fn the_convolution_equals_the_oracle_at_awkward_sizes() {
                 x: &xd,
                 weight: &weightd,
                 bias: full.then_some(&biasd[..]),
-                initial_state: full.then_some(&windowd[..]),
+                initial_state: full.then_some(&pastd[..]),
                 seq_idx: full.then_some(&ids[..]),
                 activation: full,
             };
