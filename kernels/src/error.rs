@@ -1,3 +1,5 @@
+//! What a caller is told when a kernel cannot run.
+
 /// Why a kernel was not launched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {

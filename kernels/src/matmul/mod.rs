@@ -61,7 +61,8 @@ pub fn matmul(
     let plan = Plan::new(
         [rows, inner, columns],
         processors(&client.properties().hardware),
-        client.name() == "cuda" && (lhs.strides[1] != 1 || is_small(rows, columns)),
+        lhs.strides[1] == 1,
+        client.name() == "cuda",
     );
     let parts = plan.parts;
     if parts == 1 {
@@ -89,14 +90,6 @@ pub fn matmul(
     Ok(())
 }
 
-fn tiles(rows: usize, columns: usize) -> usize {
-    rows.div_ceil(TILE) * columns.div_ceil(TILE)
-}
-
-fn is_small(rows: usize, columns: usize) -> bool {
-    tiles(rows, columns) < MANY_TILES
-}
-
 /// How a product is computed.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
@@ -106,14 +99,20 @@ struct Plan {
 }
 
 impl Plan {
-    fn new([rows, inner, columns]: [usize; 3], processors: usize, small_tile: bool) -> Self {
-        let tiles = tiles(rows, columns);
+    /// `by_rows`: how `lhs` lies in memory.
+    fn new(
+        [rows, inner, columns]: [usize; 3],
+        processors: usize,
+        by_rows: bool,
+        cuda: bool,
+    ) -> Self {
+        let tiles = rows.div_ceil(TILE) * columns.div_ceil(TILE);
         let wanted = (TILES_TO_FILL * processors / tiles).min(inner / MIN_PART);
         let parts = match inner {
             0 => 0,
             _ => (1..=wanted).rev().find(|it| inner % it == 0).unwrap_or(1),
         };
-        let tile_size = match small_tile {
+        let tile_size = match cuda && !(by_rows && tiles >= MANY_TILES) {
             true => TileSizeSelection::MinTileSize,
             false => TileSizeSelection::MaxTileSize,
         };
@@ -190,7 +189,7 @@ mod tests {
 
     #[test]
     fn few_tiles_cut_the_inner_axis_into_equal_parts() {
-        let parts = |sizes| Plan::new(sizes, 132, false).parts;
+        let parts = |sizes| Plan::new(sizes, 132, true, true).parts;
         assert_eq!(parts([4096, 128, 512]), 1);
         assert_eq!(parts([128, 4096, 512]), 32);
         // 50,264 = 8 x 61 x 103

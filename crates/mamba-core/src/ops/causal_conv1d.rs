@@ -1,3 +1,5 @@
+//! The causal depthwise convolution, on tensors.
+
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor, assert_shape};
 

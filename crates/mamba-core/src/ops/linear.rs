@@ -1,3 +1,5 @@
+//! Linear layers whose bias and residual are added where the product is.
+
 use burn::backend::Dispatch;
 use burn::module::Param;
 use burn::nn::Linear;

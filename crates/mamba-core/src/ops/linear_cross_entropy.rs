@@ -1,3 +1,5 @@
+//! The head and its loss in one operation, on tensors.
+
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor, assert_shape};
 

@@ -1,3 +1,5 @@
+//! Root mean square normalisation, on tensors.
+
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor, assert_shape};
 

@@ -1,3 +1,5 @@
+//! The selective scan, on tensors.
+
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Int, Tensor, assert_shape};
 

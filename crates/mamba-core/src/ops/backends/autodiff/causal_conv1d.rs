@@ -1,3 +1,5 @@
+//! The node of the causal convolution.
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 use burn_autodiff::NodeId;

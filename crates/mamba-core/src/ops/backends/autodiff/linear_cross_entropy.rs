@@ -1,3 +1,5 @@
+//! The node of the head and its loss, whose gradients are ready with its value.
+
 use burn::backend::Autodiff;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};

@@ -76,18 +76,15 @@ fn second_output<B: Backend, C: CheckpointStrategy>(
     }
 }
 
-/// An optional input as a node: an untracked constant stands in for an absent one.
+/// An optional input as a node: an untracked constant, whose value nobody reads, stands in for an absent
+/// one. It shares the memory of `like`, so that no device is asked for any.
 fn or_constant<B: Backend, C: CheckpointStrategy>(
     tensor: &OptionalFloat<Autodiff<B, C>>,
     like: &Tracked<B, C>,
 ) -> Tracked<B, C> {
     match tensor {
         OptionalFloat::Present(tensor) => tensor.clone(),
-        OptionalFloat::Absent => Autodiff::<B, C>::from_inner(B::float_zeros(
-            [1].into(),
-            &like.device(),
-            FloatDType::F32,
-        )),
+        OptionalFloat::Absent => Autodiff::<B, C>::from_inner(like.clone().into_primitive()),
     }
 }
 

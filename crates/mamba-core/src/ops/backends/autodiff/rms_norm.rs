@@ -1,3 +1,5 @@
+//! The node of the normalisation.
+
 use burn::backend::Autodiff;
 use burn::backend::tensor::FloatTensor;
 use burn_autodiff::NodeId;

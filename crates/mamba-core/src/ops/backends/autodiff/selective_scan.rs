@@ -1,3 +1,5 @@
+//! The node of the scan, with its final state as a second output.
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend};
 use burn_autodiff::NodeId;

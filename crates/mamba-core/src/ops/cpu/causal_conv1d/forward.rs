@@ -105,12 +105,7 @@ impl<'a> Task<'a> {
             .collect();
         for t in self.positions.clone() {
             sources.push(self.source(t, width - 1));
-            // The oldest taps may have nothing to read: no window was given.
-            let absent = sources.iter().take_while(|row| row.is_none()).count();
-            let first = self
-                .first_taps
-                .get(t)
-                .map_or(absent, |first| absent.max(*first));
+            let first = self.first_taps.get(t).copied().unwrap_or(0);
             let mut block = 0;
             while block + TOGETHER <= blocks {
                 self.compute::<V, TOGETHER>(&sources[..width], first, t, block);
@@ -124,7 +119,8 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// The row that tap `tap` of position `t` reads: an input, or a row of the initial window.
+    /// The row that tap `tap` of position `t` reads: an input, or a row of the initial window. None, which
+    /// is zero, where no window was given.
     fn source(&self, t: usize, tap: usize) -> Option<&'a [f32]> {
         let ConvInputs {
             seq_len,
