@@ -51,14 +51,14 @@ pub enum Record {
         problem: &'static str,
         /// Sizes.
         size: String,
-        /// Fused multiply-adds of 16 values a second, all threads together.
-        peak_multiply_adds: f64,
         /// Arithmetic vector instructions of 16 values.
         instructions: f64,
-        /// Their least time in milliseconds.
-        floor_ms: f64,
-        /// Measured milliseconds, one value a round.
+        /// Milliseconds of as many fused multiply-adds on registers, one value a round.
+        floor_ms: Samples,
+        /// Milliseconds of the op, one value a round.
         ms: Samples,
+        /// The second over the first, round by round.
+        ratio: Samples,
         /// Cores that other processes kept busy meanwhile.
         other_cores: Option<f64>,
     },
@@ -170,21 +170,24 @@ impl fmt::Display for Record {
             Self::Roofline {
                 problem,
                 size,
+                instructions,
                 floor_ms,
-                peak_multiply_adds,
                 ms,
+                ratio,
                 other_cores,
-                ..
             } => {
-                let peak = peak_multiply_adds * 32.0 * 1e-9;
+                let floor = floor_ms.median();
+                let peak = instructions * 32.0 / floor * 1e-6;
                 write!(
                     f,
-                    "{problem:<18} {size}: floor {floor_ms:.1} ms at {peak:.0} GFLOP/s, measured \
-                     {:.1} ms ({:.1} to {:.1}), {:.2} x the floor{}",
+                    "{problem:<18} {size}: floor {floor:.1} ms at {peak:.0} GFLOP/s, measured \
+                     {:.1} ms ({:.1} to {:.1}), {:.2} x the floor ({:.2} to {:.2}){}",
                     ms.median(),
                     ms.min(),
                     ms.max(),
-                    ms.median() / floor_ms,
+                    ratio.median(),
+                    ratio.min(),
+                    ratio.max(),
                     Others(*other_cores)
                 )
             }

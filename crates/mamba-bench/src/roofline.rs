@@ -12,6 +12,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use mamba_core::ops::cpu::simd::{Kernel, LANES, Vector, dispatch};
+use rayon::prelude::*;
 
 use crate::problems::Scan;
 
@@ -29,21 +30,33 @@ pub fn scan_instructions(scan: &Scan) -> f64 {
     vectors * (states + PER_POSITION.iter().sum::<usize>()) as f64
 }
 
-/// Fused multiply-adds of [`LANES`] values a second that all threads together reach at best.
-///
-/// Each thread counts with its best attempt: attempts are short, so that some stay undisturbed on a
-/// machine that has other work, too.
-pub fn peak_multiply_adds() -> f64 {
-    const ATTEMPTS: usize = 100;
-    let mut best = vec![0.0; rayon::current_num_threads()];
-    for _ in 0..ATTEMPTS {
-        let rates =
-            rayon::broadcast(|_| f64::max(attempt::<CHAINS_NARROW>(), attempt::<CHAINS_WIDE>()));
-        for (best, rate) in best.iter_mut().zip(rates) {
-            *best = f64::max(*best, rate);
+/// As many fused multiply-adds, on registers alone, as an op has arithmetic instructions: what its least
+/// time is measured with, in turns with the op itself, as the clock of a core changes from minute to minute.
+#[derive(Clone, Copy, Debug)]
+pub struct Floor {
+    instructions: f64,
+    wide: bool,
+}
+
+impl Floor {
+    /// Finds out which form of the loop is faster here.
+    pub fn new(instructions: f64) -> Self {
+        const ATTEMPTS: usize = 10;
+        let best = |attempt: fn() -> f64| (0..ATTEMPTS).map(|_| attempt()).fold(0.0, f64::max);
+        Self {
+            instructions,
+            wide: best(attempt::<CHAINS_WIDE>) > best(attempt::<CHAINS_NARROW>),
         }
     }
-    best.iter().sum()
+
+    /// Takes the least time of the instructions, shared out over all threads.
+    pub fn run(&self) {
+        if self.wide {
+            share_out::<CHAINS_WIDE>(self.instructions);
+        } else {
+            share_out::<CHAINS_NARROW>(self.instructions);
+        }
+    }
 }
 
 /// Independent sums that hide the latency and, with two registers a vector, still fit in sixteen.
@@ -51,6 +64,15 @@ const CHAINS_NARROW: usize = 6;
 
 /// Independent sums for 32 registers of the full width.
 const CHAINS_WIDE: usize = 12;
+
+fn share_out<const CHAINS: usize>(instructions: f64) {
+    // Small parts, so that no thread waits long for another.
+    let parts = 32 * rayon::current_num_threads();
+    let rounds = (instructions / (parts * CHAINS) as f64).ceil() as usize;
+    (0..parts).into_par_iter().for_each(|_| {
+        black_box(dispatch(MultiplyAdds::<CHAINS> { rounds }));
+    });
+}
 
 /// The rate of one thread over about a millisecond.
 fn attempt<const CHAINS: usize>() -> f64 {

@@ -9,10 +9,11 @@ use burn::tensor::Device;
 use crate::engines::ours::{CpuScan, Forward, Training, tutorial_model, tutorial_weights};
 use crate::engines::pytorch::{Peer, PeerModel, Precision};
 use crate::machine::{Provenance, peak_memory};
-use crate::measure::{Calls, Samples, clocked, exponent, in_turns};
+use crate::measure::{Calls, clocked, exponent, in_turns};
 use crate::problems::{Scan, Tutorial};
+use crate::proofs;
 use crate::report::Record;
-use crate::{proofs, roofline};
+use crate::roofline::{self, Floor};
 
 const OURS: &str = "mamba-lab";
 const PEERS: [(&str, PeerModel); 2] = [
@@ -215,10 +216,17 @@ impl Suite {
     fn scan(&self, emit: &mut impl FnMut(Record)) -> Result<()> {
         let problem = Scan::LARGE;
         let ours = CpuScan::new(problem);
-        let peak_multiply_adds = roofline::peak_multiply_adds();
-        let work = clocked(|| ours.run().map(drop));
-        let measured = in_turns(&mut [work], self.rounds, None)?.remove(0);
         let instructions = roofline::scan_instructions(&problem);
+        let floor = Floor::new(instructions);
+        let mut contenders = [
+            clocked(|| {
+                floor.run();
+                Ok(())
+            }),
+            clocked(|| ours.run().map(drop)),
+        ];
+        let measured = in_turns(&mut contenders, self.rounds, None)?;
+        let (floor, ours) = (&measured[0], &measured[1]);
         let Scan {
             batch,
             seq_len,
@@ -228,11 +236,11 @@ impl Suite {
         emit(Record::Roofline {
             problem: SCAN,
             size: format!("B {batch}, L {seq_len}, D {d_inner}, N {d_state}"),
-            peak_multiply_adds,
             instructions,
-            floor_ms: instructions / peak_multiply_adds * 1e3,
-            ms: Samples::new(measured.ms.values().to_vec()),
-            other_cores: measured.other_cores,
+            floor_ms: floor.ms.clone(),
+            ms: ours.ms.clone(),
+            ratio: ours.ms.over(&floor.ms),
+            other_cores: ours.other_cores,
         });
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Views of row-major matrices: strided for reading, shared between threads for writing.
 
 use super::simd::{LANES, Lanes, Vector};
-use std::{marker::PhantomData, mem::MaybeUninit, ops::Range, slice};
+use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
 /// Rows of equal width inside a larger row-major buffer, for instance one half of a projection's
 /// output. Row `r` begins at `data[r * row_stride]`.
@@ -89,11 +89,7 @@ impl Column<'_> {
             // SAFETY: the rows are there by the assertion, their columns by `Rows::column`.
             vectors[i] = unsafe {
                 let from = self.first.add((first + i) * self.row_stride);
-                if self.width == LANES {
-                    V::read(from)
-                } else {
-                    V::load(&Lanes::from_slice(slice::from_raw_parts(from, self.width)))
-                }
+                V::read_first(from, self.width)
             };
         }
         vectors
@@ -206,13 +202,7 @@ impl OutputColumn<'_> {
             // nobody else is by the contract.
             unsafe {
                 let to = self.first.add((first + i) * self.row_stride);
-                if self.width == LANES {
-                    vectors[i].write(to);
-                } else {
-                    let mut lanes = Lanes::ZERO;
-                    vectors[i].store(&mut lanes);
-                    to.copy_from_nonoverlapping(lanes.0.as_ptr(), self.width);
-                }
+                vectors[i].write_first(to, self.width);
             }
         }
     }

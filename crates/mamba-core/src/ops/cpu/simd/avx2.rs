@@ -164,6 +164,33 @@ impl Vector for F32x16 {
         }
     }
 
+    // Masked stores are slow on some machines.
+    #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        unsafe {
+            if count == LANES {
+                return Self::read(from);
+            }
+            let (low, high) = first(count);
+            Self(
+                _mm256_maskload_ps(from, low),
+                _mm256_maskload_ps(from.wrapping_add(LANES / 2), high),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        unsafe {
+            if count == LANES {
+                return self.write(to);
+            }
+            let (low, high) = first(count);
+            _mm256_maskstore_ps(to, low, self.0);
+            _mm256_maskstore_ps(to.wrapping_add(LANES / 2), high, self.1);
+        }
+    }
+
     #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
@@ -187,6 +214,20 @@ impl Vector for F32x16 {
                 _mm256_add_ps(w.0, w.1),
             )
         }
+    }
+}
+
+/// The masks of the first `count` lanes, at most all.
+#[inline(always)]
+unsafe fn first(count: usize) -> (__m256i, __m256i) {
+    unsafe {
+        let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let count = _mm256_set1_epi32(count as i32);
+        let high = _mm256_sub_epi32(count, _mm256_set1_epi32(LANES as i32 / 2));
+        (
+            _mm256_cmpgt_epi32(count, lane),
+            _mm256_cmpgt_epi32(high, lane),
+        )
     }
 }
 

@@ -131,6 +131,17 @@ impl Vector for F32x16 {
         unsafe { _mm512_storeu_ps(to, self.0) }
     }
 
+    // A mask costs nothing, where two ways with a branch between them would.
+    #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        Self(unsafe { _mm512_maskz_loadu_ps(first(count), from) })
+    }
+
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        unsafe { _mm512_mask_storeu_ps(to, first(count), self.0) }
+    }
+
     #[inline(always)]
     fn sum(self) -> f32 {
         unsafe { _mm512_reduce_add_ps(self.0) }
@@ -147,4 +158,10 @@ impl Vector for F32x16 {
             )
         }
     }
+}
+
+/// The mask of the first `count` lanes.
+#[inline(always)]
+fn first(count: usize) -> __mmask16 {
+    ((1_u32 << count) - 1) as __mmask16
 }

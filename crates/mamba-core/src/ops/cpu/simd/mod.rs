@@ -106,6 +106,18 @@ pub trait Vector: Arithmetic {
     /// `to` must be valid for that write.
     unsafe fn write(self, to: *mut f32);
 
+    /// Reads the first `count` values, at most [`LANES`], at any alignment; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `from` must be valid for that read.
+    unsafe fn read_first(from: *const f32, count: usize) -> Self;
+
+    /// Writes the first `count` values, at most [`LANES`], at any alignment.
+    ///
+    /// # Safety
+    /// `to` must be valid for that write.
+    unsafe fn write_first(self, to: *mut f32, count: usize);
+
     /// The sum of the lanes, always in the same order.
     fn sum(self) -> f32;
 
@@ -141,23 +153,15 @@ pub trait Vector: Arithmetic {
     /// Reads the first [`LANES`] values of `from`; lanes past its end are zero.
     #[inline(always)]
     fn load_padded(from: &[f32]) -> Self {
-        match from.first_chunk() {
-            Some(array) => Self::load_array(array),
-            None => Self::load(&Lanes::from_slice(from)),
-        }
+        // SAFETY: the slice has as many values.
+        unsafe { Self::read_first(from.as_ptr(), from.len().min(LANES)) }
     }
 
     /// Writes to the first [`LANES`] values of `to`; lanes past its end are dropped.
     #[inline(always)]
     fn store_cut(self, to: &mut [f32]) {
-        match to.first_chunk_mut() {
-            Some(array) => self.store_array(array),
-            None => {
-                let mut lanes = Lanes::ZERO;
-                self.store(&mut lanes);
-                to.copy_from_slice(&lanes.0[..to.len()]);
-            }
-        }
+        // SAFETY: the slice has as many values.
+        unsafe { self.write_first(to.as_mut_ptr(), to.len().min(LANES)) }
     }
 }
 

@@ -130,6 +130,18 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn read_first(from: *const f32, count: usize) -> Self {
+        let mut lanes = [0.0; LANES];
+        unsafe { lanes.as_mut_ptr().copy_from_nonoverlapping(from, count) };
+        Self(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn write_first(self, to: *mut f32, count: usize) {
+        unsafe { to.copy_from_nonoverlapping(self.0.as_ptr(), count) };
+    }
+
+    #[inline(always)]
     fn sum(self) -> f32 {
         let halves: [f32; 8] = from_fn(|lane| self.0[lane] + self.0[lane + 8]);
         let quarters: [f32; 4] = from_fn(|lane| halves[lane] + halves[lane + 4]);
