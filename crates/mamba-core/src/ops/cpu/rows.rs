@@ -80,6 +80,14 @@ pub(super) struct Column<'a> {
 }
 
 impl Column<'_> {
+    /// The value in row `row` and column `column`.
+    #[inline(always)]
+    pub fn get(&self, row: usize, column: usize) -> f32 {
+        assert!(row < self.rows && column < self.width);
+        // SAFETY: there by the assertion and by `Rows::column`.
+        unsafe { *self.first.add(row * self.row_stride + column) }
+    }
+
     /// The `N` rows from `first`; lanes past the columns are zero.
     #[inline(always)]
     pub fn load<V: Vector, const N: usize>(&self, first: usize) -> [V; N] {
@@ -104,9 +112,9 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// An address that is not asked for.
-    pub const NOWHERE: Self = Self {
-        first: std::ptr::null(),
+    /// Memory that is always near.
+    pub const HERE: Self = Self {
+        first: &0.0,
         row_stride: 0,
     };
 
@@ -116,6 +124,15 @@ impl Line {
         Self {
             first: data.wrapping_add(offset),
             row_stride,
+        }
+    }
+
+    /// The same rows, `columns` further on.
+    #[inline(always)]
+    pub fn offset(self, columns: usize) -> Self {
+        Self {
+            first: self.first.wrapping_add(columns),
+            ..self
         }
     }
 

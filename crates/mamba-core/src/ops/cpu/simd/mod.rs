@@ -30,13 +30,6 @@ pub struct Lanes(pub [f32; LANES]);
 impl Lanes {
     /// All lanes zero.
     pub const ZERO: Self = Self([0.0; LANES]);
-
-    /// The first lanes from `values` (at most [`LANES`]), the rest zero.
-    pub fn from_slice(values: &[f32]) -> Self {
-        let mut lanes = Self::ZERO;
-        lanes.0[..values.len()].copy_from_slice(values);
-        lanes
-    }
 }
 
 /// What the elementary functions need of vectors. Operations act lane by lane.

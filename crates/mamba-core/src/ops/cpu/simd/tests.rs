@@ -228,3 +228,35 @@ fn sums_count_each_lane_once() {
         );
     }
 }
+
+/// Reads the first values of a vector, and writes as many of what came.
+struct First<'a>(&'a [f32]);
+
+impl Kernel for First<'_> {
+    type Output = (Lanes, Lanes);
+
+    #[inline(always)]
+    fn run<V: Vector>(self) -> (Lanes, Lanes) {
+        let (mut read, mut written) = (Lanes::ZERO, Lanes([-1.0; LANES]));
+        let x = V::load_padded(self.0);
+        x.store(&mut read);
+        (x + V::splat(1.0)).store_cut(&mut written.0[..self.0.len()]);
+        (read, written)
+    }
+}
+
+#[test]
+fn the_first_lanes_touch_no_others() {
+    let x: [f32; LANES] = std::array::from_fn(|lane| lane as f32 + 1.0);
+    for count in 0..=LANES {
+        let lanes = |there: fn(f32) -> f32, past: f32| {
+            Lanes(std::array::from_fn(|lane| {
+                if lane < count { there(x[lane]) } else { past }
+            }))
+        };
+        for (set, result) in on_each(|| First(&x[..count])) {
+            let expected = (lanes(|x| x, 0.0), lanes(|x| x + 1.0, -1.0));
+            assert_eq!(result, expected, "{set}, {count} lanes");
+        }
+    }
+}

@@ -58,7 +58,7 @@ impl Task<'_> {
         block: &mut Block,
         chunk: &mut Chunk,
         group: &mut Group,
-        ahead: &Ahead<7>,
+        ahead: &Ahead<2>,
     ) {
         if self.inputs.z.is_some() {
             self.recompute::<V, G, FIRST, true>(place, first, block, chunk, group, ahead);
@@ -71,11 +71,11 @@ impl Task<'_> {
     /// What the pass of the states from `first` asks for: inputs of the chunk that comes next, which
     /// is the one before, and room for the gradients of this one.
     #[inline(always)]
-    fn ahead(&self, place: &Place, first: usize) -> Ahead<7> {
+    fn ahead(&self, place: &Place, first: usize) -> Ahead<2> {
         let (inputs, sinks) = (self.inputs, self.sinks);
         let start = place.rows.start;
         let next = start.wrapping_sub(CHECKPOINT_INTERVAL);
-        let all = [
+        let columns = [
             Some(inputs.u.line(next, 0)),
             Some(inputs.delta.line(next, 0)),
             Some(self.grad_y.line(next, 0)),
@@ -85,7 +85,11 @@ impl Task<'_> {
             sinks.z.as_ref().map(|z| z.line(start, 0)),
         ];
         let d_state = inputs.dims.d_state;
-        Ahead::share(all, turn(first, d_state), turns(d_state))
+        Ahead::share(
+            columns.into_iter().flatten(),
+            turn(first, d_state),
+            turns(d_state),
+        )
     }
 
     /// States and decays of the chunk, from the checkpoint, and what needs the states after a
@@ -99,7 +103,7 @@ impl Task<'_> {
         block: &Block,
         chunk: &mut Chunk,
         group: &mut Group,
-        ahead: &Ahead<7>,
+        ahead: &Ahead<2>,
     ) {
         let mut scaled_a = [V::zero(); G];
         let mut h = [V::zero(); G];
@@ -110,10 +114,11 @@ impl Task<'_> {
             let next = row.wrapping_sub(self.inputs.dims.d_state);
             prefetch(self.checkpoints.line(next, block.channels.start).row(0));
         }
+        let ahead = ahead.offset(block.channels.start);
         let len = place.rows.len();
         let positions = chunk.positions[..len].iter_mut().zip(&mut group[..len]);
         for (t, ((at, step), &reset)) in positions.zip(&place.resets[..len]).enumerate() {
-            ahead.ask(t, block.channels.start);
+            ahead.ask(t);
             let mut decay = decays(V::load(&at.dt), scaled_a);
             if reset {
                 decay = [V::zero(); G];

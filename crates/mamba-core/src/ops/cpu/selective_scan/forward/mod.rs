@@ -169,17 +169,21 @@ impl Task<'_> {
     /// What the pass of the states from `first` asks for: inputs of the next chunk, and room for the
     /// outputs of this one.
     #[inline(always)]
-    fn ahead(&self, rows: &Range<usize>, first: usize, channel: usize) -> Ahead<4> {
+    fn ahead(&self, rows: &Range<usize>, first: usize, channel: usize) -> Ahead<1> {
         let inputs = self.inputs;
         let next = rows.start + CHECKPOINT_INTERVAL;
-        let all = [
+        let columns = [
             Some(inputs.u.line(next, channel)),
             Some(inputs.delta.line(next, channel)),
             inputs.z.map(|z| z.line(next, channel)),
             Some(self.sinks.y.line(rows.start, channel)),
         ];
         let d_state = inputs.dims.d_state;
-        Ahead::share(all, turn(first, d_state), turns(d_state))
+        Ahead::share(
+            columns.into_iter().flatten(),
+            turn(first, d_state),
+            turns(d_state),
+        )
     }
 
     /// Asks for the room of some of the states before the next chunk.
@@ -226,7 +230,7 @@ fn advance<V: Vector, const G: usize>(
     scaled_a: &[Lanes],
     state: &mut [Lanes],
     chunk: &mut Chunk,
-    ahead: &Ahead<4>,
+    ahead: &Ahead<1>,
 ) {
     let mut h = [V::zero(); G];
     let mut rates = [V::zero(); G];
@@ -234,21 +238,23 @@ fn advance<V: Vector, const G: usize>(
         h[g] = V::load(&state[first + g]);
         rates[g] = V::load(&scaled_a[first + g]);
     }
-    let positions = chunk.positions.iter_mut().zip(&chunk.resets);
-    for (t, (row, (at, &reset))) in rows.clone().zip(positions).enumerate() {
-        ahead.ask(t, 0);
+    let (b, c) = (
+        inputs.b.column(rows, &(first..first + G)),
+        inputs.c.column(rows, &(first..first + G)),
+    );
+    let positions = chunk.positions[..rows.len()].iter_mut();
+    for (t, (at, &reset)) in positions.zip(&chunk.resets).enumerate() {
+        ahead.ask(t);
         if reset {
             h = [V::zero(); G];
         }
-        let b = inputs.b.get(row, first..first + G);
-        let c = inputs.c.get(row, first..first + G);
         let dt = V::load(&at.dt);
         let dt_u = V::load(&at.dt_u);
         let mut y = V::load(&at.y);
         let decay = decays(dt, rates);
         for g in 0..G {
-            h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b[g]));
-            y = h[g].mul_add(V::splat(c[g]), y);
+            h[g] = decay[g].mul_add(h[g], dt_u * V::splat(b.get(t, g)));
+            y = h[g].mul_add(V::splat(c.get(t, g)), y);
         }
         y.store(&mut at.y);
     }
