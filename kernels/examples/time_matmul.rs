@@ -11,13 +11,13 @@ mod support;
 mod timing;
 
 use cubecl::client::Client;
-use cubecl::ir::FloatKind;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubek_matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek_matmul::launch::launch_ref;
 use cubek_matmul::strategy::Strategy;
 use cubek_std::InputBinding;
-use mamba_kernels::matmul::matmul;
+use mamba_kernels::matmul::{Elements, matmul};
 use timing::{empty, filled, sampled_ms, spread};
 
 /// Rows, inner and columns of a layer's product: the tutorial's layers and head, then those of Mamba-130M.
@@ -34,8 +34,9 @@ const SHAPES: [([usize; 3], ()); 9] = [
 ];
 
 const USAGE: &str = "\
-Times the f32 products of a linear layer, x w, and of its gradients, g w' and x' g.
+Times the products of a linear layer, x w, and of its gradients, g w' and x' g.
 
+  --dtype f32|bf16|f16           of the factors and the result; f32 without it
   --runtime default|cuda|wgpu    one of those built in
   --shape MxKxN                  rows, inner, columns of x w; nine shapes without it";
 
@@ -43,7 +44,20 @@ Times the f32 products of a linear layer, x w, and of its gradients, g w' and x'
 type Turned = bool;
 
 fn main() {
-    let (device, shapes) = timing::arguments(USAGE, &SHAPES, |_, _| Ok(false));
+    let mut kind = FloatKind::F32;
+    let (device, shapes) = timing::arguments(USAGE, &SHAPES, |flag, value| {
+        if flag != "--dtype" {
+            return Ok(false);
+        }
+        kind = match value {
+            "f32" => FloatKind::F32,
+            "bf16" => FloatKind::BF16,
+            "f16" => FloatKind::F16,
+            _ => return Err(format!("--dtype {value}: expected f32, bf16 or f16")),
+        };
+        Ok(true)
+    });
+    let dtype = ElemType::Float(kind);
     let client = device.client();
     println!("{} on {}", client.name(), client.properties().identity.name);
     println!("M x K x N, product: ms (TFLOP/s); cubek's own choice, TF32 where the device has it");
@@ -54,13 +68,15 @@ fn main() {
             ("x' g", [k, m, n], [true, false]),
         ];
         for (name, [rows, inner, columns], [left, right]) in products {
-            let lhs = factor(&client, [rows, inner], left);
-            let rhs = factor(&client, [inner, columns], right);
-            let out = empty(&client, &[rows, columns], FloatKind::F32);
+            let lhs = factor(&client, [rows, inner], left, kind);
+            let rhs = factor(&client, [inner, columns], right, kind);
+            let out = empty(&client, &[rows, columns], kind);
             let ours = sampled_ms(&client, || {
-                matmul(&client, lhs.clone(), rhs.clone(), out.clone()).expect("ours launches");
+                let out = out.clone();
+                matmul(&client, lhs.clone(), rhs.clone(), out, Elements::all(dtype))
+                    .expect("ours launches");
             });
-            let theirs = sampled_ms(&client, || launch_auto(&client, &lhs, &rhs, &out));
+            let theirs = sampled_ms(&client, || launch_auto(&client, &lhs, &rhs, &out, dtype));
             let flops = 2.0 * (m * k * n) as f64;
             println!(
                 "{m} x {k} x {n}, {name}: {} ({:.1}); {} = {:.2} x",
@@ -73,16 +89,26 @@ fn main() {
     }
 }
 
-fn factor(client: &Client, [rows, columns]: [usize; 2], turned: Turned) -> TensorBinding {
-    let mut tensor = filled(client, &[rows, columns], FloatKind::F32, [-1.0, 1.0]);
+fn factor(
+    client: &Client,
+    [rows, columns]: [usize; 2],
+    turned: Turned,
+    kind: FloatKind,
+) -> TensorBinding {
+    let mut tensor = filled(client, &[rows, columns], kind, [-1.0, 1.0]);
     if turned {
         tensor.strides = [1, rows].into_iter().collect();
     }
     tensor
 }
 
-fn launch_auto(client: &Client, lhs: &TensorBinding, rhs: &TensorBinding, out: &TensorBinding) {
-    let dtype = f32::elem_type_native();
+fn launch_auto(
+    client: &Client,
+    lhs: &TensorBinding,
+    rhs: &TensorBinding,
+    out: &TensorBinding,
+    dtype: ElemType,
+) {
     launch_ref(
         &Strategy::Auto,
         client,

@@ -4,11 +4,11 @@
 mod support;
 
 use cubecl::client::Client;
-use cubecl::ir::FloatKind;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use mamba_kernels::KernelError;
-use mamba_kernels::matmul::matmul;
-use support::{Uploader, assert_close, binding, client, encode, uniform};
+use mamba_kernels::matmul::{Elements, matmul};
+use support::{Uploader, assert_close, binding, client, encode, has_type, round, uniform};
 
 /// A factor as it lies in memory: as it is read, or its transpose.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,9 +18,21 @@ enum Stored {
 }
 use Stored::{Plain, Transposed};
 
-/// Entries between -1 and 1, `[rows, columns]`.
-fn entries(seed: u64, [rows, columns]: [usize; 2]) -> Vec<f32> {
-    uniform(seed, rows * columns, -1.0, 1.0)
+/// Element types of the factors and of the result.
+type Kinds = [FloatKind; 2];
+
+const SINGLE: Kinds = [FloatKind::F32; 2];
+
+fn elements([factors, out]: Kinds) -> Elements {
+    Elements {
+        factors: ElemType::Float(factors),
+        out: ElemType::Float(out),
+    }
+}
+
+/// Entries between -1 and 1 that `kind` can hold, `[rows, columns]`.
+fn entries(seed: u64, [rows, columns]: [usize; 2], kind: FloatKind) -> Vec<f32> {
+    round(uniform(seed, rows * columns, -1.0, 1.0), kind)
 }
 
 fn upload(
@@ -28,6 +40,7 @@ fn upload(
     values: &[f32],
     [rows, columns]: [usize; 2],
     stored: Stored,
+    kind: FloatKind,
 ) -> TensorBinding {
     let turned: Vec<f32> = match stored {
         Plain => values.to_vec(),
@@ -35,7 +48,7 @@ fn upload(
             .map(|i| values[i % rows * columns + i / rows])
             .collect(),
     };
-    let handle = client.create_from_slice(&encode(&turned, FloatKind::F32));
+    let handle = client.create_from_slice(&encode(&turned, kind));
     let mut tensor = binding(&handle, &[rows, columns]);
     if stored == Transposed {
         tensor.strides = [1, rows].into_iter().collect();
@@ -56,32 +69,46 @@ fn exact(lhs: &[f32], rhs: &[f32], [rows, inner, columns]: [usize; 3]) -> Vec<f6
     sums
 }
 
-fn product(client: &Client, [rows, inner, columns]: [usize; 3], stored: [Stored; 2]) -> Vec<f64> {
-    let (lhs, rhs) = (entries(1, [rows, inner]), entries(2, [inner, columns]));
+fn product(
+    client: &Client,
+    [rows, inner, columns]: [usize; 3],
+    stored: [Stored; 2],
+    kinds: Kinds,
+) -> Vec<f64> {
+    let [factors, kind] = kinds;
+    let lhs = entries(1, [rows, inner], factors);
+    let rhs = entries(2, [inner, columns], factors);
     let uploader = Uploader {
         client,
-        dtype: FloatKind::F32,
+        dtype: kind,
         padding: 0,
     };
-    let out = uploader.poisoned(&[rows, columns], FloatKind::F32);
-    let lhs = upload(client, &lhs, [rows, inner], stored[0]);
-    let rhs = upload(client, &rhs, [inner, columns], stored[1]);
-    matmul(client, lhs, rhs, out.binding()).expect("the product launches");
+    let out = uploader.poisoned(&[rows, columns], kind);
+    let lhs = upload(client, &lhs, [rows, inner], stored[0], factors);
+    let rhs = upload(client, &rhs, [inner, columns], stored[1], factors);
+    matmul(client, lhs, rhs, out.binding(), elements(kinds)).expect("the product launches");
     out.read(client)
 }
 
-fn check(sizes: [usize; 3], stored: [Stored; 2]) {
+fn check(sizes: [usize; 3], stored: [Stored; 2], kinds: Kinds) {
     let [rows, inner, columns] = sizes;
-    let (lhs, rhs) = (entries(1, [rows, inner]), entries(2, [inner, columns]));
+    let [factors, out] = kinds;
+    let lhs = entries(1, [rows, inner], factors);
+    let rhs = entries(2, [inner, columns], factors);
     let want = exact(&lhs, &rhs, sizes);
-    let got = product(&client(), sizes, stored);
+    let got = product(&client(), sizes, stored, kinds);
     // TF32 would be off by 1e-4 and more.
+    let (relative, absolute) = match out {
+        FloatKind::F32 => (0.0, 3e-6),
+        FloatKind::F16 => (5e-4, 3e-6),
+        _ => (4e-3, 3e-6),
+    };
     assert_close(
-        &(sizes, stored),
+        &(sizes, stored, kinds),
         &[("out", got)],
         &[("out", want)],
-        0.0,
-        3e-6,
+        relative,
+        absolute,
     );
 }
 
@@ -90,54 +117,98 @@ fn check(sizes: [usize; 3], stored: [Stored; 2]) {
 #[test]
 fn products_of_awkward_sizes() {
     for sizes in [[1, 300, 70], [65, 7, 129]] {
-        check(sizes, [Plain, Plain]);
+        check(sizes, [Plain, Plain], SINGLE);
     }
 }
 
 #[test]
 fn a_transpose_is_read_in_place() {
-    check([70, 48, 36], [Plain, Transposed]);
+    check([70, 48, 36], [Plain, Transposed], SINGLE);
 }
 
 #[test]
 fn long_sums_are_cut() {
-    check([16, 4096, 24], [Plain, Plain]);
+    check([16, 4096, 24], [Plain, Plain], SINGLE);
 }
 
 #[test]
 fn many_tiles() {
-    check([1030, 16, 4100], [Plain, Plain]);
+    check([1030, 16, 4100], [Plain, Plain], SINGLE);
 }
 
 #[test]
 fn nothing_to_add_is_zero() {
-    assert_eq!(product(&client(), [3, 0, 4], [Plain, Plain]), [0.0; 12]);
-    assert!(product(&client(), [0, 5, 4], [Plain, Plain]).is_empty());
+    assert_eq!(
+        product(&client(), [3, 0, 4], [Plain, Plain], SINGLE),
+        [0.0; 12]
+    );
+    assert!(product(&client(), [0, 5, 4], [Plain, Plain], SINGLE).is_empty());
 }
 
 #[test]
 fn a_cut_transpose_is_right_and_two_runs_agree_to_the_bit() {
     let (sizes, stored) = ([24, 2048, 16], [Transposed, Plain]);
-    check(sizes, stored);
+    check(sizes, stored, SINGLE);
     let client = client();
     assert_eq!(
-        product(&client, sizes, stored),
-        product(&client, sizes, stored)
+        product(&client, sizes, stored, SINGLE),
+        product(&client, sizes, stored, SINGLE)
     );
+}
+
+/// The three products of a linear layer, in and out of step with what the copy engine and the tiles
+/// like; some have their inner axis cut.
+#[test]
+fn half_precisions_sum_in_single() {
+    let client = client();
+    for kind in [FloatKind::BF16, FloatKind::F16] {
+        if !has_type(&client, ElemType::Float(kind)) {
+            println!("not tested: the device has no {kind:?}");
+            continue;
+        }
+        for sizes in [[264, 96, 200], [33, 51, 70], [1, 40, 24]] {
+            check(sizes, [Plain, Plain], [kind, kind]);
+        }
+        check([264, 96, 200], [Plain, Transposed], [kind, kind]);
+        check([40, 1024, 72], [Transposed, Plain], [kind, FloatKind::F32]);
+        check([40, 1000, 72], [Transposed, Plain], [kind, kind]);
+        check([33, 51, 70], [Transposed, Plain], [kind, FloatKind::F32]);
+        check([17, 130, 39], [Plain, Transposed], [kind, FloatKind::F32]);
+    }
 }
 
 #[test]
 fn factors_that_do_not_fit_are_refused() {
     let client = client();
-    let tensor = |sizes: [usize; 2]| upload(&client, &entries(1, sizes), sizes, Plain);
-    let error = matmul(&client, tensor([2, 3]), tensor([4, 5]), tensor([2, 5]));
+    let tensor = |sizes: [usize; 2]| {
+        upload(
+            &client,
+            &entries(1, sizes, FloatKind::F32),
+            sizes,
+            Plain,
+            FloatKind::F32,
+        )
+    };
+    let error = matmul(
+        &client,
+        tensor([2, 3]),
+        tensor([4, 5]),
+        tensor([2, 5]),
+        elements(SINGLE),
+    );
     assert_eq!(
         error.unwrap_err().to_string(),
         "rhs must have shape [3, 5], got [4, 5]"
     );
     let mut sliced = tensor([4, 6]);
     sliced.shape = [4, 3].into_iter().collect();
-    let error = matmul(&client, sliced, tensor([3, 5]), tensor([4, 5]));
+    let error = matmul(
+        &client,
+        sliced,
+        tensor([3, 5]),
+        tensor([4, 5]),
+        elements(SINGLE),
+    );
     assert!(
         matches!(error, Err(KernelError::Strides { .. })),
         "{error:?}"

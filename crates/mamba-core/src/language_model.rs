@@ -8,7 +8,8 @@ use burn::tensor::{DType, Device, Int, Tensor, assert_shape, s};
 use crate::block::{Block, Mixer, MixerKind};
 use crate::mamba1::Mamba1Config;
 use crate::norm::{Norm, NormConfig, NormKind};
-use crate::ops::{LinearCrossEntropy, Strategy, linear_cross_entropy, token_losses};
+use crate::ops::{LinearCrossEntropy, Strategy, linear, linear_cross_entropy, token_losses};
+use crate::precision::Precision;
 use crate::state::LanguageModelState;
 use crate::transformer::{AttentionConfig, MlpConfig};
 
@@ -218,6 +219,16 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
+    /// The same parameters, computing in `precision`. Nothing of it is saved with the parameters.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        let output = precision.dtype();
+        for layer in &mut self.layers {
+            layer.norm = layer.norm.clone().with_output(output);
+        }
+        self.norm = self.norm.with_output(output);
+        self
+    }
+
     /// Entries of the vocabulary, padding left out.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -369,19 +380,19 @@ impl LanguageModel {
         self.prefill(tokens.unsqueeze_dim(1), state)
     }
 
-    /// Logits over the vocabulary, padding left out.
+    /// Logits over the vocabulary in f32, padding left out.
     ///
     /// # Shapes
     ///
     /// - hidden: `[batch, seq_len, d_model]`, of [`LanguageModel::hidden`]
     /// - output: `[batch, seq_len, vocab_size]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let [batch, seq_len, d_model] = hidden.dims();
-        let weight = self.head_weight().slice(s![..self.vocab_size]);
-        let logits = hidden
-            .reshape([batch * seq_len, d_model])
-            .matmul(weight.transpose());
-        logits.reshape([batch, seq_len, self.vocab_size])
+        let logits = linear(
+            hidden.cast(DType::F32),
+            self.head_weight().transpose(),
+            None,
+        );
+        logits.slice(s![.., .., ..self.vocab_size])
     }
 
     /// The state before any token.

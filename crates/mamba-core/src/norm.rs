@@ -53,6 +53,7 @@ impl NormConfig {
             },
             epsilon: self.epsilon,
             kind: self.kind,
+            output: None,
         }
     }
 }
@@ -68,7 +69,8 @@ impl NormConfig {
 ///
 /// burn-nn's own modules leave `bf16` statistics in `bf16` (and `RmsNorm` divides in it), and want
 /// input and weights of one type. This one computes in `f32` whatever both are and answers in the
-/// type of the weights, so that an `f32` residual stream can feed a `bf16` mixer.
+/// type of the weights, or in the one that [`Norm::with_output`] sets, so that an `f32` residual stream can
+/// feed a `bf16` mixer.
 ///
 /// Should be created using [`NormConfig`].
 #[derive(Module, Debug)]
@@ -82,10 +84,18 @@ pub struct Norm {
     pub epsilon: f64,
     #[module(skip)]
     kind: NormKind,
+    #[module(skip)]
+    output: Option<FloatDType>,
 }
 
 impl Norm {
-    /// Applies the normalisation. The output has the type of the weights.
+    /// The same with outputs of type `output`.
+    pub fn with_output(mut self, output: FloatDType) -> Self {
+        self.output = Some(output);
+        self
+    }
+
+    /// Applies the normalisation. The output has the type of the weights, or the one that was set.
     ///
     /// # Shapes
     ///
@@ -100,7 +110,7 @@ impl Norm {
         let [d_model] = gamma.dims();
         assert_shape!(x, [.., d_model]);
 
-        let output: FloatDType = gamma.dtype().into();
+        let output = self.output.unwrap_or_else(|| gamma.dtype().into());
         let (x, gamma) = (widen(x), widen(gamma));
         let y = match self.kind {
             NormKind::LayerNorm => {

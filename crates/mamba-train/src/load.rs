@@ -18,7 +18,7 @@ use crate::tokenizer::Tokenizer;
 pub struct LoadedRun {
     /// The resolved experiment.
     pub experiment: Experiment,
-    /// The model, for inference on the device it was loaded to.
+    /// The model, for inference in f32 on the device it was loaded to.
     pub model: LanguageModel,
     /// The tokenizer the model was trained with.
     pub tokenizer: Tokenizer,

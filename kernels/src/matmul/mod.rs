@@ -1,4 +1,4 @@
-//! Matrix products in f32, by the routines of `cubek-matmul`.
+//! Matrix products in f32, bf16 and f16, by the routines of `cubek-matmul`.
 //!
 //! Which routine runs, and into how many parts the inner axis is cut, follows from the sizes alone. So
 //! nothing is tuned at first use, and the same product gives the same bits in every run; a tuned one
@@ -11,6 +11,7 @@ use cubek_matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek_matmul::launch::launch_ref;
 use cubek_matmul::multi_level::Strategy as Routine;
 use cubek_matmul::multi_level::routines::TileSizeSelection;
+use cubek_matmul::multi_level::routines::batch::simple::SimpleArgs;
 use cubek_matmul::multi_level::routines::batch::simple_unit::SimpleUnitSelectionArgs;
 use cubek_matmul::routine::BlueprintStrategy;
 use cubek_std::InputBinding;
@@ -22,8 +23,14 @@ use crate::tensors::{check_whole, processors, scratch};
 /// Rows and columns of the result that a cube of the routine computes, about.
 const TILE: usize = 64;
 
+/// The same of a routine on tensor cores.
+const MATRIX_TILE: usize = 128;
+
 /// Tiles a multiprocessor below which the inner axis is cut.
 const TILES_TO_FILL: usize = 4;
+
+/// Values in 16 bytes of a half precision: what addresses of the copy engine are multiples of.
+const HALVES_ALIGNED: usize = 8;
 
 /// Shortest part of a cut inner axis: below it, adding the parts would show.
 const MIN_PART: usize = 64;
@@ -33,7 +40,31 @@ const MIN_PART: usize = 64;
 /// compile, and minutes on software Vulkan.
 const MANY_TILES: usize = 1024;
 
-/// `out = lhs rhs`, with f32 factors, which are not rounded to TF32 where the device could.
+/// Element types of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// Of both factors: f32, which is not rounded to TF32 where the device could, bf16 or f16.
+    pub factors: ElemType,
+    /// Of the result; sums are f32 in any case.
+    pub out: ElemType,
+}
+
+impl Elements {
+    /// `elem` throughout.
+    pub fn all(elem: ElemType) -> Self {
+        Self {
+            factors: elem,
+            out: elem,
+        }
+    }
+
+    /// Half precisions go through tensor cores.
+    fn are_halves(self) -> bool {
+        self.factors.size() == 2
+    }
+}
+
+/// `out = lhs rhs`.
 ///
 /// # Shapes
 ///
@@ -43,12 +74,13 @@ const MANY_TILES: usize = 1024;
 ///
 /// # Errors
 ///
-/// If the shapes or strides are others, or the device runs no product at all.
+/// If the shapes or strides are others, or the device runs no product of these types at all.
 pub fn matmul(
     client: &Client,
     lhs: TensorBinding,
     rhs: TensorBinding,
     out: TensorBinding,
+    elements: Elements,
 ) -> Result<(), KernelError> {
     let [rows, columns] = sizes("axes of out", &out)?;
     let [_, inner] = sizes("axes of lhs", &lhs)?;
@@ -58,22 +90,27 @@ pub fn matmul(
     if rows * columns == 0 {
         return Ok(());
     }
-    let plan = Plan::new(
-        [rows, inner, columns],
-        processors(&client.properties().hardware),
-        lhs.strides[1] == 1,
-        client.name() == "cuda",
-    );
+    let sizes = [rows, inner, columns];
+    let processors = processors(&client.properties().hardware);
+    let cuda = client.name() == "cuda";
+    let plan = match elements.are_halves() {
+        true => Plan::matrix_units(sizes, processors, cuda),
+        false => Plan::units(sizes, processors, lhs.strides[1] == 1, cuda),
+    };
     let parts = plan.parts;
     if parts == 1 {
-        return launch(client, &plan, lhs, rhs, out);
+        return launch(client, &plan, lhs, rhs, out, elements);
     }
     let scratch = scratch(client, &[parts, rows, columns]);
     if let Some(part) = inner.checked_div(parts) {
         let (down, across) = (lhs.strides[1], rhs.strides[0]);
         let lhs = cut(lhs, [parts, rows, part], part * down);
         let rhs = cut(rhs, [parts, part, columns], part * across);
-        launch(client, &plan, lhs, rhs, scratch.clone())?;
+        let elements = Elements {
+            out: f32::elem_type_native(),
+            ..elements
+        };
+        launch(client, &plan, lhs, rhs, scratch.clone(), elements)?;
     }
     sum_parts(
         client,
@@ -85,39 +122,75 @@ pub fn matmul(
             out,
             tail: None,
         },
-        f32::elem_type_native(),
+        elements.out,
     );
     Ok(())
 }
 
 /// How a product is computed.
-#[derive(Clone, Copy, Debug)]
 struct Plan {
     /// Equal parts of the inner axis, whose products are added in order; none of an empty one.
     parts: usize,
-    tile_size: TileSizeSelection,
+    /// What is launched: the first that the device takes.
+    routines: Vec<Routine>,
 }
 
 impl Plan {
     /// `by_rows`: how `lhs` lies in memory.
-    fn new(
+    fn units(
         [rows, inner, columns]: [usize; 3],
         processors: usize,
         by_rows: bool,
         cuda: bool,
     ) -> Self {
         let tiles = rows.div_ceil(TILE) * columns.div_ceil(TILE);
-        let wanted = (TILES_TO_FILL * processors / tiles).min(inner / MIN_PART);
-        let parts = match inner {
-            0 => 0,
-            _ => (1..=wanted).rev().find(|it| inner % it == 0).unwrap_or(1),
-        };
         let tile_size = match cuda && !(by_rows && tiles >= MANY_TILES) {
             true => TileSizeSelection::MinTileSize,
             false => TileSizeSelection::MaxTileSize,
         };
-        Self { parts, tile_size }
+        Self {
+            parts: parts(inner, TILES_TO_FILL * processors / tiles, 1),
+            routines: vec![units(tile_size), Routine::Naive],
+        }
     }
+
+    fn matrix_units([rows, inner, columns]: [usize; 3], processors: usize, cuda: bool) -> Self {
+        let tiles = rows.div_ceil(MATRIX_TILE) * columns.div_ceil(MATRIX_TILE);
+        let mut routines = vec![
+            Routine::SimpleCyclicMma(BlueprintStrategy::Inferred(SimpleArgs::default())),
+            Routine::SimpleCyclicCmma(BlueprintStrategy::Inferred(SimpleArgs::default())),
+            units(TileSizeSelection::MaxTileSize),
+            Routine::Naive,
+        ];
+        let aligned = [rows, inner, columns].map(|size| size % HALVES_ALIGNED == 0);
+        if cuda && aligned == [true; 3] {
+            routines.insert(
+                0,
+                Routine::SpecializedTmaMma(BlueprintStrategy::Inferred(().into())),
+            );
+        }
+        Self {
+            parts: parts(inner, processors / tiles, HALVES_ALIGNED),
+            routines,
+        }
+    }
+}
+
+/// At most `wanted` equal parts of an inner axis, each a multiple of `granule` unless it is whole.
+fn parts(inner: usize, wanted: usize, granule: usize) -> usize {
+    if inner == 0 {
+        return 0;
+    }
+    (1..=wanted.min(inner / MIN_PART))
+        .rev()
+        .find(|parts| inner % (parts * granule) == 0)
+        .unwrap_or(1)
+}
+
+fn units(tile_size: TileSizeSelection) -> Routine {
+    Routine::SimpleUnit(BlueprintStrategy::Inferred(SimpleUnitSelectionArgs {
+        tile_size,
+    }))
 }
 
 fn sizes(axes: &'static str, tensor: &TensorBinding) -> Result<[usize; 2], KernelError> {
@@ -156,31 +229,28 @@ fn launch(
     lhs: TensorBinding,
     rhs: TensorBinding,
     out: TensorBinding,
+    elements: Elements,
 ) -> Result<(), KernelError> {
-    let dtype = f32::elem_type_native();
-    let units = Routine::SimpleUnit(BlueprintStrategy::Inferred(SimpleUnitSelectionArgs {
-        tile_size: plan.tile_size,
-    }));
-    let run = |routine: Routine| {
-        launch_ref(
-            &routine.into(),
+    let mut reason = String::new();
+    for routine in &plan.routines {
+        let launched = launch_ref(
+            &routine.clone().into(),
             client,
-            InputBinding::new(lhs.clone(), dtype),
-            InputBinding::new(rhs.clone(), dtype),
+            InputBinding::new(lhs.clone(), elements.factors),
+            InputBinding::new(rhs.clone(), elements.factors),
             out.clone(),
             &mut MatmulElems::from_globals(&MatmulGlobalElems {
-                lhs: dtype,
-                rhs: dtype,
-                out: dtype,
+                lhs: elements.factors,
+                rhs: elements.factors,
+                out: elements.out,
             }),
-        )
-    };
-    // The naive routine asks nothing of the device.
-    run(units)
-        .or_else(|_| run(Routine::Naive))
-        .map_err(|error| KernelError::Product {
-            reason: format!("{error:?}"),
-        })
+        );
+        match launched {
+            Ok(()) => return Ok(()),
+            Err(error) => reason = format!("{error:?}"),
+        }
+    }
+    Err(KernelError::Product { reason })
 }
 
 #[cfg(test)]
@@ -189,7 +259,7 @@ mod tests {
 
     #[test]
     fn few_tiles_cut_the_inner_axis_into_equal_parts() {
-        let parts = |sizes| Plan::new(sizes, 132, true, true).parts;
+        let parts = |sizes| Plan::units(sizes, 132, true, true).parts;
         assert_eq!(parts([4096, 128, 512]), 1);
         assert_eq!(parts([128, 4096, 512]), 32);
         // 50,264 = 8 x 61 x 103
@@ -198,5 +268,9 @@ mod tests {
         for inner in 1..300 {
             assert_eq!(inner % parts([8, inner, 8]), 0, "{inner}");
         }
+        let parts = |sizes| Plan::matrix_units(sizes, 132, true).parts;
+        assert_eq!(parts([8192, 768, 3072]), 1);
+        assert_eq!(parts([80, 8192, 1536]), 8);
+        assert_eq!(parts([16, 4100, 16]), 1);
     }
 }

@@ -1,11 +1,13 @@
 //! The causal depthwise convolution, on tensors.
 
 use burn::backend::Dispatch;
-use burn::tensor::{Int, Tensor, assert_shape};
+use burn::tensor::{DType, Int, Tensor, assert_shape};
 
 use super::extension::{ConvInputs, MambaOps};
-use super::selective_scan::restore;
-use super::{Strategy, float_primitive, optional_float, optional_int, reference};
+use super::{
+    Strategy, float_primitive, optional_float, optional_int, primitive_of, reference,
+    sequence_dtype,
+};
 
 /// Arguments of [`causal_conv1d`].
 ///
@@ -72,12 +74,13 @@ impl CausalConv1d {
     /// The arguments as the seam takes them.
     pub(super) fn into_inputs(self) -> ConvInputs<Dispatch> {
         let [_, width] = self.weight.dims();
+        let dtype = sequence_dtype(&self.x);
         ConvInputs {
-            x: float_primitive(self.x),
+            x: primitive_of(self.x, dtype),
             weight: float_primitive(self.weight),
-            bias: optional_float(self.bias),
+            bias: optional_float(self.bias, DType::F32),
             // A window of no entries is as good as none, and not every backend likes empty tensors.
-            initial_state: optional_float(self.initial_state.filter(|_| width > 1)),
+            initial_state: optional_float(self.initial_state.filter(|_| width > 1), DType::F32),
             seq_idx: optional_int(self.seq_idx),
             silu: self.silu,
         }
@@ -110,5 +113,5 @@ pub fn causal_conv1d(conv: CausalConv1d) -> (Tensor<3>, Tensor<3>) {
             )
         }
     };
-    (restore(y, dtype), final_state)
+    (y.cast(dtype), final_state)
 }

@@ -7,6 +7,7 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
+use burn::tensor::FloatDType;
 
 #[cfg(feature = "fusion")]
 use super::meta;
@@ -32,8 +33,8 @@ pub enum OptionalInt<B: Backend> {
     Present(IntTensor<B>),
 }
 
-/// What the selective scan reads. All floats are f32 and as shaped as in
-/// [`SelectiveScan`](super::SelectiveScan).
+/// What the selective scan reads, shaped as in [`SelectiveScan`](super::SelectiveScan). `u`, `delta`, `b`,
+/// `c` and `z` are of one type, a half precision only on CubeCL; the rest is f32.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct ScanInputs<B: Backend> {
@@ -66,7 +67,7 @@ pub struct ScanInputs<B: Backend> {
     pub delta_softplus: bool,
 }
 
-/// What the selective scan writes.
+/// What the selective scan writes: `y` in the type of `u`, the states in f32.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct ScanOutputs<B: Backend> {
@@ -109,8 +110,8 @@ pub struct ScanGrads<B: Backend> {
     pub initial_state: OptionalFloat<B>,
 }
 
-/// What the causal convolution reads. All floats are f32 and as shaped as in
-/// [`CausalConv1d`](super::CausalConv1d).
+/// What the causal convolution reads, shaped as in [`CausalConv1d`](super::CausalConv1d). `x` is a half
+/// precision only on CubeCL; the rest is f32.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct ConvInputs<B: Backend> {
@@ -131,7 +132,7 @@ pub struct ConvInputs<B: Backend> {
     pub silu: bool,
 }
 
-/// What the causal convolution writes.
+/// What the causal convolution writes: `y` in the type of `x`, the window in f32.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct ConvOutputs<B: Backend> {
@@ -161,7 +162,7 @@ pub struct ConvGrads<B: Backend> {
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct LossGrads<B: Backend> {
-    /// `[1]`
+    /// `[1]`, f32 as the gradients are.
     pub loss: FloatTensor<B>,
     /// `[tokens, d_model]`
     pub hidden: FloatTensor<B>,
@@ -232,8 +233,9 @@ pub trait MambaOps: Backend {
         portable::causal_conv1d::backward::<Self>(inputs, grad_y, grad_final_state)
     }
 
-    /// Negative log-likelihood of each target, `[tokens]`; zero where the target is negative.
-    #[fusion(dtype = hidden, shape = meta::first_axis(hidden))]
+    /// Negative log-likelihood of each target, `[tokens]`, f32; zero where the target is negative. The
+    /// products are of the type of `hidden`, with sums in f32.
+    #[fusion(meta = meta::token_losses)]
     fn token_losses(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -243,8 +245,8 @@ pub trait MambaOps: Backend {
         portable::linear_cross_entropy::token_losses::<Self>(hidden, weight, targets, vocab_size)
     }
 
-    /// Mean cross-entropy over the targets that are not negative, `[1]`.
-    #[fusion(dtype = hidden, shape = meta::scalar(hidden))]
+    /// Mean cross-entropy over the targets that are not negative, `[1]`, as [`MambaOps::token_losses`].
+    #[fusion(meta = meta::loss)]
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -265,26 +267,27 @@ pub trait MambaOps: Backend {
         portable::linear_cross_entropy::loss_with_grads::<Self>(hidden, weight, targets, vocab_size)
     }
 
-    /// `x weight + bias + residual` over the last axis of `x`, with `weight [d_input, d_output]` and the
-    /// residual as shaped as the result.
-    #[fusion(dtype = x, shape = meta::projected(x, weight))]
+    /// `x weight + bias + residual` over the last axis of `x`, with `weight [d_input, d_output]` of its type
+    /// and the residual as shaped as the result, which is of type `out`.
+    #[fusion(meta = meta::linear)]
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalFloat<Self>,
         #[extension_type] residual: OptionalFloat<Self>,
+        out: FloatDType,
     ) -> FloatTensor<Self> {
         let y = Self::linear(x, weight, bias.into_option());
-        portable::add_residual::<Self>(y, residual)
+        portable::add_residual::<Self>(portable::cast::<Self>(y, out), residual)
     }
 
-    /// The gradient of the weight of [`MambaOps::fused_linear`], `[d_input, d_output]`.
-    #[fusion(dtype = x, shape = meta::weight_of(x, grad_y))]
+    /// The gradient of the weight of [`MambaOps::fused_linear`], `[d_input, d_output]`, f32.
+    #[fusion(meta = meta::weight_backward)]
     fn fused_linear_weight_backward(
         x: FloatTensor<Self>,
         grad_y: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::linear_weight_backward(x, grad_y)
+        portable::cast::<Self>(Self::linear_weight_backward(x, grad_y), FloatDType::F32)
     }
 
     /// `x / sqrt(mean(x^2) + epsilon) * gamma` over the last axis, with `gamma [d_model]`.

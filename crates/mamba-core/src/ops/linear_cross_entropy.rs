@@ -4,7 +4,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor, assert_shape};
 
 use super::extension::MambaOps;
-use super::{Strategy, float_primitive, reference};
+use super::{Strategy, float_primitive, primitive_of, reference, sequence_dtype};
 
 /// Arguments of [`linear_cross_entropy`] and [`token_losses`].
 ///
@@ -57,10 +57,11 @@ impl LinearCrossEntropy {
 /// target is not below `vocab_size`.
 pub fn linear_cross_entropy(arguments: LinearCrossEntropy) -> Tensor<1> {
     arguments.check();
+    let dtype = sequence_dtype(&arguments.hidden);
     match arguments.strategy.resolve(&arguments.hidden.device()) {
         Strategy::Reference => reference::linear_cross_entropy(arguments),
         Strategy::Auto | Strategy::Fused => Tensor::from_dispatch(Dispatch::linear_cross_entropy(
-            float_primitive(arguments.hidden),
+            primitive_of(arguments.hidden, dtype),
             float_primitive(arguments.weight),
             arguments.targets.into_dispatch(),
             arguments.vocab_size,
@@ -81,10 +82,11 @@ pub fn linear_cross_entropy(arguments: LinearCrossEntropy) -> Tensor<1> {
 /// As [`linear_cross_entropy`].
 pub fn token_losses(arguments: LinearCrossEntropy) -> Tensor<1> {
     arguments.check();
+    let dtype = sequence_dtype(&arguments.hidden);
     match arguments.strategy.resolve(&arguments.hidden.device()) {
         Strategy::Reference => reference::token_losses(arguments),
         Strategy::Auto | Strategy::Fused => Tensor::from_dispatch(Dispatch::token_losses(
-            float_primitive(arguments.hidden),
+            primitive_of(arguments.hidden, dtype),
             float_primitive(arguments.weight),
             arguments.targets.into_dispatch(),
             arguments.vocab_size,

@@ -1,7 +1,7 @@
 //! Output shapes and dtypes of the ops, which Fusion asks for before it runs them.
 
 use burn::backend::fusion::custom::TensorSpec;
-use burn::tensor::Shape;
+use burn::tensor::{DType, FloatDType, Shape};
 
 use super::extension::{
     ConvGradsMetadata, ConvInputsMetadata, ConvOutputsMetadata, LossGradsMetadata,
@@ -9,18 +9,18 @@ use super::extension::{
     ScanInputsMetadata, ScanOutputsMetadata,
 };
 
-fn spec<const D: usize>(like: &TensorSpec, dims: [usize; D]) -> TensorSpec {
-    TensorSpec::new(dims.into(), like.dtype)
+fn single<const D: usize>(dims: [usize; D]) -> TensorSpec {
+    TensorSpec::new(dims.into(), DType::F32)
 }
 
 pub(super) fn scan(inputs: &ScanInputsMetadata, save_checkpoints: &bool) -> ScanOutputsMetadata {
     let [batch, seq_len, d_inner] = inputs.u.shape.dims();
     let [_, d_state] = inputs.a.shape.dims();
     let chunks = seq_len.div_ceil(SCAN_CHECKPOINT_INTERVAL);
-    let checkpoints = spec(&inputs.u, [batch, chunks, d_state, d_inner]);
+    let checkpoints = single([batch, chunks, d_state, d_inner]);
     ScanOutputsMetadata {
         y: inputs.u.clone(),
-        final_state: spec(&inputs.u, [batch, d_inner, d_state]),
+        final_state: single([batch, d_inner, d_state]),
         checkpoints: match save_checkpoints {
             true => OptionalFloatMetadata::Present(checkpoints),
             false => OptionalFloatMetadata::Absent,
@@ -52,7 +52,7 @@ pub(super) fn conv(inputs: &ConvInputsMetadata) -> ConvOutputsMetadata {
     let [_, width] = inputs.weight.shape.dims();
     ConvOutputsMetadata {
         y: inputs.x.clone(),
-        final_state: spec(&inputs.x, [batch, width - 1, channels]),
+        final_state: single([batch, width - 1, channels]),
     }
 }
 
@@ -76,29 +76,46 @@ pub(super) fn loss_with_grads(
     _vocab_size: &usize,
 ) -> LossGradsMetadata {
     LossGradsMetadata {
-        loss: spec(hidden, [1]),
-        hidden: hidden.clone(),
+        loss: single([1]),
+        hidden: TensorSpec::new(hidden.shape.clone(), DType::F32),
         weight: weight.clone(),
     }
 }
 
-pub(super) fn first_axis(hidden: &Shape) -> Shape {
-    [hidden[0]].into()
+pub(super) fn token_losses(
+    hidden: &TensorSpec,
+    _weight: &TensorSpec,
+    _targets: &TensorSpec,
+    _vocab_size: &usize,
+) -> TensorSpec {
+    single([hidden.shape[0]])
 }
 
-pub(super) fn scalar(_hidden: &Shape) -> Shape {
-    [1].into()
+pub(super) fn loss(
+    _hidden: &TensorSpec,
+    _weight: &TensorSpec,
+    _targets: &TensorSpec,
+    _vocab_size: &usize,
+) -> TensorSpec {
+    single([1])
 }
 
-pub(super) fn projected(x: &Shape, weight: &Shape) -> Shape {
-    let mut shape = x.clone();
+pub(super) fn linear(
+    x: &TensorSpec,
+    weight: &TensorSpec,
+    _bias: &OptionalFloatMetadata,
+    _residual: &OptionalFloatMetadata,
+    out: &FloatDType,
+) -> TensorSpec {
+    let mut shape = x.shape.clone();
     let last = shape.num_dims() - 1;
-    shape[last] = weight[1];
-    shape
+    shape[last] = weight.shape[1];
+    TensorSpec::new(shape, (*out).into())
 }
 
-pub(super) fn weight_of(x: &Shape, grad_y: &Shape) -> Shape {
-    [x[x.num_dims() - 1], grad_y[grad_y.num_dims() - 1]].into()
+pub(super) fn weight_backward(x: &TensorSpec, grad_y: &TensorSpec) -> TensorSpec {
+    let columns = |shape: &Shape| shape[shape.num_dims() - 1];
+    single([columns(&x.shape), columns(&grad_y.shape)])
 }
 
 pub(super) fn rms_norm_backward(

@@ -39,7 +39,7 @@ pub use rms_norm::rms_norm;
 pub use selective_scan::{SelectiveScan, selective_scan};
 
 use burn::backend::{DispatchDevice, DispatchTensor};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use extension::{OptionalFloat, OptionalInt};
 
 /// Which implementation runs an operation.
@@ -102,8 +102,9 @@ fn has_ops(device: &DispatchDevice) -> bool {
 
 fn optional_float<const D: usize>(
     tensor: Option<Tensor<D>>,
+    dtype: DType,
 ) -> OptionalFloat<burn::backend::Dispatch> {
-    tensor.map(float_primitive).into()
+    tensor.map(|tensor| primitive_of(tensor, dtype)).into()
 }
 
 fn optional_int<const D: usize>(
@@ -115,7 +116,19 @@ fn optional_int<const D: usize>(
     }
 }
 
+/// The type in which the seam takes a sequence: a half precision stays where our kernels read it.
+fn sequence_dtype<const D: usize>(tensor: &Tensor<D>) -> DType {
+    match tensor.dtype() {
+        half @ (DType::F16 | DType::BF16) if on_cube(&tensor.device()) => half,
+        _ => DType::F32,
+    }
+}
+
 /// The f32 primitive of a float tensor.
 fn float_primitive<const D: usize>(tensor: Tensor<D>) -> DispatchTensor {
-    tensor.cast(burn::tensor::DType::F32).into_dispatch()
+    primitive_of(tensor, DType::F32)
+}
+
+fn primitive_of<const D: usize>(tensor: Tensor<D>, dtype: DType) -> DispatchTensor {
+    tensor.cast(dtype).into_dispatch()
 }

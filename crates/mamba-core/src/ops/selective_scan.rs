@@ -4,7 +4,10 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Int, Tensor, assert_shape};
 
 use super::extension::{MambaOps, ScanInputs};
-use super::{Strategy, float_primitive, optional_float, optional_int, reference};
+use super::{
+    Strategy, float_primitive, optional_float, optional_int, primitive_of, reference,
+    sequence_dtype,
+};
 
 /// Arguments of [`selective_scan`].
 ///
@@ -98,16 +101,17 @@ impl SelectiveScan {
 
     /// The arguments as the seam takes them.
     pub(super) fn into_inputs(self) -> ScanInputs<Dispatch> {
+        let dtype = sequence_dtype(&self.u);
         ScanInputs {
-            u: float_primitive(self.u),
-            delta: float_primitive(self.delta),
+            u: primitive_of(self.u, dtype),
+            delta: primitive_of(self.delta, dtype),
             a: float_primitive(self.a),
-            b: float_primitive(self.b),
-            c: float_primitive(self.c),
-            d: optional_float(self.d),
-            z: optional_float(self.z),
-            delta_bias: optional_float(self.delta_bias),
-            initial_state: optional_float(self.initial_state),
+            b: primitive_of(self.b, dtype),
+            c: primitive_of(self.c, dtype),
+            d: optional_float(self.d, DType::F32),
+            z: optional_float(self.z, dtype),
+            delta_bias: optional_float(self.delta_bias, DType::F32),
+            initial_state: optional_float(self.initial_state, DType::F32),
             seq_idx: optional_int(self.seq_idx),
             delta_softplus: self.delta_softplus,
         }
@@ -140,13 +144,5 @@ pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
             )
         }
     };
-    (restore(y, dtype), final_state)
-}
-
-/// Casts a result to the dtype of the main input.
-pub(super) fn restore<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
-    match dtype {
-        DType::F32 => tensor,
-        dtype => tensor.cast(dtype),
-    }
+    (y.cast(dtype), final_state)
 }

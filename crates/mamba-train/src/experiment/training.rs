@@ -1,6 +1,7 @@
 //! The `[training]` section.
 
 use anyhow::{Result, ensure};
+use mamba_core::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::ScheduleKind;
@@ -25,6 +26,9 @@ pub struct TrainingConfig {
     pub max_steps: usize,
     /// Minutes of training after which the run ends as if complete. Default: 0.
     pub max_minutes: f64,
+    /// `"f32"`, or `"bf16"` for products and activations in bf16 on a GPU that has it; parameters, their
+    /// gradients, the residual stream and the states of mixers stay in f32. Default: `"f32"`.
+    pub precision: Precision,
     /// `"adam"` or `"adamw"`. Default: `"adamw"`.
     pub optimizer: OptimizerKind,
     /// The peak learning rate. Default: 1e-3.
@@ -70,6 +74,7 @@ impl Default for TrainingConfig {
             epochs: 1,
             max_steps: 0,
             max_minutes: 0.0,
+            precision: Precision::F32,
             optimizer: OptimizerKind::AdamW,
             learning_rate: 1e-3,
             min_learning_rate: 1e-5,

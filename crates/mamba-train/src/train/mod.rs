@@ -141,6 +141,10 @@ pub fn train_on(
     mut on_event: impl FnMut(TrainEvent),
 ) -> Result<Outcome> {
     let mut experiment = start.experiment()?;
+    ensure!(
+        experiment.training.precision.is_supported(&options.device),
+        "training.precision: the device has no bf16; set it to \"f32\""
+    );
     let splits = load(&experiment)?;
     if let Some(notice) = &splits.notice {
         on_event(TrainEvent::Notice(notice.clone()));

@@ -140,6 +140,7 @@ impl Session {
         let device = self.train_device();
         device.seed(training.seed);
         let model = self.experiment.model.init(&device);
+        let model = model.with_precision(training.precision);
         let mut module = LmTraining::new(model, training.grad_accum, training.clip_norm);
         let mut optimizer = build_optimizer(training, &module);
         let schedule = WarmupSchedule::new(training, self.plan.total_steps);

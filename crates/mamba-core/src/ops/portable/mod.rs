@@ -11,11 +11,19 @@ pub(crate) mod selective_scan;
 
 use prim::Prim;
 
-use burn::backend::Backend;
 use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::FloatDType;
 
 use super::extension::OptionalFloat;
+
+/// `tensor` in another type, and as it is where it has that one.
+pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    match tensor.dtype() == dtype.into() {
+        true => tensor,
+        false => B::float_cast(tensor, dtype),
+    }
+}
 
 /// `y` and the residual, where there is one.
 pub(crate) fn add_residual<B: Backend>(

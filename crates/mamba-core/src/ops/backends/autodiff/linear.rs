@@ -1,7 +1,8 @@
 //! The node of the linear layer.
 
-use burn::backend::Autodiff;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, TensorMetadata};
+use burn::tensor::FloatDType;
 use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn_autodiff::grads::Gradients;
@@ -9,6 +10,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::{inner_float, or_constant};
 use crate::ops::extension::{MambaOps, OptionalFloat};
+use crate::ops::portable::cast;
 
 #[derive(Debug)]
 struct Linear;
@@ -28,14 +30,18 @@ impl<B: MambaOps> Backward<B, 4> for Linear {
             .state
             .map(|id| id.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id)));
         let [x_node, weight_node, bias_node, residual_node] = ops.parents;
+        // The products are of the type that forward's was, onto an f32 residual stream or not.
+        let factor = |other: &FloatTensor<B>| cast::<B>(grad_y.clone(), other.dtype().into());
         if let (Some(node), Some(weight)) = (x_node, weight) {
+            let (grad_y, out) = (factor(&weight), weight.dtype().into());
             let weight = B::float_transpose(weight);
             let (bias, residual) = (OptionalFloat::Absent, OptionalFloat::Absent);
-            let grad = B::fused_linear(grad_y.clone(), weight, bias, residual);
+            let grad = B::fused_linear(grad_y, weight, bias, residual, out);
             grads.register::<B>(node.id, grad);
         }
         if let (Some(node), Some(x)) = (weight_node, x) {
-            let grad = B::fused_linear_weight_backward(x, grad_y.clone());
+            let grad_y = factor(&x);
+            let grad = B::fused_linear_weight_backward(x, grad_y);
             grads.register::<B>(node.id, grad);
         }
         if let Some(node) = bias_node {
@@ -52,6 +58,7 @@ pub(super) fn linear<B: MambaOps, C: CheckpointStrategy>(
     weight: FloatTensor<Autodiff<B, C>>,
     bias: OptionalFloat<Autodiff<B, C>>,
     residual: OptionalFloat<Autodiff<B, C>>,
+    out: FloatDType,
 ) -> FloatTensor<Autodiff<B, C>> {
     let nodes = [
         x.node(),
@@ -71,6 +78,7 @@ pub(super) fn linear<B: MambaOps, C: CheckpointStrategy>(
                 weight.into_primitive(),
                 inner_float(bias),
                 inner_float(residual),
+                out,
             );
             prep.finish(state, y)
         }
@@ -79,6 +87,7 @@ pub(super) fn linear<B: MambaOps, C: CheckpointStrategy>(
             weight.into_primitive(),
             inner_float(bias),
             inner_float(residual),
+            out,
         )),
     }
 }

@@ -1,19 +1,21 @@
 //! The node of the head and its loss, whose gradients are ready with its value.
 
-use burn::backend::Autodiff;
 use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, TensorMetadata};
+use burn::tensor::FloatDType;
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use crate::ops::extension::MambaOps;
+use crate::ops::portable::cast;
 
 #[derive(Debug)]
 struct LinearCrossEntropy;
 
 impl<B: MambaOps> Backward<B, 2> for LinearCrossEntropy {
-    /// The gradients for a unit gradient of the loss.
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    /// The gradients for a unit gradient of the loss, and the types of what they belong to.
+    type State = [(FloatTensor<B>, FloatDType); 2];
 
     fn backward(
         self,
@@ -22,10 +24,10 @@ impl<B: MambaOps> Backward<B, 2> for LinearCrossEntropy {
         _checkpointer: &mut Checkpointer,
     ) {
         let scale = B::float_reshape(grads.consume::<B>(&ops.node), [1, 1].into());
-        let (hidden, weight) = ops.state;
-        for (parent, grad) in ops.parents.into_iter().zip([hidden, weight]) {
+        for (parent, (grad, dtype)) in ops.parents.into_iter().zip(ops.state) {
             if let Some(parent) = parent {
-                grads.register::<B>(parent.id, B::float_mul(grad, scale.clone()));
+                let grad = cast::<B>(B::float_mul(grad, scale.clone()), dtype);
+                grads.register::<B>(parent.id, grad);
             }
         }
     }
@@ -45,8 +47,11 @@ pub(super) fn linear_cross_entropy<B: MambaOps, C: CheckpointStrategy>(
         .stateful()
     {
         OpsKind::Tracked(prep) => {
+            let dtypes = [hidden.dtype().into(), weight.dtype().into()];
             let result = B::linear_cross_entropy_with_grads(hidden, weight, targets, vocab_size);
-            prep.finish((result.hidden, result.weight), result.loss)
+            let [hidden, weight] = dtypes;
+            let grads = [(result.hidden, hidden), (result.weight, weight)];
+            prep.finish(grads, result.loss)
         }
         OpsKind::UnTracked(prep) => {
             prep.finish(B::linear_cross_entropy(hidden, weight, targets, vocab_size))

@@ -41,7 +41,8 @@ fn take<B: Backend>(slot: &Slot<B>) -> OptionalFloat<B> {
 struct SecondOutput;
 
 impl<B: Backend> Backward<B, 1> for SecondOutput {
-    type State = (Slot<B>, Shape);
+    /// The first output's shape and type come with the slot.
+    type State = (Slot<B>, Shape, FloatDType);
 
     fn backward(
         self,
@@ -50,9 +51,9 @@ impl<B: Backend> Backward<B, 1> for SecondOutput {
         _checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let (slot, first_shape) = ops.state;
+        let (slot, first_shape, first_dtype) = ops.state;
         if let [Some(first)] = ops.parents {
-            let zeros = B::float_zeros(first_shape, &grad.device(), FloatDType::F32);
+            let zeros = B::float_zeros(first_shape, &grad.device(), first_dtype);
             grads.register::<B>(first.id, zeros);
         }
         *slot.lock().expect("no step panics while it holds the slot") = Some(grad);
@@ -65,7 +66,7 @@ fn second_output<B: Backend, C: CheckpointStrategy>(
     second: FloatTensor<B>,
     slot: Slot<B>,
 ) -> Tracked<B, C> {
-    let state = (slot, first.shape());
+    let state = (slot, first.shape(), first.dtype().into());
     match SecondOutput
         .prepare::<C>([first.node()])
         .compute_bound()
@@ -178,8 +179,9 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         bias: OptionalFloat<Self>,
         residual: OptionalFloat<Self>,
+        out: FloatDType,
     ) -> FloatTensor<Self> {
-        linear::linear::<B, C>(x, weight, bias, residual)
+        linear::linear::<B, C>(x, weight, bias, residual, out)
     }
 
     fn fused_linear_weight_backward(

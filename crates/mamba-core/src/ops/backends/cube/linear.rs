@@ -1,13 +1,16 @@
 //! Linear layers on the products of `mamba_kernels`, which need no tuning and round nothing to TF32.
 
 use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn::tensor::FloatDType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::prelude::TensorBinding;
 use burn_cubecl::tensor::CubeTensor;
-use mamba_kernels::matmul::matmul;
+use mamba_kernels::matmul::{Elements, matmul};
 
-use super::{empty, launched, whole};
+use super::{empty, empty_of, launched, whole};
+use crate::ops::portable::cast;
 
 /// All axes but the last as rows.
 fn matrix(tensor: CubeTensor) -> TensorBinding {
@@ -33,24 +36,38 @@ fn factor(weight: CubeTensor) -> TensorBinding {
     }
 }
 
-pub(super) fn forward(x: CubeTensor, weight: CubeTensor, bias: Option<CubeTensor>) -> CubeTensor {
+fn elements(factor: &CubeTensor, out: &CubeTensor) -> Elements {
+    Elements {
+        factors: dtype_to_storage_type(factor.dtype),
+        out: dtype_to_storage_type(out.dtype),
+    }
+}
+
+pub(super) fn forward(
+    x: CubeTensor,
+    weight: CubeTensor,
+    bias: Option<CubeTensor>,
+    out: FloatDType,
+) -> CubeTensor {
     let mut shape = x.shape();
     let last = shape.num_dims() - 1;
     shape[last] = weight.shape()[1];
-    let y = empty(&x, shape);
+    let y = empty_of(&x, shape, out.into());
     let result = matmul(
         &x.client,
         matrix(x.clone()),
         factor(weight.clone()),
         matrix(y.clone()),
+        elements(&x, &y),
     );
     if !launched("linear", result) {
-        return CubeBackend::linear(x, weight, bias);
+        return cast::<CubeBackend>(CubeBackend::linear(x, weight, bias), out);
     }
     let Some(bias) = bias else { return y };
     let mut row = vec![1; last];
     row.push(bias.shape()[0]);
-    CubeBackend::float_add(y, CubeBackend::float_reshape(bias, row.into()))
+    let bias = cast::<CubeBackend>(CubeBackend::float_reshape(bias, row.into()), out);
+    CubeBackend::float_add(y, bias)
 }
 
 pub(super) fn weight_backward(x: CubeTensor, grad_y: CubeTensor) -> CubeTensor {
@@ -61,9 +78,13 @@ pub(super) fn weight_backward(x: CubeTensor, grad_y: CubeTensor) -> CubeTensor {
         transposed(matrix(x.clone())),
         matrix(grad_y.clone()),
         grad.clone().binding(),
+        elements(&x, &grad),
     );
     match launched("linear backward", result) {
         true => grad,
-        false => CubeBackend::linear_weight_backward(x, grad_y),
+        false => cast::<CubeBackend>(
+            CubeBackend::linear_weight_backward(x, grad_y),
+            FloatDType::F32,
+        ),
     }
 }

@@ -4,7 +4,7 @@ mod linear;
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, FloatDType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -16,7 +16,7 @@ use crate::ops::extension::{
     ConvGrads, ConvInputs, ConvOutputs, MambaOps, OptionalFloat, OptionalInt,
     SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
 };
-use crate::ops::portable;
+use crate::ops::portable::{self, cast};
 
 const _: () = assert!(SCAN_CHECKPOINT_INTERVAL == selective_scan::CHECKPOINT_INTERVAL);
 
@@ -92,14 +92,17 @@ fn few_taps(op: &str, width: usize) -> bool {
 
 /// An uninitialised f32 tensor beside `like`.
 fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
+    empty_of(like, shape, DType::F32)
+}
+
+fn empty_of(like: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, shape, DType::F32)
+    empty_device_contiguous_dtype(client, device, shape, dtype)
 }
 
 /// An uninitialised tensor as shaped as `like`.
 fn empty_like(like: &CubeTensor) -> CubeTensor {
-    let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, like.shape(), like.dtype)
+    empty_of(like, like.shape(), like.dtype)
 }
 
 fn optional_like(like: &OptionalFloat<CubeBackend>) -> Option<CubeTensor> {
@@ -125,6 +128,59 @@ fn launched(op: &str, result: Result<(), KernelError>) -> bool {
     }
 }
 
+fn cast_optional(
+    tensor: OptionalFloat<CubeBackend>,
+    dtype: FloatDType,
+) -> OptionalFloat<CubeBackend> {
+    let tensor = tensor.into_option();
+    tensor.map(|it| cast::<CubeBackend>(it, dtype)).into()
+}
+
+// The portable bodies compute in f32.
+
+fn single_scan(inputs: ScanInputs<CubeBackend>) -> ScanInputs<CubeBackend> {
+    let single = |tensor| cast::<CubeBackend>(tensor, FloatDType::F32);
+    ScanInputs {
+        u: single(inputs.u),
+        delta: single(inputs.delta),
+        b: single(inputs.b),
+        c: single(inputs.c),
+        z: cast_optional(inputs.z, FloatDType::F32),
+        ..inputs
+    }
+}
+
+fn single_conv(inputs: ConvInputs<CubeBackend>) -> ConvInputs<CubeBackend> {
+    ConvInputs {
+        x: cast::<CubeBackend>(inputs.x, FloatDType::F32),
+        ..inputs
+    }
+}
+
+fn portable_conv(inputs: ConvInputs<CubeBackend>) -> ConvOutputs<CubeBackend> {
+    let dtype = inputs.x.dtype.into();
+    let outputs = portable::causal_conv1d::forward::<CubeBackend>(single_conv(inputs));
+    ConvOutputs {
+        y: cast::<CubeBackend>(outputs.y, dtype),
+        ..outputs
+    }
+}
+
+fn portable_conv_backward(
+    inputs: ConvInputs<CubeBackend>,
+    grad_y: CubeTensor,
+    grad_final_state: OptionalFloat<CubeBackend>,
+) -> ConvGrads<CubeBackend> {
+    let dtype = inputs.x.dtype.into();
+    let grad_y = cast::<CubeBackend>(grad_y, FloatDType::F32);
+    let inputs = single_conv(inputs);
+    let grads = portable::causal_conv1d::backward::<CubeBackend>(inputs, grad_y, grad_final_state);
+    ConvGrads {
+        x: cast::<CubeBackend>(grads.x, dtype),
+        ..grads
+    }
+}
+
 impl MambaOps for CubeBackend {
     fn selective_scan(inputs: ScanInputs<Self>, save_checkpoints: bool) -> ScanOutputs<Self> {
         let [batch, seq_len, d_inner] = inputs.u.shape().dims();
@@ -146,7 +202,13 @@ impl MambaOps for CubeBackend {
             selective_scan::Strategy::Auto,
         );
         if !launched("selective_scan", result) {
-            return portable::selective_scan::forward::<Self>(inputs, save_checkpoints);
+            let dtype = inputs.u.dtype.into();
+            let outputs =
+                portable::selective_scan::forward::<Self>(single_scan(inputs), save_checkpoints);
+            return ScanOutputs {
+                y: cast::<Self>(outputs.y, dtype),
+                ..outputs
+            };
         }
         ScanOutputs {
             y,
@@ -194,12 +256,21 @@ impl MambaOps for CubeBackend {
             selective_scan::Strategy::Auto,
         );
         if !launched("selective_scan backward", result) {
-            return portable::selective_scan::backward::<Self>(
-                inputs,
+            let dtype = inputs.u.dtype.into();
+            let grads = portable::selective_scan::backward::<Self>(
+                single_scan(inputs),
                 checkpoints,
-                grad_y,
+                cast::<Self>(grad_y, FloatDType::F32),
                 grad_final_state,
             );
+            return ScanGrads {
+                u: cast::<Self>(grads.u, dtype),
+                delta: cast::<Self>(grads.delta, dtype),
+                b: cast::<Self>(grads.b, dtype),
+                c: cast::<Self>(grads.c, dtype),
+                z: cast_optional(grads.z, dtype),
+                ..grads
+            };
         }
         ScanGrads {
             u,
@@ -219,7 +290,7 @@ impl MambaOps for CubeBackend {
         let [batch, _, channels] = inputs.x.shape().dims();
         let [_, width] = inputs.weight.shape().dims();
         if !few_taps(op, width) {
-            return portable::causal_conv1d::forward::<Self>(inputs);
+            return portable_conv(inputs);
         }
         let y = empty_like(&inputs.x);
         let final_state = empty(&inputs.x, [batch, width - 1, channels].into());
@@ -229,7 +300,7 @@ impl MambaOps for CubeBackend {
         };
         let result = causal_conv1d::causal_conv1d(&inputs.x.client, conv_inputs(&inputs), outputs);
         if !launched(op, result) {
-            return portable::causal_conv1d::forward::<Self>(inputs);
+            return portable_conv(inputs);
         }
         ConvOutputs { y, final_state }
     }
@@ -242,7 +313,7 @@ impl MambaOps for CubeBackend {
         let op = "causal_conv1d backward";
         let [_, width] = inputs.weight.shape().dims();
         if !few_taps(op, width) {
-            return portable::causal_conv1d::backward::<Self>(inputs, grad_y, grad_final_state);
+            return portable_conv_backward(inputs, grad_y, grad_final_state);
         }
         let [x, weight] = [&inputs.x, &inputs.weight].map(empty_like);
         let [bias, initial_state] = [&inputs.bias, &inputs.initial_state].map(optional_like);
@@ -263,7 +334,7 @@ impl MambaOps for CubeBackend {
             gradients,
         );
         if !launched(op, result) {
-            return portable::causal_conv1d::backward::<Self>(inputs, grad_y, grad_final_state);
+            return portable_conv_backward(inputs, grad_y, grad_final_state);
         }
         ConvGrads {
             x,
@@ -278,8 +349,9 @@ impl MambaOps for CubeBackend {
         weight: CubeTensor,
         bias: OptionalFloat<Self>,
         residual: OptionalFloat<Self>,
+        out: FloatDType,
     ) -> CubeTensor {
-        let y = linear::forward(x, weight, bias.into_option());
+        let y = linear::forward(x, weight, bias.into_option(), out);
         portable::add_residual::<Self>(y, residual)
     }
 

@@ -4,7 +4,7 @@ mod inputs;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{Bytes, DType, Shape, TensorData};
+use burn::tensor::{Bytes, DType, FloatDType, Shape, TensorData};
 use burn_flex::FlexTensor;
 
 use crate::ops::cpu::{
@@ -167,6 +167,7 @@ impl MambaOps for Flex {
         weight: FloatTensor<Self>,
         bias: OptionalFloat<Self>,
         residual: OptionalFloat<Self>,
+        _out: FloatDType,
     ) -> FloatTensor<Self> {
         let mut shape = x.shape();
         let last = shape.num_dims() - 1;
