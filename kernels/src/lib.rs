@@ -6,7 +6,7 @@
 //! - `oracle` (feature of the same name): each operation as host loops in f64, values and gradients,
 //!   written to be read. Every other implementation is tested against it.
 //!
-//! - `selective_scan` and `causal_conv1d` (feature `cube`): GPU kernels in CubeCL. A launcher takes a
+//! - `selective_scan`, `causal_conv1d`, `rms_norm` and `cross_entropy` (feature `cube`): GPU kernels in CubeCL. A launcher takes a
 //!   client of any runtime and bindings of its buffers.
 //!
 //! - `matmul` (feature `cube`): products by `cubek-matmul`, with the routine chosen by size.
@@ -32,11 +32,15 @@ pub mod oracle;
 #[cfg(feature = "cube")]
 pub mod causal_conv1d;
 #[cfg(feature = "cube")]
+pub mod cross_entropy;
+#[cfg(feature = "cube")]
 mod error;
 #[cfg(feature = "cube")]
 pub mod matmul;
 #[cfg(feature = "cube")]
 mod pointwise;
+#[cfg(feature = "cube")]
+pub mod rms_norm;
 #[cfg(feature = "cube")]
 pub mod selective_scan;
 #[cfg(feature = "cube")]

@@ -2,7 +2,7 @@
 #![recursion_limit = "256"]
 
 use burn::backend::Dispatch;
-use burn::tensor::{Device, Tensor, s};
+use burn::tensor::{Device, FloatDType, Tensor, s};
 use mamba_core::ops::extension::{MambaOps, OptionalFloat};
 use mamba_core::ops::{linear, rms_norm};
 use mamba_tests::devices::autodiff_devices;
@@ -103,6 +103,7 @@ fn a_linear_layer_adds_its_residual() {
                         weight.clone().into_dispatch(),
                         OptionalFloat::Present(bias),
                         OptionalFloat::Present(residual),
+                        FloatDType::F32,
                     ))
                 },
                 |[x, weight, bias, residual]| {
@@ -148,7 +149,7 @@ fn a_norm_behind_the_seam_equals_its_formula() {
     for device in autodiff_devices() {
         check_rms_norm(&device, |x, gamma| {
             let (x, gamma) = (x.into_dispatch(), gamma.into_dispatch());
-            Tensor::from_dispatch(Dispatch::rms_norm(x, gamma, EPSILON))
+            Tensor::from_dispatch(Dispatch::rms_norm(x, gamma, EPSILON, FloatDType::F32))
         });
     }
 }

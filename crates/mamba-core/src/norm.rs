@@ -6,7 +6,7 @@ use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Device, FloatDType, Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
 
-use crate::ops::rms_norm;
+use crate::ops::rms_norm_to;
 
 /// Which normalisation a [`Norm`] applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ impl Norm {
                 let beta = self.beta.as_ref().map(|beta| widen(beta.val()));
                 layer_norm(x, gamma, beta, self.epsilon)
             }
-            NormKind::RmsNorm => rms_norm(x, gamma, self.epsilon),
+            NormKind::RmsNorm => return rms_norm_to(x, gamma, self.epsilon, output),
         };
         y.cast(output)
     }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use mamba_train::experiment::Experiment;
 
 /// Name and text of every experiment that comes with the program.
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 4] = [
     (
         "quickstart",
         include_str!("../../../experiments/quickstart.toml"),
@@ -18,6 +18,10 @@ const BUILT_IN: [(&str, &str); 3] = [
     (
         "tutorial-transformer",
         include_str!("../../../experiments/tutorial-transformer.toml"),
+    ),
+    (
+        "mamba-wikitext2",
+        include_str!("../../../experiments/mamba-wikitext2.toml"),
     ),
 ];
 

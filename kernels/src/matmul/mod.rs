@@ -29,6 +29,9 @@ const MATRIX_TILE: usize = 128;
 /// Tiles a multiprocessor below which the inner axis is cut.
 const TILES_TO_FILL: usize = 4;
 
+/// Parts of an inner axis from which on they are worth a copy of the factors.
+const WORTH_A_COPY: usize = 8;
+
 /// Values in 16 bytes of a half precision: what addresses of the copy engine are multiples of.
 const HALVES_ALIGNED: usize = 8;
 
@@ -94,7 +97,10 @@ pub fn matmul(
     let processors = processors(&client.properties().hardware);
     let cuda = client.name() == "cuda";
     let plan = match elements.are_halves() {
-        true => Plan::matrix_units(sizes, processors, cuda),
+        true => {
+            let in_blocks = lhs.strides[0] == 1 && rhs.strides[1] == 1;
+            Plan::matrix_units(sizes, processors, in_blocks, cuda)
+        }
         false => Plan::units(sizes, processors, lhs.strides[1] == 1, cuda),
     };
     let parts = plan.parts;
@@ -154,8 +160,19 @@ impl Plan {
         }
     }
 
-    fn matrix_units([rows, inner, columns]: [usize; 3], processors: usize, cuda: bool) -> Self {
+    /// `in_blocks`: whether the parts of a cut inner axis lie one after the other in memory; where they
+    /// interleave, the routines copy the factors first.
+    fn matrix_units(
+        [rows, inner, columns]: [usize; 3],
+        processors: usize,
+        in_blocks: bool,
+        cuda: bool,
+    ) -> Self {
         let tiles = rows.div_ceil(MATRIX_TILE) * columns.div_ceil(MATRIX_TILE);
+        let wanted = match processors / tiles {
+            few if !in_blocks && few < WORTH_A_COPY => 1,
+            wanted => wanted,
+        };
         let mut routines = vec![
             Routine::SimpleCyclicMma(BlueprintStrategy::Inferred(SimpleArgs::default())),
             Routine::SimpleCyclicCmma(BlueprintStrategy::Inferred(SimpleArgs::default())),
@@ -170,7 +187,7 @@ impl Plan {
             );
         }
         Self {
-            parts: parts(inner, processors / tiles, HALVES_ALIGNED),
+            parts: parts(inner, wanted, HALVES_ALIGNED),
             routines,
         }
     }
@@ -268,9 +285,12 @@ mod tests {
         for inner in 1..300 {
             assert_eq!(inner % parts([8, inner, 8]), 0, "{inner}");
         }
-        let parts = |sizes| Plan::matrix_units(sizes, 132, true).parts;
+        let parts = |sizes| Plan::matrix_units(sizes, 132, true, true).parts;
         assert_eq!(parts([8192, 768, 3072]), 1);
         assert_eq!(parts([80, 8192, 1536]), 8);
         assert_eq!(parts([16, 4100, 16]), 1);
+        let interleaved = |sizes| Plan::matrix_units(sizes, 132, false, true).parts;
+        assert_eq!(interleaved([8192, 1536, 80]), 1);
+        assert_eq!(interleaved([128, 8192, 128]), 128);
     }
 }

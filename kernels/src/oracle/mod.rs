@@ -13,6 +13,7 @@ mod causal_conv1d;
 mod finite_differences;
 mod linear_cross_entropy;
 mod pointwise;
+mod rms_norm;
 mod runs;
 mod selective_scan;
 
@@ -25,6 +26,7 @@ pub use linear_cross_entropy::{
     linear_cross_entropy_backward,
 };
 pub use pointwise::{SOFTPLUS_THRESHOLD, sigmoid, silu, silu_slope, softplus, softplus_slope};
+pub use rms_norm::{RmsNormGradients, RmsNormInputs, rms_norm, rms_norm_backward};
 pub use selective_scan::{
     SelectiveScanGradients, SelectiveScanInputs, SelectiveScanOutput, selective_scan,
     selective_scan_backward,

@@ -290,10 +290,16 @@ pub trait MambaOps: Backend {
         portable::cast::<Self>(Self::linear_weight_backward(x, grad_y), FloatDType::F32)
     }
 
-    /// `x / sqrt(mean(x^2) + epsilon) * gamma` over the last axis, with `gamma [d_model]`.
-    #[fusion(dtype = x, shape = x)]
-    fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        portable::rms_norm::forward::<Self>(x, gamma, epsilon)
+    /// `x / sqrt(mean(x^2) + epsilon) * gamma` over the last axis, with `gamma [d_model]`, both f32; the
+    /// result is of type `out`.
+    #[fusion(meta = meta::rms_norm)]
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        epsilon: f64,
+        out: FloatDType,
+    ) -> FloatTensor<Self> {
+        portable::cast::<Self>(portable::rms_norm::forward::<Self>(x, gamma, epsilon), out)
     }
 
     /// Gradients of [`MambaOps::rms_norm`].
@@ -304,6 +310,7 @@ pub trait MambaOps: Backend {
         epsilon: f64,
         grad_y: FloatTensor<Self>,
     ) -> NormGrads<Self> {
+        let grad_y = portable::cast::<Self>(grad_y, FloatDType::F32);
         portable::rms_norm::backward::<Self>(x, gamma, epsilon, grad_y)
     }
 }

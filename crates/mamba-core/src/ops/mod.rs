@@ -36,6 +36,7 @@ pub use linear::linear;
 pub(crate) use linear::{project, project_onto};
 pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy, token_losses};
 pub use rms_norm::rms_norm;
+pub(crate) use rms_norm::rms_norm_to;
 pub use selective_scan::{SelectiveScan, selective_scan};
 
 use burn::backend::{DispatchDevice, DispatchTensor};

@@ -61,6 +61,12 @@ fn product<B: MambaOps>(lhs: &Prim<B>, rhs: &Prim<B>) -> Prim<B> {
     Prim(B::fused_linear(lhs, rhs, bias, residual, out))
 }
 
+/// Tokens of a chunk, for a head of `rows` rows.
+pub(crate) fn chunk_len(tokens: usize, rows: usize) -> usize {
+    let most = (CHUNK_LOGITS / rows).clamp(1, CHUNK_TOKENS);
+    tokens.div_ceil(tokens.div_ceil(most))
+}
+
 /// Chunks of equal length, but for the last one, for a head of `rows` rows.
 fn chunks<B: MambaOps>(
     hidden: FloatTensor<B>,
@@ -69,8 +75,7 @@ fn chunks<B: MambaOps>(
 ) -> impl Iterator<Item = Chunk<B>> {
     let hidden = Prim::<B>(hidden);
     let [tokens, _] = hidden.dims();
-    let most = (CHUNK_LOGITS / rows).clamp(1, CHUNK_TOKENS);
-    let chunk = tokens.div_ceil(tokens.div_ceil(most));
+    let chunk = chunk_len(tokens, rows);
     let targets = B::int_reshape(targets, [tokens, 1].into());
     (0..tokens).step_by(chunk).map(move |start| {
         let len = chunk.min(tokens - start);
@@ -126,7 +131,7 @@ pub(crate) fn loss<B: MambaOps>(
 ) -> FloatTensor<B> {
     let scale = mean_scale::<B>(&targets);
     let losses = Prim::<B>(token_losses::<B>(hidden, weight, targets, vocab_size));
-    (&losses.sum_dim(0) * &scale.reshape([1])).0
+    (&losses.sum_dim(0) * &Prim(scale)).0
 }
 
 pub(crate) fn loss_with_grads<B: MambaOps>(
@@ -135,7 +140,7 @@ pub(crate) fn loss_with_grads<B: MambaOps>(
     targets: IntTensor<B>,
     vocab_size: usize,
 ) -> LossGrads<B> {
-    let scale = mean_scale::<B>(&targets);
+    let scale = Prim::<B>(mean_scale::<B>(&targets)).reshape([1, 1]);
     let dtype = hidden.dtype().into();
     let head = Head::<B>::new(weight, vocab_size, dtype);
     let weight = &head.weight;
@@ -168,14 +173,11 @@ pub(crate) fn loss_with_grads<B: MambaOps>(
     }
 }
 
-/// One over the number of counted targets (over 1 if there are none): `[1, 1]`.
-fn mean_scale<B: MambaOps>(targets: &IntTensor<B>) -> Prim<B> {
+/// One over the number of counted targets (over 1 if there are none): `[1]`.
+pub(crate) fn mean_scale<B: MambaOps>(targets: &IntTensor<B>) -> FloatTensor<B> {
     let [tokens] = targets.shape().dims();
     let targets = Prim::<B>(B::int_into_float(targets.clone(), FloatDType::F32));
     let count = targets.shift(1.0).clamp(0.0, 1.0).sum_dim(0);
     debug_assert!(tokens > 0);
-    count
-        .clamp(1.0, f64::from(f32::MAX))
-        .recip()
-        .reshape([1, 1])
+    count.clamp(1.0, f64::from(f32::MAX)).recip().reshape([1]).0
 }

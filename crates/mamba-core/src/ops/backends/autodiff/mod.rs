@@ -191,8 +191,13 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
         no_second_order("linear")
     }
 
-    fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
-        rms_norm::rms_norm::<B, C>(x, gamma, epsilon)
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        epsilon: f64,
+        out: FloatDType,
+    ) -> FloatTensor<Self> {
+        rms_norm::rms_norm::<B, C>(x, gamma, epsilon, out)
     }
 
     fn rms_norm_backward(

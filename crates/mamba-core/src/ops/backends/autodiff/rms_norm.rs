@@ -2,6 +2,7 @@
 
 use burn::backend::Autodiff;
 use burn::backend::tensor::FloatTensor;
+use burn::tensor::FloatDType;
 use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn_autodiff::grads::Gradients;
@@ -37,18 +38,20 @@ pub(super) fn rms_norm<B: MambaOps, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
     gamma: FloatTensor<Autodiff<B, C>>,
     epsilon: f64,
+    out: FloatDType,
 ) -> FloatTensor<Autodiff<B, C>> {
     let nodes = [x.node(), gamma.node()];
     match RmsNorm.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let inputs = [prep.checkpoint(&x), prep.checkpoint(&gamma)];
-            let y = B::rms_norm(x.into_primitive(), gamma.into_primitive(), epsilon);
+            let y = B::rms_norm(x.into_primitive(), gamma.into_primitive(), epsilon, out);
             prep.finish((inputs, epsilon), y)
         }
         OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(
             x.into_primitive(),
             gamma.into_primitive(),
             epsilon,
+            out,
         )),
     }
 }

@@ -9,18 +9,8 @@ use burn_cubecl::cubecl::prelude::TensorBinding;
 use burn_cubecl::tensor::CubeTensor;
 use mamba_kernels::matmul::{Elements, matmul};
 
-use super::{empty, empty_of, launched, whole};
+use super::{empty, empty_of, launched, matrix, whole};
 use crate::ops::portable::cast;
-
-/// All axes but the last as rows.
-fn matrix(tensor: CubeTensor) -> TensorBinding {
-    let mut matrix = whole(tensor);
-    let columns = matrix.shape[matrix.shape.len() - 1];
-    let rows = matrix.shape[..matrix.shape.len() - 1].iter().product();
-    matrix.shape = [rows, columns].into();
-    matrix.strides = [columns, 1].into_iter().collect();
-    matrix
-}
 
 fn transposed(mut matrix: TensorBinding) -> TensorBinding {
     matrix.shape.swap(0, 1);

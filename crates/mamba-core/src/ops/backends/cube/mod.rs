@@ -1,6 +1,8 @@
 //! Any GPU: the CubeCL kernels of `mamba_kernels` on the tensors' own buffers.
 
 mod linear;
+mod loss;
+mod norm;
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -13,7 +15,7 @@ use cubecl::prelude::{ElemType, TensorBinding};
 use mamba_kernels::{KernelError, causal_conv1d, selective_scan};
 
 use crate::ops::extension::{
-    ConvGrads, ConvInputs, ConvOutputs, MambaOps, OptionalFloat, OptionalInt,
+    ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, OptionalInt,
     SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
 };
 use crate::ops::portable::{self, cast};
@@ -32,6 +34,16 @@ fn rows(tensor: CubeTensor) -> TensorBinding {
 
 fn whole(tensor: CubeTensor) -> TensorBinding {
     into_contiguous(tensor).binding()
+}
+
+/// All axes but the last as rows.
+fn matrix(tensor: CubeTensor) -> TensorBinding {
+    let mut matrix = whole(tensor);
+    let columns = matrix.shape[matrix.shape.len() - 1];
+    let rows = matrix.shape[..matrix.shape.len() - 1].iter().product();
+    matrix.shape = [rows, columns].into();
+    matrix.strides = [columns, 1].into_iter().collect();
+    matrix
 }
 
 fn optional(
@@ -344,6 +356,33 @@ impl MambaOps for CubeBackend {
         }
     }
 
+    fn token_losses(
+        hidden: CubeTensor,
+        weight: CubeTensor,
+        targets: CubeTensor,
+        vocab_size: usize,
+    ) -> CubeTensor {
+        loss::token_losses(hidden, weight, targets, vocab_size)
+    }
+
+    fn linear_cross_entropy(
+        hidden: CubeTensor,
+        weight: CubeTensor,
+        targets: CubeTensor,
+        vocab_size: usize,
+    ) -> CubeTensor {
+        loss::loss(hidden, weight, targets, vocab_size)
+    }
+
+    fn linear_cross_entropy_with_grads(
+        hidden: CubeTensor,
+        weight: CubeTensor,
+        targets: CubeTensor,
+        vocab_size: usize,
+    ) -> LossGrads<Self> {
+        loss::loss_with_grads(hidden, weight, targets, vocab_size)
+    }
+
     fn fused_linear(
         x: CubeTensor,
         weight: CubeTensor,
@@ -357,6 +396,19 @@ impl MambaOps for CubeBackend {
 
     fn fused_linear_weight_backward(x: CubeTensor, grad_y: CubeTensor) -> CubeTensor {
         linear::weight_backward(x, grad_y)
+    }
+
+    fn rms_norm(x: CubeTensor, gamma: CubeTensor, epsilon: f64, out: FloatDType) -> CubeTensor {
+        norm::forward(x, gamma, epsilon, out)
+    }
+
+    fn rms_norm_backward(
+        x: CubeTensor,
+        gamma: CubeTensor,
+        epsilon: f64,
+        grad_y: CubeTensor,
+    ) -> NormGrads<Self> {
+        norm::backward(x, gamma, epsilon, grad_y)
     }
 }
 

@@ -193,7 +193,12 @@ impl MambaOps for Flex {
         )
     }
 
-    fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        epsilon: f64,
+        _out: FloatDType,
+    ) -> FloatTensor<Self> {
         let norm = Norm::new(x, gamma, epsilon);
         tensor(rms_norm::forward(&norm.view()), norm.shape.clone())
     }

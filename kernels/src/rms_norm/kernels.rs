@@ -1,0 +1,147 @@
+//! The kernels: the units of a cube share a row, each with the columns that leave its remainder.
+
+use cubecl::prelude::*;
+
+use super::UNITS;
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn rms_norm_kernel<F: Float>(
+    x: &Tensor<f32>,     // [rows, columns]
+    gamma: &Tensor<f32>, // [columns]
+    y: &mut Tensor<F>,   // [rows, columns]
+    epsilon: f32,
+    #[comptime] owned: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    // All of a cube or none.
+    if CUBE_POS >= x.shape(0) {
+        terminate!();
+    }
+    let columns = gamma.len();
+    let row = CUBE_POS * columns;
+    let mut values = Array::<f32>::new(owned);
+    let mut square = 0.0f32;
+    #[unroll]
+    for k in 0..owned {
+        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        let value = read(x, row, column, columns);
+        values[k] = value;
+        square += value * value;
+    }
+    let sums = cube_sums(square, 0.0f32);
+    let scale = 1.0f32 / (sums[0] / columns as f32 + epsilon).sqrt();
+    #[unroll]
+    for k in 0..owned {
+        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        if column < columns {
+            y[row + column] = F::cast_from(values[k] * scale * gamma[column]);
+        }
+    }
+}
+
+/// A cube owns `run` rows, and adds the gradient of `gamma` up over them in registers.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn rms_norm_backward_kernel<F: Float>(
+    x: &Tensor<f32>,          // [rows, columns]
+    gamma: &Tensor<f32>,      // [columns]
+    grad_y: &Tensor<F>,       // [rows, columns]
+    grad_x: &mut Tensor<f32>, // [rows, columns]
+    parts: &mut Tensor<f32>,  // [runs, columns]
+    epsilon: f32,
+    run: u32,
+    #[comptime] owned: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    if CUBE_POS >= parts.shape(0) {
+        terminate!();
+    }
+    let rows = x.shape(0);
+    let columns = gamma.len();
+    let first = CUBE_POS * run as usize;
+    let mut end = first + run as usize;
+    if end > rows {
+        end = rows;
+    }
+    let mut sums = Array::<f32>::new(owned);
+    let mut gammas = Array::<f32>::new(owned);
+    #[unroll]
+    for k in 0..owned {
+        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        sums[k] = 0.0f32;
+        gammas[k] = read(gamma, 0, column, columns);
+    }
+    for index in first..end {
+        let row = index * columns;
+        let mut values = Array::<f32>::new(owned);
+        let mut grads = Array::<f32>::new(owned);
+        let mut square = 0.0f32;
+        let mut dot = 0.0f32;
+        #[unroll]
+        for k in 0..owned {
+            let column = comptime!(k * UNITS) + UNIT_POS as usize;
+            let value = read(x, row, column, columns);
+            let mut grad = 0.0f32;
+            if column < columns {
+                grad = f32::cast_from(grad_y[row + column]);
+            }
+            values[k] = value;
+            grads[k] = grad;
+            square += value * value;
+            dot += grad * gammas[k] * value;
+        }
+        let totals = cube_sums(square, dot);
+        let scale = 1.0f32 / (totals[0] / columns as f32 + epsilon).sqrt();
+        let back = scale * scale * scale * totals[1] / columns as f32;
+        #[unroll]
+        for k in 0..owned {
+            let column = comptime!(k * UNITS) + UNIT_POS as usize;
+            sums[k] += grads[k] * values[k] * scale;
+            if column < columns {
+                grad_x[row + column] = grads[k] * gammas[k] * scale - values[k] * back;
+            }
+        }
+    }
+    #[unroll]
+    for k in 0..owned {
+        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        if column < columns {
+            parts[CUBE_POS * columns + column] = sums[k];
+        }
+    }
+}
+
+/// An entry of a row, zero past its end.
+#[cube]
+fn read(tensor: &Tensor<f32>, row: usize, column: usize, columns: usize) -> f32 {
+    let mut value = 0.0f32;
+    if column < columns {
+        value = tensor[row + column];
+    }
+    value
+}
+
+/// The sums of two numbers over the units of a cube, in one order.
+#[cube]
+fn cube_sums(first: f32, second: f32) -> Array<f32> {
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(2 * UNITS));
+    let unit = UNIT_POS as usize;
+    shared[unit] = first;
+    shared[UNITS + unit] = second;
+    sync_cube();
+    #[unroll]
+    for step in 1..comptime!(UNITS.ilog2() as usize + 1) {
+        let half = comptime!(UNITS >> step);
+        if unit < half {
+            let (a, b) = (shared[unit + half], shared[UNITS + unit + half]);
+            shared[unit] = shared[unit] + a;
+            shared[UNITS + unit] = shared[UNITS + unit] + b;
+        }
+        sync_cube();
+    }
+    let mut sums = Array::<f32>::new(2usize);
+    sums[0] = shared[0];
+    sums[1] = shared[UNITS];
+    // The next row's sums go to the same place.
+    sync_cube();
+    sums
+}
