@@ -200,7 +200,7 @@ fn parts(inner: usize, wanted: usize, granule: usize) -> usize {
     }
     (1..=wanted.min(inner / MIN_PART))
         .rev()
-        .find(|parts| inner % (parts * granule) == 0)
+        .find(|parts| inner.is_multiple_of(parts * granule))
         .unwrap_or(1)
 }
 

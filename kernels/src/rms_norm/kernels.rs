@@ -133,8 +133,8 @@ fn cube_sums(first: f32, second: f32) -> Array<f32> {
         let half = comptime!(UNITS >> step);
         if unit < half {
             let (a, b) = (shared[unit + half], shared[UNITS + unit + half]);
-            shared[unit] = shared[unit] + a;
-            shared[UNITS + unit] = shared[UNITS + unit] + b;
+            shared[unit] += a;
+            shared[UNITS + unit] += b;
         }
         sync_cube();
     }
