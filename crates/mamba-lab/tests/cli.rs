@@ -220,6 +220,23 @@ fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
 }
 
 #[test]
+fn bf16_trains_to_about_the_losses_of_f32() {
+    let workshop = Workshop::new();
+    let half = ["--set", "training.precision=bf16", "--name", "half"];
+    workshop.train(&[]).assert().success();
+    workshop.train(&half).assert().success();
+    let (single, half) = (losses(&workshop.run("tiny")), losses(&workshop.run("half")));
+    assert_eq!(single.len(), half.len());
+    assert_ne!(single, half, "both computed in the same type");
+    for ((step, single), (_, half)) in single.into_iter().zip(half) {
+        assert!(
+            (single - half).abs() < 0.02,
+            "step {step}: {half} for {single}"
+        );
+    }
+}
+
+#[test]
 fn bad_input_is_refused_with_what_to_do() {
     let workshop = Workshop::new();
     let refused = |command: &mut Command, message: &str| {
@@ -243,6 +260,15 @@ fn bad_input_is_refused_with_what_to_do() {
     );
     let device = ["train", "tiny.toml", "--device", "abacus"];
     refused(&mut workshop.command(&device), "unknown device `abacus`");
+    #[cfg(feature = "ndarray")]
+    {
+        let half = ["--device", "ndarray", "--set", "training.precision=bf16"];
+        let mut command = workshop.command(&["train", "tiny.toml", "--data-dir", "text"]);
+        refused(
+            command.args(half),
+            "training.precision: the device has no bf16",
+        );
+    }
     let folder = ["train", "tiny.toml", "--data-dir", "nowhere"];
     refused(&mut workshop.command(&folder), "nowhere");
     let offline = [
