@@ -58,11 +58,7 @@ impl Case {
 
     /// The losses, the gradient of the logits, and the losses where no gradient was asked for.
     fn kernel(&self, client: &Client, kind: FloatKind) -> [Vec<f64>; 3] {
-        let uploader = Uploader {
-            client,
-            dtype: kind,
-            padding: 0,
-        };
+        let uploader = Uploader::new(client, kind);
         let losses = uploader.poisoned(&[self.tokens], FloatKind::F32);
         let gradient = uploader.poisoned(&[self.tokens, self.rows], kind);
         let alone = uploader.poisoned(&[self.tokens], FloatKind::F32);
@@ -168,11 +164,7 @@ fn a_nan_comes_through_and_stays_in_its_token() {
 #[test]
 fn sizes_that_do_not_fit_are_refused() {
     let client = client();
-    let uploader = Uploader {
-        client: &client,
-        dtype: FloatKind::F32,
-        padding: 0,
-    };
+    let uploader = Uploader::new(&client, FloatKind::F32);
     let losses = || uploader.poisoned(&[2], FloatKind::F32).binding();
     let case = Case::new([2, 8, 8], 1.0);
     let inputs = LossInputs {

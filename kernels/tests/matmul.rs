@@ -78,11 +78,7 @@ fn product(
     let [factors, kind] = kinds;
     let lhs = entries(1, [rows, inner], factors);
     let rhs = entries(2, [inner, columns], factors);
-    let uploader = Uploader {
-        client,
-        dtype: kind,
-        padding: 0,
-    };
+    let uploader = Uploader::new(client, kind);
     let out = uploader.poisoned(&[rows, columns], kind);
     let lhs = upload(client, &lhs, [rows, inner], stored[0], factors);
     let rhs = upload(client, &rhs, [inner, columns], stored[1], factors);

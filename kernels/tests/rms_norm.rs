@@ -15,11 +15,7 @@ const EPSILON: f32 = 1e-3;
 /// `y` and the gradients of `x` and of `gamma`.
 fn kernels(client: &Client, [rows, columns]: [usize; 2], kind: FloatKind) -> [Vec<f64>; 3] {
     let [x, gamma, grad_y] = numbers([rows, columns], kind);
-    let uploader = Uploader {
-        client,
-        dtype: kind,
-        padding: 0,
-    };
+    let uploader = Uploader::new(client, kind);
     let inputs = NormInputs {
         x: uploader.whole(&x, &[rows, columns], FloatKind::F32),
         gamma: uploader.whole(&gamma, &[columns], FloatKind::F32),
@@ -116,11 +112,7 @@ fn two_runs_agree_to_the_bit_and_no_row_is_no_gradient() {
 #[test]
 fn sizes_that_do_not_fit_are_refused() {
     let client = client();
-    let uploader = Uploader {
-        client: &client,
-        dtype: FloatKind::F32,
-        padding: 0,
-    };
+    let uploader = Uploader::new(&client, FloatKind::F32);
     let inputs = |gamma: usize, columns: usize| NormInputs {
         x: uploader.whole(&vec![1.0; 2 * columns], &[2, columns], FloatKind::F32),
         gamma: uploader.whole(&vec![1.0; gamma], &[gamma], FloatKind::F32),

@@ -112,14 +112,13 @@ impl Norm {
 
         let output = self.output.unwrap_or_else(|| gamma.dtype().into());
         let (x, gamma) = (widen(x), widen(gamma));
-        let y = match self.kind {
+        match self.kind {
             NormKind::LayerNorm => {
                 let beta = self.beta.as_ref().map(|beta| widen(beta.val()));
-                layer_norm(x, gamma, beta, self.epsilon)
+                layer_norm(x, gamma, beta, self.epsilon).cast(output)
             }
-            NormKind::RmsNorm => return rms_norm_to(x, gamma, self.epsilon, output),
-        };
-        y.cast(output)
+            NormKind::RmsNorm => rms_norm_to(x, gamma, self.epsilon, output),
+        }
     }
 
     /// Which normalisation this is.

@@ -28,8 +28,8 @@ pub(super) fn rms_norm_kernel<F: Float>(
         values[k] = value;
         square += value * value;
     }
-    let sums = cube_sums(square, 0.0f32);
-    let scale = 1.0f32 / (sums[0] / columns as f32 + epsilon).sqrt();
+    let sum = cube_sum::<Const<1>>(Vector::new(square)).extract(0usize);
+    let scale = 1.0f32 / (sum / columns as f32 + epsilon).sqrt();
     #[unroll]
     for k in 0..owned {
         let column = comptime!(k * UNITS) + UNIT_POS as usize;
@@ -89,9 +89,11 @@ pub(super) fn rms_norm_backward_kernel<F: Float>(
             square += value * value;
             dot += grad * gammas[k] * value;
         }
-        let totals = cube_sums(square, dot);
-        let scale = 1.0f32 / (totals[0] / columns as f32 + epsilon).sqrt();
-        let back = scale * scale * scale * totals[1] / columns as f32;
+        let mut pair = Vector::<f32, Const<2>>::new(square);
+        pair.insert(1usize, dot);
+        let totals = cube_sum::<Const<2>>(pair);
+        let scale = 1.0f32 / (totals.extract(0usize) / columns as f32 + epsilon).sqrt();
+        let back = scale * scale * scale * totals.extract(1usize) / columns as f32;
         #[unroll]
         for k in 0..owned {
             let column = comptime!(k * UNITS) + UNIT_POS as usize;
@@ -120,28 +122,24 @@ fn read(tensor: &Tensor<f32>, row: usize, column: usize, columns: usize) -> f32 
     value
 }
 
-/// The sums of two numbers over the units of a cube, in one order.
+/// The sum of a vector over the units of a cube, in one order.
 #[cube]
-fn cube_sums(first: f32, second: f32) -> Array<f32> {
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(2 * UNITS));
+fn cube_sum<N: Size>(value: Vector<f32, N>) -> Vector<f32, N> {
+    let mut shared = Shared::<[Vector<f32, N>]>::new_slice(UNITS);
     let unit = UNIT_POS as usize;
-    shared[unit] = first;
-    shared[UNITS + unit] = second;
+    shared[unit] = value;
     sync_cube();
     #[unroll]
     for step in 1..comptime!(UNITS.ilog2() as usize + 1) {
         let half = comptime!(UNITS >> step);
         if unit < half {
-            let (a, b) = (shared[unit + half], shared[UNITS + unit + half]);
-            shared[unit] += a;
-            shared[UNITS + unit] += b;
+            let other = shared[unit + half];
+            shared[unit] += other;
         }
         sync_cube();
     }
-    let mut sums = Array::<f32>::new(2usize);
-    sums[0] = shared[0];
-    sums[1] = shared[UNITS];
+    let sum = shared[0];
     // The next row's sums go to the same place.
     sync_cube();
-    sums
+    sum
 }

@@ -89,7 +89,16 @@ pub struct Uploader<'a> {
     pub padding: usize,
 }
 
-impl Uploader<'_> {
+impl<'a> Uploader<'a> {
+    /// Without padding.
+    pub fn new(client: &'a Client, dtype: FloatKind) -> Self {
+        Self {
+            client,
+            dtype,
+            padding: 0,
+        }
+    }
+
     pub fn whole(&self, values: &[f32], shape: &[usize], kind: FloatKind) -> TensorBinding {
         let handle = self.client.create_from_slice(&encode(values, kind));
         binding(&handle, shape)

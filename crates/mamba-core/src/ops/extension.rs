@@ -1,9 +1,9 @@
 //! The seam between tensors and backends: one trait, one method an op and a direction.
 //!
 //! Values cross the seam as backend primitives, so that every backend can supply its own kernel:
-//! Flex its fused CPU loops, GPUs the scan, the convolution and the products of `mamba_kernels`, for the
-//! rest the portable bodies of `ops::portable`. Gradients are ours too: `Autodiff<B>` records one node an
-//! op and calls the `_backward` method of `B`.
+//! Flex its fused CPU loops, GPUs the kernels of `mamba_kernels`, others the portable bodies of
+//! `ops::portable`. Gradients are ours too: `Autodiff<B>` records one node an op and calls the `_backward`
+//! method of `B`.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};

@@ -5,13 +5,14 @@
 //! | [`selective_scan`] | the state-space recurrence of Mamba-1 | its inputs and `d_inner * d_state / 8` bytes a token, `/ 4` on Flex |
 //! | [`causal_conv1d`] | depthwise convolution over time, SiLU | its inputs |
 //! | [`linear_cross_entropy`] | head and loss without the logits | the two gradients, no logits |
-//! | [`linear`], [`rms_norm`] | what Burn has too, in one pass on the CPU | their inputs |
+//! | [`linear`], [`rms_norm`] | what Burn has too, in one pass on the CPU and on GPUs | their inputs |
 //!
-//! Each takes the path of [`Strategy::Auto`]: fused loops on Flex; on CubeCL devices kernels for the
-//! scan and the convolution, matrix products that are not tuned at first use, and portable bodies for
-//! the rest; portable bodies on NdArray, the plain [`reference`](mod@reference) on any other backend. All of them compute in
-//! f32 whatever the inputs are, since a recurrence over thousands of steps drifts in half
-//! precision; results are cast back to the dtype of the main input, states stay f32.
+//! Each takes the path of [`Strategy::Auto`]: fused loops on Flex; on CubeCL devices kernels, and matrix
+//! products that are not tuned at first use; portable bodies on NdArray, the plain
+//! [`reference`](mod@reference) on any other backend. All of them compute in f32, since a recurrence over
+//! thousands of steps drifts in half precision; results are cast back to the dtype of the main input, states
+//! stay f32. On CubeCL devices half precisions are read and written as they are, and the factors of
+//! products stay in them, with sums in f32.
 
 mod backends;
 mod causal_conv1d;

@@ -7,7 +7,7 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{FloatDType, Slice};
 
-use super::{Prim, cast};
+use super::Prim;
 use crate::ops::extension::{LossGrads, MambaOps, OptionalFloat};
 
 /// Most tokens of a chunk, and most logits: 256 MiB of them. A GPU wants large products and few of
@@ -28,13 +28,13 @@ struct Chunk<B: MambaOps> {
 /// The head. A vocabulary is padded to a size that products like, so all rows take part in them,
 /// and the logits of padding are moved out of the way.
 struct Head<B: MambaOps> {
-    weight: Prim<B>,          // [rows, d_model], of the type of the hidden states
+    weight: Prim<B>,          // [rows, d_model]
     padding: Option<Prim<B>>, // [1, rows]
 }
 
 impl<B: MambaOps> Head<B> {
-    fn new(weight: FloatTensor<B>, vocab_size: usize, dtype: FloatDType) -> Self {
-        let weight = Prim::<B>(cast::<B>(weight, dtype));
+    fn new(weight: FloatTensor<B>, vocab_size: usize) -> Self {
+        let weight = Prim::<B>(weight);
         let [rows, _] = weight.dims();
         let padding = (rows > vocab_size).then(|| {
             let entries = weight.like([1, vocab_size], 0.0);
@@ -53,7 +53,7 @@ impl<B: MambaOps> Head<B> {
     }
 }
 
-/// `lhs rhs` in f32, as the backend multiplies in a linear layer.
+/// `lhs rhs`, as the backend multiplies in a linear layer.
 fn product<B: MambaOps>(lhs: &Prim<B>, rhs: &Prim<B>) -> Prim<B> {
     let (lhs, rhs) = (lhs.0.clone(), rhs.0.clone());
     let (bias, residual) = (OptionalFloat::Absent, OptionalFloat::Absent);
@@ -112,7 +112,7 @@ pub(crate) fn token_losses<B: MambaOps>(
     vocab_size: usize,
 ) -> FloatTensor<B> {
     let [tokens] = targets.shape().dims();
-    let head = Head::<B>::new(weight, vocab_size, hidden.dtype().into());
+    let head = Head::<B>::new(weight, vocab_size);
     let [rows, _] = head.weight.dims();
     let losses = chunks::<B>(hidden, targets, rows)
         .map(|chunk| {
@@ -141,8 +141,7 @@ pub(crate) fn loss_with_grads<B: MambaOps>(
     vocab_size: usize,
 ) -> LossGrads<B> {
     let scale = Prim::<B>(mean_scale::<B>(&targets)).reshape([1, 1]);
-    let dtype = hidden.dtype().into();
-    let head = Head::<B>::new(weight, vocab_size, dtype);
+    let head = Head::<B>::new(weight, vocab_size);
     let weight = &head.weight;
     let [rows, d_model] = weight.dims();
     let mut total = weight.like([1, 1], 0.0);
@@ -154,14 +153,13 @@ pub(crate) fn loss_with_grads<B: MambaOps>(
         let row_scale = &chunk.counted * &scale;
         // softmax - one_hot(target), each row scaled
         let softmax = &(&shifted - &log_sum).exp() * &row_scale;
-        let grad_logits = B::float_scatter(
+        let grad_logits = Prim(B::float_scatter(
             1,
             softmax.0,
             chunk.targets.clone(),
             row_scale.scale(-1.0).0,
             burn::tensor::IndexingUpdateOp::Add,
-        );
-        let grad_logits = Prim(cast::<B>(grad_logits, dtype));
+        ));
         grad_hidden.push(product(&grad_logits, weight));
         let part = B::fused_linear_weight_backward(grad_logits.0, chunk.hidden.0);
         grad_weight = grad_weight + Prim(part);

@@ -30,18 +30,18 @@ impl<B: MambaOps> Backward<B, 4> for Linear {
             .state
             .map(|id| id.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id)));
         let [x_node, weight_node, bias_node, residual_node] = ops.parents;
-        // The products are of the type that forward's was, onto an f32 residual stream or not.
-        let factor = |other: &FloatTensor<B>| cast::<B>(grad_y.clone(), other.dtype().into());
+        // The products are of the type of forward's factors, onto an f32 residual stream or not.
+        let factors = x.as_ref().or(weight.as_ref());
+        let dtype = factors.map_or(grad_y.dtype(), |it| it.dtype()).into();
+        let factor = cast::<B>(grad_y.clone(), dtype);
         if let (Some(node), Some(weight)) = (x_node, weight) {
-            let (grad_y, out) = (factor(&weight), weight.dtype().into());
             let weight = B::float_transpose(weight);
             let (bias, residual) = (OptionalFloat::Absent, OptionalFloat::Absent);
-            let grad = B::fused_linear(grad_y, weight, bias, residual, out);
+            let grad = B::fused_linear(factor.clone(), weight, bias, residual, dtype);
             grads.register::<B>(node.id, grad);
         }
         if let (Some(node), Some(x)) = (weight_node, x) {
-            let grad_y = factor(&x);
-            let grad = B::fused_linear_weight_backward(x, grad_y);
+            let grad = B::fused_linear_weight_backward(x, factor);
             grads.register::<B>(node.id, grad);
         }
         if let Some(node) = bias_node {

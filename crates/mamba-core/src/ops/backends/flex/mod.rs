@@ -25,6 +25,14 @@ fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FloatTensor<Flex> {
     ))
 }
 
+/// The loops read and write f32 alone.
+fn assert_single(op: &str, out: FloatDType) {
+    assert!(
+        out == FloatDType::F32,
+        "{op}: Flex writes f32 only, not {out:?}"
+    );
+}
+
 impl MambaOps for Flex {
     fn selective_scan(inputs: ScanInputs<Self>, save_checkpoints: bool) -> ScanOutputs<Self> {
         let scan = Scan::new(inputs);
@@ -167,8 +175,9 @@ impl MambaOps for Flex {
         weight: FloatTensor<Self>,
         bias: OptionalFloat<Self>,
         residual: OptionalFloat<Self>,
-        _out: FloatDType,
+        out: FloatDType,
     ) -> FloatTensor<Self> {
+        assert_single("linear", out);
         let mut shape = x.shape();
         let last = shape.num_dims() - 1;
         shape[last] = weight.shape()[1];
@@ -197,8 +206,9 @@ impl MambaOps for Flex {
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         epsilon: f64,
-        _out: FloatDType,
+        out: FloatDType,
     ) -> FloatTensor<Self> {
+        assert_single("rms_norm", out);
         let norm = Norm::new(x, gamma, epsilon);
         tensor(rms_norm::forward(&norm.view()), norm.shape.clone())
     }
