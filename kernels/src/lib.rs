@@ -34,6 +34,8 @@ pub mod causal_conv1d;
 #[cfg(feature = "cube")]
 pub mod cross_entropy;
 #[cfg(feature = "cube")]
+pub mod decode;
+#[cfg(feature = "cube")]
 mod error;
 #[cfg(feature = "cube")]
 pub mod matmul;

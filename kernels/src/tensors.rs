@@ -32,7 +32,7 @@ pub(crate) fn check_size(
     }
 }
 
-fn check_shape(
+pub(crate) fn check_shape(
     name: &'static str,
     tensor: &TensorBinding,
     expected: &[usize],

@@ -110,7 +110,7 @@ impl Norm {
         let [d_model] = gamma.dims();
         assert_shape!(x, [.., d_model]);
 
-        let output = self.output.unwrap_or_else(|| gamma.dtype().into());
+        let output = self.output();
         let (x, gamma) = (widen(x), widen(gamma));
         match self.kind {
             NormKind::LayerNorm => {
@@ -119,6 +119,12 @@ impl Norm {
             }
             NormKind::RmsNorm => rms_norm_to(x, gamma, self.epsilon, output),
         }
+    }
+
+    /// The type of the outputs.
+    pub(crate) fn output(&self) -> FloatDType {
+        self.output
+            .unwrap_or_else(|| self.gamma.val().dtype().into())
     }
 
     /// Which normalisation this is.

@@ -74,6 +74,29 @@ impl Sampler {
         Ok(draw(candidates, self.rng.next_f64()))
     }
 
+    /// The temperature, where it is all that shapes the choice: then the token at [`Sampler::uniform`] of the
+    /// weights, in the order of the vocabulary, is what [`Sampler::sample`] would choose.
+    #[cfg(feature = "cube")]
+    pub(crate) fn unfiltered(&self) -> Option<f32> {
+        let SamplingConfig {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            seed: _,
+        } = self.config;
+        let all = top_k.is_none() && top_p == 1.0 && min_p == 0.0 && repetition_penalty == 1.0;
+        all.then_some(temperature)
+    }
+
+    /// The next random number, in `[0, 1)`.
+    #[cfg(feature = "cube")]
+    pub(crate) fn uniform(&mut self) -> f32 {
+        // Rounding must not make it 1.
+        (self.rng.next_f64() as f32).min(1.0f32.next_down())
+    }
+
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
         let penalty = self.config.repetition_penalty;
         if penalty == 1.0 {

@@ -5,7 +5,7 @@ use core::f32::consts::LOG2_E;
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
-use crate::pointwise::{divide, exp_below_one, exp2_ptx, sigmoid};
+use crate::pointwise::{exp2_ptx, sigmoid, softplus};
 
 /// `A` as [`decay_over`] takes it: in units of the exponential that the device has.
 #[cube]
@@ -40,29 +40,11 @@ pub(super) fn decay_over<V: Size>(
     }
 }
 
-/// `ln(1 + exp(x))` to the last bits of f32 everywhere: `max(x, 0) + ln(1 + e)` with
-/// `e = exp(-|x|)`, and `ln(1 + e) = 2 atanh(e / (2 + e))`, whose argument is at most 1/3. Backends
-/// differ in the precision of their logarithm near 1, where small time steps lie. Above 20 the
-/// rest is below half a unit in the last place: the threshold of PyTorch needs no branch.
-#[cube]
-fn softplus(x: f32, #[comptime] geometry: Geometry) -> f32 {
-    let e = exp_below_one(x, comptime!(geometry.ptx));
-    let s = divide(e, 2.0f32 + e, comptime!(geometry.ptx));
-    let q = s * s;
-    let mut series = q * 0.066_666_67f32 + 0.076_923_08f32;
-    series = series * q + 0.090_909_09f32;
-    series = series * q + 0.111_111_11f32;
-    series = series * q + 0.142_857_15f32;
-    series = series * q + 0.2f32;
-    series = series * q + 0.333_333_34f32;
-    select(x > 0.0f32, x, 0.0f32) + 2.0f32 * s * (series * q + 1.0f32)
-}
-
 /// The time step of a biased `delta`.
 #[cube]
 pub(super) fn time_step(delta: f32, #[comptime] geometry: Geometry) -> f32 {
     if comptime!(geometry.softplus) {
-        softplus(delta, geometry)
+        softplus(delta, comptime!(geometry.ptx))
     } else {
         delta
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // the tests and the examples take their shares
 
 pub mod conv;
+pub mod decode;
 pub mod scan;
 
 use std::fmt::Debug;

@@ -32,6 +32,8 @@ pub mod reference;
 mod rms_norm;
 mod selective_scan;
 
+#[cfg(feature = "cube")]
+pub(crate) use backends::decoder;
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
 pub use linear::linear;
 pub(crate) use linear::{project, project_onto};

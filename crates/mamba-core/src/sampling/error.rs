@@ -25,6 +25,11 @@ pub enum SamplingError {
         /// How many logits were given.
         vocab_size: usize,
     },
+    /// The device found a logit that is NaN or positive infinity, or none that is finite.
+    NoChoice {
+        /// How many logits there are.
+        vocab_size: usize,
+    },
     /// A token of the history has no logit.
     UnknownToken {
         /// The token.
@@ -50,6 +55,11 @@ impl fmt::Display for SamplingError {
             Self::NoCandidate { vocab_size } => write!(
                 f,
                 "sampling: none of the {vocab_size} logits is finite, so that no token is allowed"
+            ),
+            Self::NoChoice { vocab_size } => write!(
+                f,
+                "sampling: one of the {vocab_size} logits is no number, or none is finite; the model \
+                 diverged or its weights are damaged"
             ),
             Self::UnknownToken { token, vocab_size } => write!(
                 f,

@@ -6,6 +6,9 @@ mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 
+#[cfg(feature = "cube")]
+pub(crate) use cube::decoder;
+
 // No kernels: the trait's portable bodies.
 #[cfg(feature = "ndarray")]
 #[allow(

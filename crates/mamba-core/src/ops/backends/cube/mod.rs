@@ -1,5 +1,6 @@
 //! Any GPU: the CubeCL kernels of `mamba_kernels` on the tensors' own buffers.
 
+mod decode;
 mod linear;
 mod loss;
 mod norm;
@@ -19,6 +20,8 @@ use crate::ops::extension::{
     SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
 };
 use crate::ops::portable::{self, cast};
+
+pub(crate) use decode::decoder;
 
 const _: () = assert!(SCAN_CHECKPOINT_INTERVAL == selective_scan::CHECKPOINT_INTERVAL);
 

@@ -1,10 +1,15 @@
 //! Generation as an iterator of tokens.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+#[cfg(feature = "cube")]
+mod kernels;
+mod steps;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::language_model::LanguageModel;
 use crate::sampling::{Sampler, SamplingError};
 use crate::state::LanguageModelState;
+use steps::{Steps, choose};
 
 /// Why generation could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -30,18 +35,27 @@ pub enum GenerateError {
     /// No token could be drawn.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(String),
 }
 
 /// Continues one sequence, a token an iteration, for as long as it is asked to.
 ///
-/// Made by [`LanguageModel::generate`]. Memory is constant for a model of Mamba mixers.
+/// Made by [`LanguageModel::generate`]. Memory is constant for a model of Mamba mixers. On a CubeCL device a
+/// model of Mamba-1 layers is decoded by kernels of its own, which keep a copy of its matrices in the type it
+/// computes with; a device and another then round differently, and a seed may name another text on each.
 pub struct Generator<'a> {
     model: &'a LanguageModel,
     sampler: Sampler,
     device: Device,
-    state: Option<LanguageModelState>,
-    logits: Tensor<2>,
     history: Vec<u32>,
+    /// Of the first token, until it is chosen.
+    logits: Option<Tensor<2>>,
+    /// Behind the prompt, until `steps` go on from it.
+    state: Option<LanguageModelState>,
+    /// From the second token on.
+    steps: Option<Steps<'a>>,
 }
 
 impl LanguageModel {
@@ -81,9 +95,10 @@ impl LanguageModel {
             model: self,
             sampler,
             device: device.clone(),
-            state: Some(state),
-            logits,
             history: prompt.to_vec(),
+            logits: Some(logits),
+            state: Some(state),
+            steps: None,
         })
     }
 }
@@ -94,49 +109,31 @@ impl Generator<'_> {
         &self.history
     }
 
-    /// Draws the next token and, unless `state` was used up, reads it.
     fn advance(&mut self) -> Result<u32, GenerateError> {
-        let logits = self.logits.clone().cast(DType::F32).into_data();
-        let mut logits: Vec<f32> = logits.iter::<f32>().collect();
-        let token = self.sampler.sample(&mut logits, &self.history)?;
-        self.history.push(token);
-        Ok(token)
-    }
-
-    fn read(&mut self, token: u32) -> Result<(), GenerateError> {
-        let state = self
-            .state
-            .take()
-            .expect("the state is put back after every step");
-        if let Some(positions) = self
-            .model
-            .max_positions()
-            .filter(|max| state.position >= *max)
-        {
-            self.state = Some(state);
-            return Err(GenerateError::OutOfPositions(positions));
+        if let Some(logits) = &self.logits {
+            let token = choose(logits.clone(), &mut self.sampler, &self.history)?;
+            self.logits = None;
+            return Ok(token);
         }
-        let tokens = Tensor::<1, Int>::from_data([token as i32], &self.device);
-        let (logits, state) = self.model.step(tokens, state);
-        self.logits = logits;
-        self.state = Some(state);
-        Ok(())
+        if let Some(state) = self.state.take() {
+            let steps = Steps::new(self.model, state, &self.sampler, &self.device);
+            self.steps = Some(steps);
+        }
+        let steps = self.steps.as_mut().expect("made when the state was taken");
+        steps.next(&mut self.sampler, &self.history)
     }
 }
 
 impl Iterator for Generator<'_> {
     type Item = Result<u32, GenerateError>;
 
-    /// The next token. The token before it is read first, so that the last one drawn costs no
-    /// pass of the model.
+    /// The next token. The token before it is read first, so that the last one costs no pass of the model, but
+    /// where the device chooses: it is a token ahead.
     fn next(&mut self) -> Option<Self::Item> {
-        let unread = self.state.as_ref().map_or(0, |state| state.position);
-        if unread < self.history.len() {
-            let token = self.history[unread];
-            if let Err(error) = self.read(token) {
-                return Some(Err(error));
-            }
+        let token = self.advance();
+        if let Ok(token) = token {
+            self.history.push(token);
         }
-        Some(self.advance())
+        Some(token)
     }
 }

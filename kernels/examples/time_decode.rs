@@ -1,0 +1,86 @@
+//! Times the steps of whole models that read a token at a time, on the runtime built in.
+//!
+//! ```text
+//! cargo run --release -p mamba-kernels --features oracle,cuda-cpp --example time_decode
+//! ```
+//!
+//! `-- --help` tells the options.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+mod timing;
+
+use cubecl::ir::FloatKind;
+use mamba_kernels::decode::{Choice, Decoder};
+use support::decode::{Case, Numbers};
+use timing::{sampled_ms, spread};
+
+/// Sequences, layers, width, vocabulary: the official Mamba-130M with one sequence and with some.
+const SHAPES: [([usize; 4], ()); 3] = [
+    ([1, 24, 768, 50_280], ()),
+    ([4, 24, 768, 50_280], ()),
+    ([8, 24, 768, 50_280], ()),
+];
+
+const USAGE: &str = "\
+Times steps of a Mamba-1 model: replayed one behind the other, and with each token read as it comes.
+
+  --dtype f32|bf16|f16           of the matrices; bf16 without it
+  --runtime default|cuda|wgpu    one of those built in
+  --shape BxLAYERSxD_MODELxVOCAB sequences, layers, width, vocabulary; Mamba-130M without it";
+
+fn main() {
+    let mut dtype = FloatKind::BF16;
+    let (device, shapes) = timing::arguments(USAGE, &SHAPES, |flag, value| {
+        if flag != "--dtype" {
+            return Ok(false);
+        }
+        dtype = match value {
+            "f32" => FloatKind::F32,
+            "bf16" => FloatKind::BF16,
+            "f16" => FloatKind::F16,
+            _ => return Err(format!("--dtype {value}: expected f32, bf16 or f16")),
+        };
+        Ok(true)
+    });
+    let client = device.client();
+    println!(
+        "{}, matrices in {dtype:?}; ms a step: median [fastest, slowest]",
+        client.name()
+    );
+    for ([batch, layers, d_model, vocab_size], ()) in shapes {
+        let numbers = Numbers::new(Case {
+            batch,
+            layers,
+            d_model,
+            d_inner: 2 * d_model,
+            d_state: 16,
+            dt_rank: d_model.div_ceil(16),
+            width: 4,
+            vocab_size,
+            padding: 0,
+            biases: false,
+            head: false,
+            dtype,
+        });
+        let greedy = Choice::Device { temperature: 0.0 };
+        let mut decoder = numbers.decoder(&client, greedy).expect("it fits");
+        let steps = sampled_ms(&client, || decoder.step());
+        let streamed = sampled_ms(&client, || read_and_step(&mut decoder));
+        let speed = |ms: f64| batch as f64 * 1e3 / ms;
+        println!(
+            "{batch} x {layers} layers of {d_model}: {} = {:.0} tokens/s; each token read: {} = {:.0} tokens/s",
+            spread(steps),
+            speed(steps[1]),
+            spread(streamed),
+            speed(streamed[1]),
+        );
+    }
+}
+
+/// The copy of a token is under way while the next step runs.
+fn read_and_step(decoder: &mut Decoder) {
+    let tokens = decoder.tokens();
+    decoder.step();
+    tokens.wait().expect("the device answers");
+}

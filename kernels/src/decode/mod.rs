@@ -1,0 +1,213 @@
+//! Decoding with a model of Mamba-1 layers: one token of few sequences in four launches a layer, recorded
+//! once and replayed.
+//!
+//! ```text
+//! x        = embedding[token]
+//! of each layer:
+//!   x', z  = in_proj(rms_norm(x));  u = silu(conv_step(x'))
+//!   p      = x_proj(u)
+//!   y      = scan_step(u, dt_proj(p), B, C) * silu(z)
+//!   x      = x + out_proj(y)
+//! logits   = head(rms_norm(x));  token = choice(logits)
+//! ```
+//!
+//! Source: Gu and Dao 2023, "Mamba", section 3.4. The folder's `README.md` tells who owns what, what it costs
+//! and what was measured.
+
+mod choose;
+mod graph;
+mod layer;
+mod model;
+mod pack;
+mod product;
+mod scan;
+mod team;
+
+use core::fmt;
+use core::future::ready;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+
+use cubecl::future::block_on;
+use cubecl::prelude::*;
+use cubecl::server::{Handle, ServerError};
+
+use crate::KernelError;
+pub use layer::{LayerState, LayerWeights};
+pub use model::Weights;
+
+use choose::NO_TOKEN;
+use graph::Recorder;
+use model::Model;
+
+/// Most sequences: a unit keeps a sum of each.
+pub const MAX_BATCH: usize = 8;
+
+/// Who chooses the next token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// The caller, who reads the logits and gives a token each step.
+    Caller,
+    /// The device: by one number in `[0, 1)` a step among the weights `exp(logit / temperature)` in the order
+    /// of the vocabulary; the first of the most likely where `temperature` is 0.
+    Device {
+        /// Not negative.
+        temperature: f32,
+    },
+}
+
+/// A model that reads a token of each of its sequences a step.
+///
+/// It keeps copies of the large matrices in the type that it computes with, and its own states. All its work
+/// is on the stream on which it was made, whichever thread calls.
+pub struct Decoder {
+    client: Client,
+    model: Model,
+    recorder: Recorder,
+}
+
+/// Tokens on their way from the device.
+pub struct Tokens {
+    /// Until it is waited for.
+    read: Option<Read>,
+}
+
+type Read = Pin<Box<dyn Future<Output = Result<Vec<Option<u32>>, ServerError>> + Send>>;
+
+impl Tokens {
+    /// Waits for them: one a sequence, absent where no logit was finite or one was not a number.
+    ///
+    /// # Errors
+    ///
+    /// If the device failed.
+    pub fn wait(mut self) -> Result<Vec<Option<u32>>, ServerError> {
+        block_on(self.read.take().expect("waited for once"))
+    }
+}
+
+impl Drop for Tokens {
+    /// A copy that nobody waits for would keep its buffer mapped on wgpu, where the next copy fails then.
+    fn drop(&mut self) {
+        if let Some(read) = self.read.take() {
+            let _ = block_on(read);
+        }
+    }
+}
+
+impl Decoder {
+    /// Prepares a model whose sequences have left `states` behind, one a layer, to compute with matrices of
+    /// type `dtype`.
+    ///
+    /// # Errors
+    ///
+    /// If a shape is not what the types say, there are more than [`MAX_BATCH`] sequences, or the device lacks
+    /// what the kernels need.
+    pub fn new(
+        client: &Client,
+        weights: Weights,
+        states: Vec<LayerState>,
+        dtype: ElemType,
+        choice: Choice,
+    ) -> Result<Self, KernelError> {
+        let mut client = client.clone();
+        let model = Model::new(&client, weights, states, dtype, choice)?;
+        // SAFETY: it is the stream on which the buffers were made: nothing is reordered.
+        unsafe { client.set_stream(model.tokens.stream) };
+        Ok(Self {
+            client,
+            model,
+            recorder: Recorder::default(),
+        })
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.model.batch()
+    }
+
+    /// Whether a step is one replay of recorded launches by now.
+    pub fn is_recorded(&self) -> bool {
+        self.recorder.is_recorded()
+    }
+
+    /// Gives the tokens that the next step reads, one a sequence. Where the device chooses, those that it chose
+    /// are given already.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many as sequences.
+    pub fn give_tokens(&mut self, tokens: &[u32]) {
+        self.write(&self.model.tokens.clone(), u32::as_bytes(tokens));
+    }
+
+    /// Gives the numbers by which the next step chooses, one a sequence, in `[0, 1)`.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many as sequences.
+    pub fn give_uniform(&mut self, numbers: &[f32]) {
+        self.write(&self.model.uniform.clone(), f32::as_bytes(numbers));
+    }
+
+    fn write(&self, handle: &Handle, bytes: &[u8]) {
+        assert_eq!(
+            bytes.len(),
+            size_of::<u32>() * self.batch(),
+            "one value a sequence"
+        );
+        self.client
+            .write(handle, cubecl::bytes::Bytes::from_bytes_vec(bytes.to_vec()));
+    }
+
+    /// Reads the tokens and computes the logits of what follows, and where the device chooses the next tokens.
+    /// Returns before the device is done.
+    pub fn step(&mut self) {
+        let Self {
+            client,
+            model,
+            recorder,
+        } = self;
+        recorder.run(client, || model.launch(client));
+    }
+
+    /// The logits of the last step, `[batch, vocab_size]`.
+    ///
+    /// # Errors
+    ///
+    /// If the device failed.
+    pub fn logits(&self) -> Result<Vec<f32>, ServerError> {
+        let logits = self.model.logits.clone();
+        let bytes = self
+            .client
+            .read_tensor(vec![logits.into_copy_descriptor(size_of::<f32>())])?;
+        Ok(f32::from_bytes(&bytes[0]).to_vec())
+    }
+
+    /// The tokens that the device chose in the last step. They are copied before whatever comes next.
+    pub fn tokens(&self) -> Tokens {
+        let (client, tokens) = (self.client.clone(), self.model.tokens.clone());
+        let mut read: Read = Box::pin(async move {
+            let bytes = client.read_async(vec![tokens]).await?;
+            Ok(u32::from_bytes(&bytes[0])
+                .iter()
+                .map(|&token| (token != NO_TOKEN).then_some(token))
+                .collect())
+        });
+        // The first poll puts the copy on the stream.
+        let poll = read.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let read = match poll {
+            Poll::Ready(tokens) => Box::pin(ready(tokens)),
+            Poll::Pending => read,
+        };
+        Tokens { read: Some(read) }
+    }
+}
+
+impl fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoder")
+            .field("batch", &self.batch())
+            .field("recorded", &self.is_recorded())
+            .finish_non_exhaustive()
+    }
+}

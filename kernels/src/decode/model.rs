@@ -1,0 +1,210 @@
+//! The whole model: its layers, the vectors between them, the launches of a step.
+
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use cubecl::zspace::Shape;
+
+use super::choose::{Chooser, MAX_VOCABULARY, choose, embed, tiles};
+use super::layer::{Ends, Layer, LayerState, LayerWeights, launch_product};
+use super::pack::{Packed, copy, pack};
+use super::team::lanes;
+use super::{Choice, MAX_BATCH};
+use crate::KernelError;
+use crate::pointwise::takes_ptx;
+use crate::tensors::{check_bindings, check_shape, check_size, check_whole, scratch};
+
+/// Buffers of the largest kernel, and one for shapes and scalars.
+const BINDINGS: usize = 10;
+
+/// The parameters of a model: f32.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// `[vocabulary or more, d_model]`, contiguous.
+    pub embedding: TensorBinding,
+    /// First layer first.
+    pub layers: Vec<LayerWeights>,
+    /// Scale of the last norm, `[d_model]`.
+    pub norm: TensorBinding,
+    /// Added to the mean square in every norm.
+    pub epsilon: f32,
+    /// `[vocabulary or more, d_model]`, of any strides; the embedding where it is left out.
+    pub head: Option<TensorBinding>,
+    /// Entries of the vocabulary.
+    pub vocab_size: usize,
+}
+
+/// What all launches need.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub batch: usize,
+    pub epsilon: f32,
+    /// Whether kernels take inline PTX.
+    pub ptx: bool,
+}
+
+/// The vectors between launches, a row a sequence, padded with zeros.
+#[derive(Clone, Debug)]
+pub(super) struct Buffers {
+    /// The residual stream.
+    pub x: TensorBinding,
+    /// Behind the convolution.
+    pub u: TensorBinding,
+    pub gate: TensorBinding,
+    /// Time step, `B` and `C`.
+    pub projected: TensorBinding,
+    /// Behind the recurrence.
+    pub y: TensorBinding,
+}
+
+/// A model ready to run.
+pub(super) struct Model {
+    /// One a sequence.
+    pub tokens: Handle,
+    /// One a sequence.
+    pub uniform: Handle,
+    /// `[batch, vocab_size]`
+    pub logits: TensorBinding,
+    sizes: Sizes,
+    embedding: TensorBinding,
+    layers: Vec<Layer>,
+    norm: TensorBinding,
+    head: Packed,
+    buffers: Buffers,
+    chooser: Option<Chooser>,
+}
+
+impl Model {
+    pub fn new(
+        client: &Client,
+        weights: Weights,
+        states: Vec<LayerState>,
+        dtype: ElemType,
+        choice: Choice,
+    ) -> Result<Self, KernelError> {
+        check_bindings(client, BINDINGS)?;
+        let vocab_size = weights.vocab_size;
+        check_size(
+            "vocab_size",
+            "between 1 and 524288",
+            vocab_size,
+            MAX_VOCABULARY,
+        )?;
+        check_size("layers", "at least 1", weights.layers.len(), usize::MAX)?;
+        if states.len() != weights.layers.len() {
+            return Err(KernelError::Shape {
+                name: "states",
+                expected: vec![weights.layers.len()],
+                got: vec![states.len()],
+            });
+        }
+        let batch = states[0].ssm.shape[0];
+        check_size("batch", "between 1 and 8", batch, MAX_BATCH)?;
+        let d_model = weights.norm.size();
+        check_table("embedding", &weights.embedding, vocab_size, d_model)?;
+        let rows = weights.embedding.shape[0];
+        check_whole("embedding", &weights.embedding, &[rows, d_model])?;
+        check_whole("norm", &weights.norm, &[d_model])?;
+        let mut head = weights.head.unwrap_or_else(|| weights.embedding.clone());
+        check_table("head", &head, vocab_size, d_model)?;
+        head.shape = [vocab_size, d_model].into();
+
+        let sizes = Sizes {
+            batch,
+            epsilon: weights.epsilon,
+            ptx: takes_ptx(client),
+        };
+        let layers = weights.layers.into_iter().zip(states);
+        let layers = layers
+            .map(|(weights, state)| Layer::new(client, weights, state, [batch, d_model], dtype))
+            .collect::<Result<Vec<_>, _>>()?;
+        let most = |size: fn(&Layer) -> usize| layers.iter().map(size).max().unwrap_or(1);
+        let lanes = lanes(dtype.size(), &client.properties().hardware);
+        let zeros = |len: usize| zeros(client, batch, len.next_multiple_of(lanes));
+        let buffers = Buffers {
+            x: zeros(d_model),
+            u: zeros(most(Layer::d_inner)),
+            gate: zeros(most(Layer::d_inner)),
+            projected: zeros(most(Layer::projected)),
+            y: zeros(most(Layer::d_inner)),
+        };
+        let uniform = client.create_from_slice(f32::as_bytes(&vec![0.0; batch]));
+        let chooser = match choice {
+            Choice::Caller => None,
+            Choice::Device { temperature } => Some(Chooser {
+                most: scratch(client, &[batch, tiles(vocab_size)]),
+                sums: scratch(client, &[batch, tiles(vocab_size)]),
+                // SAFETY: the handle holds a value a sequence.
+                uniform: unsafe { vector(uniform.clone(), batch) },
+                temperature,
+            }),
+        };
+        Ok(Self {
+            tokens: client.create_from_slice(u32::as_bytes(&vec![0; batch])),
+            uniform,
+            logits: scratch(client, &[batch, vocab_size]),
+            sizes,
+            embedding: weights.embedding,
+            layers,
+            norm: copy(client, weights.norm, lanes),
+            head: pack(client, head, dtype),
+            buffers,
+            chooser,
+        })
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.sizes.batch
+    }
+
+    /// One step.
+    pub fn launch(&self, client: &Client) {
+        // SAFETY: the handle holds a value a sequence.
+        let tokens = unsafe { vector(self.tokens.clone(), self.sizes.batch) };
+        embed(
+            client,
+            self.embedding.clone(),
+            tokens.clone(),
+            self.buffers.x.clone(),
+        );
+        for layer in &self.layers {
+            layer.launch(client, &self.buffers, self.sizes);
+        }
+        let ends = Ends {
+            x: &self.buffers.x,
+            y: &self.logits,
+            norm: Some(&self.norm),
+            bias: None,
+            add: false,
+        };
+        launch_product(client, &self.head, ends, self.sizes);
+        if let Some(chooser) = &self.chooser {
+            choose(client, self.logits.clone(), chooser.clone(), tokens);
+        }
+    }
+}
+
+/// Checks a matrix with a row for each entry of the vocabulary.
+fn check_table(
+    name: &'static str,
+    table: &TensorBinding,
+    vocab_size: usize,
+    d_model: usize,
+) -> Result<(), KernelError> {
+    let rows = table.shape.first().map_or(0, |&rows| rows.max(vocab_size));
+    check_shape(name, table, &[rows, d_model])
+}
+
+fn zeros(client: &Client, batch: usize, len: usize) -> TensorBinding {
+    let handle = client.create_from_slice(f32::as_bytes(&vec![0.0; batch * len]));
+    let strides = [len, 1].into_iter().collect();
+    // SAFETY: the handle holds that many values.
+    unsafe { TensorBinding::from_raw_parts(handle, strides, Shape::from([batch, len])) }
+}
+
+/// # Safety
+/// The handle holds `len` values.
+unsafe fn vector(handle: Handle, len: usize) -> TensorBinding {
+    // SAFETY: as the caller says.
+    unsafe { TensorBinding::from_raw_parts(handle, [1].into_iter().collect(), Shape::from([len])) }
+}

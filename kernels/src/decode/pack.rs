@@ -1,0 +1,98 @@
+//! Copies as the kernels read them: a row of the result is a row in memory, in whole vectors.
+
+use cubecl::ir::FloatKind;
+use cubecl::prelude::*;
+use cubecl::zspace::Shape;
+
+use super::team::lanes;
+use crate::tensors::address_type;
+
+const UNITS: u32 = 256;
+
+/// A matrix `[rows, columns]`, its rows padded with zeros to whole vectors.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    pub values: TensorBinding,
+    pub rows: usize,
+    pub columns: usize,
+    /// Of its elements.
+    pub dtype: ElemType,
+    /// Values of a vector.
+    pub lanes: usize,
+}
+
+/// Copies an f32 matrix of any strides.
+pub(super) fn pack(client: &Client, source: TensorBinding, dtype: ElemType) -> Packed {
+    let [rows, columns] = [source.shape[0], source.shape[1]];
+    let lanes = lanes(dtype.size(), &client.properties().hardware);
+    Packed {
+        values: padded(client, source, dtype, lanes),
+        rows,
+        columns,
+        dtype,
+        lanes,
+    }
+}
+
+/// The same matrix, its axes exchanged.
+pub(super) fn transposed(matrix: TensorBinding) -> TensorBinding {
+    let shape = [matrix.shape[1], matrix.shape[0]];
+    let strides = [matrix.strides[1], matrix.strides[0]];
+    view(matrix, shape, strides)
+}
+
+/// Copies a contiguous f32 tensor, as one row padded with zeros to a multiple of `lanes`.
+pub(super) fn copy(client: &Client, source: TensorBinding, lanes: usize) -> TensorBinding {
+    let len = source.size();
+    let row = view(source, [1, len], [len, 1]);
+    padded(client, row, ElemType::Float(FloatKind::F32), lanes)
+}
+
+fn view(mut tensor: TensorBinding, shape: [usize; 2], strides: [usize; 2]) -> TensorBinding {
+    tensor.shape = shape.into();
+    tensor.strides = strides.into_iter().collect();
+    tensor
+}
+
+fn padded(client: &Client, source: TensorBinding, dtype: ElemType, lanes: usize) -> TensorBinding {
+    let [rows, columns] = [source.shape[0], source.shape[1]];
+    let padded = columns.next_multiple_of(lanes);
+    let handle = client.empty(rows * padded * dtype.size());
+    let strides = [padded, 1].into_iter().collect();
+    // SAFETY: the handle holds that many values.
+    let values =
+        unsafe { TensorBinding::from_raw_parts(handle, strides, Shape::from([rows, padded])) };
+    let units = CubeDim::new_1d(UNITS);
+    // SAFETY: every index lies inside its tensor.
+    unsafe {
+        pack_kernel::launch_unchecked(
+            client,
+            cubecl::calculate_cube_count_elemwise(client, rows * padded, units),
+            units,
+            address_type([&source, &values]),
+            source.into_tensor_arg(),
+            values.clone().into_tensor_arg(),
+            dtype,
+        );
+    }
+    values
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn pack_kernel<W: Float>(
+    source: &Tensor<f32>,   // [rows, columns]
+    values: &mut Tensor<W>, // [rows, columns or more]
+    #[define(W)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= values.len() {
+        terminate!();
+    }
+    let padded = values.shape(1);
+    let row = ABSOLUTE_POS / padded;
+    let column = ABSOLUTE_POS % padded;
+    let mut value = 0.0f32;
+    if column < source.shape(1) {
+        value = source[row * source.stride(0) + column * source.stride(1)];
+    }
+    values[ABSOLUTE_POS] = W::cast_from(value);
+}

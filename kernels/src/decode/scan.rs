@@ -1,0 +1,98 @@
+//! One step of the recurrence.
+
+use cubecl::prelude::*;
+
+use crate::pointwise::{exp, softplus};
+
+/// What the kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ScanStep {
+    pub batch: usize,
+    pub d_inner: usize,
+    pub d_state: usize,
+    pub dt_rank: usize,
+    /// Values of the time-step projection that a unit loads at once.
+    pub lanes: usize,
+    /// States that a unit loads at once.
+    pub states: usize,
+    pub ptx: bool,
+}
+
+impl ScanStep {
+    fn dt_vectors(&self) -> usize {
+        self.dt_rank.div_ceil(self.lanes)
+    }
+
+    fn state_vectors(&self) -> usize {
+        self.d_state / self.states
+    }
+}
+
+/// A unit owns a channel of one sequence: its time step, its states, its output
+/// `y = (C h + D u) * gate`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn scan_step_kernel<W: Float, V: Size, S: Size>(
+    dt_weight: &Tensor<Vector<W, V>>,      // [d_inner, dt_rank]
+    dt_bias: ComptimeOption<&Tensor<f32>>, // [d_inner]
+    projected: &Tensor<f32>,               // [batch, dt_rank + 2 d_state]
+    a: &Tensor<Vector<f32, S>>,            // [d_inner, d_state]
+    skip: &Tensor<f32>,                    // [d_inner]
+    u: &Tensor<f32>,                       // [batch, d_inner or more]
+    gate: &Tensor<f32>,                    // as u
+    state: &mut Tensor<Vector<f32, S>>,    // [batch, d_inner, d_state]
+    y: &mut Tensor<f32>,                   // as u
+    #[comptime] step: ScanStep,
+    #[define(W)] _dtype: ElemType,
+) {
+    let d_inner = comptime!(step.d_inner);
+    if ABSOLUTE_POS >= comptime!(step.batch * step.d_inner) {
+        terminate!();
+    }
+    let sequence = ABSOLUTE_POS / d_inner;
+    let channel = ABSOLUTE_POS % d_inner;
+    let vectors = comptime!(step.dt_vectors());
+
+    let first = sequence * projected.shape(1);
+    let mut delta = 0.0f32;
+    #[comptime]
+    if let ComptimeOption::Some(bias) = dt_bias {
+        delta = bias[channel];
+    }
+    #[unroll]
+    for k in 0..vectors {
+        let weight = Vector::<f32, V>::cast_from(dt_weight[channel * vectors + k]);
+        #[unroll]
+        for j in 0..comptime!(step.lanes) {
+            let entry = comptime!(k * step.lanes + j);
+            if comptime!(entry < step.dt_rank) {
+                delta += weight.extract(j) * projected[first + entry];
+            }
+        }
+    }
+    let dt = softplus(delta, comptime!(step.ptx));
+
+    let at = sequence * u.shape(1) + channel;
+    let input = u[at];
+    let write = dt * input;
+    let b_first = first + comptime!(step.dt_rank);
+    let c_first = b_first + comptime!(step.d_state);
+    let per_channel = comptime!(step.state_vectors());
+    let state_first = ABSOLUTE_POS * per_channel;
+    let mut read = 0.0f32;
+    #[unroll(comptime!(per_channel <= 16))]
+    for n in 0..per_channel {
+        let rates = a[channel * per_channel + n];
+        let before = state[state_first + n];
+        let mut after = Vector::<f32, S>::empty();
+        #[unroll]
+        for j in 0..comptime!(step.states) {
+            let entry = n * comptime!(step.states) + j;
+            let decay = exp(rates.extract(j) * dt, comptime!(step.ptx));
+            let value = before.extract(j) * decay + write * projected[b_first + entry];
+            after.insert(j, value);
+            read += value * projected[c_first + entry];
+        }
+        state[state_first + n] = after;
+    }
+    y[at] = (read + skip[channel] * input) * gate[at];
+}
