@@ -60,6 +60,7 @@ fn main() {
             vocab_size,
             padding: 0,
             biases: false,
+            projection_biases: false,
             head: false,
             dtype,
         });

@@ -43,6 +43,9 @@ pub enum KernelError {
         /// How much there is.
         available: usize,
     },
+    /// The kernels do not cover a problem, which is no fault of its.
+    #[error("the kernels do not cover {0}")]
+    NotCovered(&'static str),
     /// The device runs no matrix product.
     #[error("no matrix product runs on the device: {reason}")]
     Product {

@@ -19,6 +19,7 @@ const ODD: Case = Case {
     vocab_size: 301,
     padding: 3,
     biases: true,
+    projection_biases: true,
     head: true,
     dtype: FloatKind::F32,
 };
@@ -34,6 +35,7 @@ const PLAIN: Case = Case {
     vocab_size: 1000,
     padding: 0,
     biases: false,
+    projection_biases: false,
     head: false,
     dtype: FloatKind::F32,
 };
@@ -83,6 +85,115 @@ fn matrices_in_half_precision() {
             false => println!("not tested: the device has no {dtype:?}"),
         }
     }
+}
+
+/// Prompts, then a step, then prompts again, from states, from nothing, and after all was forgotten.
+fn check_prompts(case: Case, tolerance: f64) {
+    let numbers = Numbers::new(case);
+    let client = client();
+    for states in [true, false] {
+        let mut decoder = numbers
+            .decoder_behind(&client, Choice::Caller, states)
+            .expect("it fits");
+        let mut host = numbers.host();
+        for part in 0..4 {
+            if part == 3 || (part == 0 && !states) {
+                decoder.forget();
+                host.forget();
+            }
+            let seq_len = [5, 1, 37, 2][part];
+            let each: Vec<_> = (0..seq_len).map(|t| tokens(&case, 11 * part + t)).collect();
+            let mut want = Vec::new();
+            for tokens in &each {
+                want = host.step(tokens);
+            }
+            if part == 1 {
+                decoder.give_tokens(&each[0]);
+                decoder.step();
+            } else {
+                let sequence = |b: usize| each.iter().map(move |tokens| tokens[b]);
+                let prompts: Vec<u32> = (0..case.batch).flat_map(sequence).collect();
+                decoder.read(&prompts).expect("the kernels cover it");
+            }
+            let logits = decoder.logits().expect("the kernels ran");
+            let logits = logits.into_iter().map(f64::from).collect();
+            let case = (case, states, part);
+            assert_close(
+                &case,
+                &[("logits", logits)],
+                &[("logits", want)],
+                0.0,
+                tolerance,
+            );
+        }
+    }
+}
+
+#[test]
+fn prompts_in_one_pass() {
+    check_prompts(PLAIN, 1e-5);
+    check_prompts(
+        Case {
+            batch: 2,
+            biases: true,
+            head: true,
+            ..PLAIN
+        },
+        1e-5,
+    );
+}
+
+#[test]
+fn prompts_in_half_precision() {
+    for (dtype, tolerance) in [(FloatKind::F16, 3e-3), (FloatKind::BF16, 2e-2)] {
+        match has_type(&client(), ElemType::Float(dtype)) {
+            true => check_prompts(
+                Case {
+                    dtype,
+                    dt_rank: 8,
+                    ..PLAIN
+                },
+                tolerance,
+            ),
+            false => println!("not tested: the device has no {dtype:?}"),
+        }
+    }
+}
+
+#[test]
+fn prompts_that_the_kernels_do_not_cover_are_refused() {
+    let refused = |case: Case, tokens: &[u32]| {
+        let numbers = Numbers::new(case);
+        let mut decoder = numbers.decoder(&client(), Choice::Caller).expect("it fits");
+        decoder.read(tokens).unwrap_err().to_string()
+    };
+    let biased = Case {
+        projection_biases: true,
+        ..PLAIN
+    };
+    assert_eq!(
+        refused(biased, &[1, 2]),
+        "the kernels do not cover prompts with projections that have a bias"
+    );
+    assert_eq!(
+        refused(
+            Case {
+                dt_rank: 3,
+                ..PLAIN
+            },
+            &[1, 2]
+        ),
+        "the kernels do not cover prompts with sizes that fill no vectors"
+    );
+    let two = Case { batch: 2, ..PLAIN };
+    assert_eq!(
+        refused(two, &[1, 2, 3]),
+        "tokens must have shape [2, 1], got [3]"
+    );
+    assert_eq!(
+        refused(PLAIN, &[]),
+        "tokens of a prompt must be at least 1, got 0"
+    );
 }
 
 fn next(decoder: &Decoder) -> Vec<Option<u32>> {

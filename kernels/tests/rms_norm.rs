@@ -7,7 +7,9 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use mamba_kernels::KernelError;
 use mamba_kernels::oracle::{self, RmsNormInputs};
-use mamba_kernels::rms_norm::{NormGradients, NormInputs, rms_norm, rms_norm_backward};
+use mamba_kernels::rms_norm::{
+    NormGradients, NormInputs, Update, add_rms_norm, rms_norm, rms_norm_backward,
+};
 use support::{Uploader, assert_close, client, has_type, round, uniform};
 
 const EPSILON: f32 = 1e-3;
@@ -81,6 +83,37 @@ fn rows_of_any_length() {
     for sizes in [[5, 1], [3, 100], [2, 128], [4, 768]] {
         check(sizes, FloatKind::F32);
     }
+}
+
+#[test]
+fn an_update_is_added_before() {
+    let client = client();
+    let [rows, columns] = [5, 200];
+    let uploader = Uploader::new(&client, FloatKind::F32);
+    let [x, gamma, update] = numbers([rows, columns], FloatKind::F32);
+    let up = |values: &[f32], shape: &[usize]| uploader.whole(values, shape, FloatKind::F32);
+    let inputs = |x: &[f32]| NormInputs {
+        x: up(x, &[rows, columns]),
+        gamma: up(&gamma, &[columns]),
+        epsilon: EPSILON,
+        dtype: ElemType::Float(FloatKind::F32),
+    };
+    let empty = || uploader.poisoned(&[rows, columns], FloatKind::F32);
+    let [y, sum, want] = [empty(), empty(), empty()];
+    let added = Update {
+        update: up(&update, &[rows, columns]),
+        sum: sum.binding(),
+    };
+    add_rms_norm(&client, inputs(&x), Some(added), y.binding()).expect("it launches");
+    let total: Vec<f32> = x
+        .iter()
+        .zip(&update)
+        .map(|(x, update)| x + update)
+        .collect();
+    rms_norm(&client, inputs(&total), want.binding()).expect("it launches");
+    assert_eq!(y.read(&client), want.read(&client));
+    let total: Vec<f64> = total.into_iter().map(f64::from).collect();
+    assert_eq!(sum.read(&client), total);
 }
 
 /// More rows than cubes of backward on any device of today.

@@ -240,7 +240,7 @@ impl fmt::Display for Others {
 /// # Errors
 ///
 /// If the file or its folder cannot be written.
-pub fn write_json_lines(path: &Path, records: &[Record]) -> Result<()> {
+pub fn write_json_lines(path: &Path, records: &[impl Serialize]) -> Result<()> {
     let mut text = String::new();
     for record in records {
         text += &serde_json::to_string(record)?;

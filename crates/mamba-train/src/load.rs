@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use burn::module::Module;
 use burn::store::ModuleRecord;
 use burn::tensor::Device;
-use mamba_core::LanguageModel;
+use mamba_core::{LanguageModel, Precision};
 
 use crate::experiment::Experiment;
 use crate::learner::LmTraining;
@@ -18,7 +18,8 @@ use crate::tokenizer::Tokenizer;
 pub struct LoadedRun {
     /// The resolved experiment.
     pub experiment: Experiment,
-    /// The model, for inference in f32 on the device it was loaded to.
+    /// The model, for inference on the device it was loaded to: in the precision it was trained in where that
+    /// device has it, else in f32.
     pub model: LanguageModel,
     /// The tokenizer the model was trained with.
     pub tokenizer: Tokenizer,
@@ -45,6 +46,10 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
     let folder = RunFolder::open(path)?;
     let experiment = folder.experiment()?;
     let tokenizer = Tokenizer::load(folder.path())?;
+    let precision = match experiment.training.precision {
+        precision if precision.is_supported(device) => precision,
+        _ => Precision::F32,
+    };
     let model = experiment.model.init(device);
     let weights = folder.model();
     if weights.exists() {
@@ -59,7 +64,7 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
         })?;
         return Ok(LoadedRun {
             experiment,
-            model,
+            model: model.with_precision(precision),
             tokenizer,
             weights: Weights::Final,
         });
@@ -74,7 +79,7 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
     let weights = Weights::Checkpoint(checkpoint.state.step);
     Ok(LoadedRun {
         experiment,
-        model,
+        model: model.with_precision(precision),
         tokenizer,
         weights,
     })

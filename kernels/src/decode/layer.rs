@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::model::{Buffers, Sizes};
-use super::pack::{Packed, copy, pack, transposed};
+use super::pack::{Packed, copy, fill_with_zeros, pack, transposed, zeros};
 use super::product::{convolve_kernel, product_kernel};
 use super::scan::{ScanStep, scan_step_kernel};
 use super::team::{Team, lanes};
@@ -57,22 +57,22 @@ pub struct LayerState {
 /// A layer ready to run.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
-    norm: TensorBinding,
-    in_proj: Packed,
-    in_bias: Option<TensorBinding>,
-    conv_weight: TensorBinding,
-    conv_bias: Option<TensorBinding>,
-    x_proj: Packed,
-    dt_proj: Packed,
-    dt_bias: Option<TensorBinding>,
+    pub norm: TensorBinding,
+    pub in_proj: Packed,
+    pub in_bias: Option<TensorBinding>,
+    pub conv_weight: TensorBinding,
+    pub conv_bias: Option<TensorBinding>,
+    pub x_proj: Packed,
+    pub dt_proj: Packed,
+    pub dt_bias: Option<TensorBinding>,
     /// `[d_inner, d_state]`
-    a: TensorBinding,
-    d: TensorBinding,
-    d_state: usize,
-    out_proj: Packed,
-    out_bias: Option<TensorBinding>,
-    window: TensorBinding,
-    state: TensorBinding,
+    pub a: TensorBinding,
+    pub d: TensorBinding,
+    pub d_state: usize,
+    pub out_proj: Packed,
+    pub out_bias: Option<TensorBinding>,
+    pub window: TensorBinding,
+    pub state: TensorBinding,
 }
 
 impl LayerWeights {
@@ -112,13 +112,20 @@ impl Layer {
     pub fn new(
         client: &Client,
         weights: LayerWeights,
-        state: LayerState,
+        state: Option<LayerState>,
         [batch, d_model]: [usize; 2],
         dtype: ElemType,
     ) -> Result<Self, KernelError> {
         let [d_inner, width, d_state] = weights.check(d_model)?;
-        check_whole("conv state", &state.conv, &[batch, width - 1, d_inner])?;
-        check_whole("ssm state", &state.ssm, &[batch, d_inner, d_state])?;
+        let (conv, ssm) = (batch * (width - 1) * d_inner, batch * d_inner * d_state);
+        let [window, state] = match state {
+            Some(LayerState { conv, ssm }) => {
+                check_whole("conv state", &conv, &[batch, width - 1, d_inner])?;
+                check_whole("ssm state", &ssm, &[batch, d_inner, d_state])?;
+                [conv, ssm].map(|state| copy(client, state, 1))
+            }
+            None => [conv, ssm].map(|len| zeros(client, 1, len)),
+        };
         let lanes = lanes(dtype.size(), &client.properties().hardware);
         let columns = |matrix| pack(client, transposed(matrix), dtype);
         Ok(Self {
@@ -135,9 +142,15 @@ impl Layer {
             d_state,
             out_proj: columns(weights.out_proj),
             out_bias: weights.out_bias,
-            window: copy(client, state.conv, 1),
-            state: copy(client, state.ssm, 1),
+            window,
+            state,
         })
+    }
+
+    /// Makes the state that before any token.
+    pub fn forget(&self, client: &Client) {
+        fill_with_zeros(client, &self.window);
+        fill_with_zeros(client, &self.state);
     }
 
     /// Channels of the recurrence.

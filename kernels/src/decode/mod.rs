@@ -20,6 +20,7 @@ mod layer;
 mod model;
 mod pack;
 mod product;
+mod prompt;
 mod scan;
 mod team;
 
@@ -56,6 +57,18 @@ pub enum Choice {
     },
 }
 
+/// What the sequences of a [`Decoder`] begin behind.
+#[derive(Clone, Debug)]
+pub enum Before {
+    /// Nothing.
+    Nothing {
+        /// Sequences.
+        batch: usize,
+    },
+    /// What has left these states, one a layer.
+    States(Vec<LayerState>),
+}
+
 /// A model that reads a token of each of its sequences a step.
 ///
 /// It keeps copies of the large matrices in the type that it computes with, and its own states. All its work
@@ -64,6 +77,8 @@ pub struct Decoder {
     client: Client,
     model: Model,
     recorder: Recorder,
+    /// Whether no token was read.
+    fresh: bool,
 }
 
 /// Tokens on their way from the device.
@@ -95,8 +110,7 @@ impl Drop for Tokens {
 }
 
 impl Decoder {
-    /// Prepares a model whose sequences have left `states` behind, one a layer, to compute with matrices of
-    /// type `dtype`.
+    /// Prepares a model to go on behind `before`, computing with matrices of type `dtype`.
     ///
     /// # Errors
     ///
@@ -105,18 +119,20 @@ impl Decoder {
     pub fn new(
         client: &Client,
         weights: Weights,
-        states: Vec<LayerState>,
+        before: Before,
         dtype: ElemType,
         choice: Choice,
     ) -> Result<Self, KernelError> {
         let mut client = client.clone();
-        let model = Model::new(&client, weights, states, dtype, choice)?;
+        let fresh = matches!(before, Before::Nothing { .. });
+        let model = Model::new(&client, weights, before, dtype, choice)?;
         // SAFETY: it is the stream on which the buffers were made: nothing is reordered.
         unsafe { client.set_stream(model.tokens.stream) };
         Ok(Self {
             client,
             model,
             recorder: Recorder::default(),
+            fresh,
         })
     }
 
@@ -159,6 +175,25 @@ impl Decoder {
             .write(handle, cubecl::bytes::Bytes::from_bytes_vec(bytes.to_vec()));
     }
 
+    /// Reads a prompt of each sequence in one pass, all of one length, one after the other in `tokens`, and computes
+    /// the logits of what follows, and where the device chooses the next tokens. Returns before the device is done.
+    ///
+    /// # Errors
+    ///
+    /// If the prompts are not of one length, or are none, or the kernels do not cover the model's sizes or biases.
+    /// Nothing was read then.
+    pub fn read(&mut self, tokens: &[u32]) -> Result<(), KernelError> {
+        self.model.read(&self.client, tokens, self.fresh)?;
+        self.fresh = false;
+        Ok(())
+    }
+
+    /// Forgets all tokens.
+    pub fn forget(&mut self) {
+        self.model.forget(&self.client);
+        self.fresh = true;
+    }
+
     /// Reads the tokens and computes the logits of what follows, and where the device chooses the next tokens.
     /// Returns before the device is done.
     pub fn step(&mut self) {
@@ -166,7 +201,9 @@ impl Decoder {
             client,
             model,
             recorder,
+            fresh,
         } = self;
+        *fresh = false;
         recorder.run(client, || model.launch(client));
     }
 

@@ -5,10 +5,10 @@ use cubecl::server::Handle;
 use cubecl::zspace::Shape;
 
 use super::choose::{Chooser, MAX_VOCABULARY, choose, embed, tiles};
-use super::layer::{Ends, Layer, LayerState, LayerWeights, launch_product};
-use super::pack::{Packed, copy, pack};
+use super::layer::{Ends, Layer, LayerWeights, launch_product};
+use super::pack::{Packed, copy, pack, zeros};
 use super::team::lanes;
-use super::{Choice, MAX_BATCH};
+use super::{Before, Choice, MAX_BATCH};
 use crate::KernelError;
 use crate::pointwise::takes_ptx;
 use crate::tensors::{check_bindings, check_shape, check_size, check_whole, scratch};
@@ -64,12 +64,12 @@ pub(super) struct Model {
     pub uniform: Handle,
     /// `[batch, vocab_size]`
     pub logits: TensorBinding,
-    sizes: Sizes,
-    embedding: TensorBinding,
-    layers: Vec<Layer>,
+    pub sizes: Sizes,
+    pub embedding: TensorBinding,
+    pub layers: Vec<Layer>,
     norm: TensorBinding,
     head: Packed,
-    buffers: Buffers,
+    pub buffers: Buffers,
     chooser: Option<Chooser>,
 }
 
@@ -77,7 +77,7 @@ impl Model {
     pub fn new(
         client: &Client,
         weights: Weights,
-        states: Vec<LayerState>,
+        before: Before,
         dtype: ElemType,
         choice: Choice,
     ) -> Result<Self, KernelError> {
@@ -90,6 +90,13 @@ impl Model {
             MAX_VOCABULARY,
         )?;
         check_size("layers", "at least 1", weights.layers.len(), usize::MAX)?;
+        let (batch, states) = match before {
+            Before::Nothing { batch } => (batch, vec![None; weights.layers.len()]),
+            Before::States(states) => {
+                let batch = states.first().map_or(0, |state| state.ssm.shape[0]);
+                (batch, states.into_iter().map(Some).collect::<Vec<_>>())
+            }
+        };
         if states.len() != weights.layers.len() {
             return Err(KernelError::Shape {
                 name: "states",
@@ -97,7 +104,6 @@ impl Model {
                 got: vec![states.len()],
             });
         }
-        let batch = states[0].ssm.shape[0];
         check_size("batch", "between 1 and 8", batch, MAX_BATCH)?;
         let d_model = weights.norm.size();
         check_table("embedding", &weights.embedding, vocab_size, d_model)?;
@@ -157,6 +163,16 @@ impl Model {
         self.sizes.batch
     }
 
+    /// Width of the residual stream.
+    pub fn d_model(&self) -> usize {
+        self.head.columns
+    }
+
+    /// Makes the states those before any token.
+    pub fn forget(&self, client: &Client) {
+        self.layers.iter().for_each(|layer| layer.forget(client));
+    }
+
     /// One step.
     pub fn launch(&self, client: &Client) {
         // SAFETY: the handle holds a value a sequence.
@@ -164,12 +180,17 @@ impl Model {
         embed(
             client,
             self.embedding.clone(),
-            tokens.clone(),
+            tokens,
             self.buffers.x.clone(),
         );
         for layer in &self.layers {
             layer.launch(client, &self.buffers, self.sizes);
         }
+        self.conclude(client);
+    }
+
+    /// From the residual stream behind the last layer to the logits, and to the tokens if the device chooses.
+    pub fn conclude(&self, client: &Client) {
         let ends = Ends {
             x: &self.buffers.x,
             y: &self.logits,
@@ -179,6 +200,8 @@ impl Model {
         };
         launch_product(client, &self.head, ends, self.sizes);
         if let Some(chooser) = &self.chooser {
+            // SAFETY: the handle holds a value a sequence.
+            let tokens = unsafe { vector(self.tokens.clone(), self.sizes.batch) };
             choose(client, self.logits.clone(), chooser.clone(), tokens);
         }
     }
@@ -193,13 +216,6 @@ fn check_table(
 ) -> Result<(), KernelError> {
     let rows = table.shape.first().map_or(0, |&rows| rows.max(vocab_size));
     check_shape(name, table, &[rows, d_model])
-}
-
-fn zeros(client: &Client, batch: usize, len: usize) -> TensorBinding {
-    let handle = client.create_from_slice(f32::as_bytes(&vec![0.0; batch * len]));
-    let strides = [len, 1].into_iter().collect();
-    // SAFETY: the handle holds that many values.
-    unsafe { TensorBinding::from_raw_parts(handle, strides, Shape::from([batch, len])) }
 }
 
 /// # Safety

@@ -48,6 +48,39 @@ pub(super) fn copy(client: &Client, source: TensorBinding, lanes: usize) -> Tens
     padded(client, row, ElemType::Float(FloatKind::F32), lanes)
 }
 
+/// An f32 matrix of zeros.
+pub(super) fn zeros(client: &Client, rows: usize, columns: usize) -> TensorBinding {
+    let handle = client.empty(rows * columns * size_of::<f32>());
+    let strides = [columns, 1].into_iter().collect();
+    // SAFETY: the handle holds that many values.
+    let zeros =
+        unsafe { TensorBinding::from_raw_parts(handle, strides, Shape::from([rows, columns])) };
+    fill_with_zeros(client, &zeros);
+    zeros
+}
+
+/// Overwrites an f32 tensor.
+pub(super) fn fill_with_zeros(client: &Client, tensor: &TensorBinding) {
+    let units = CubeDim::new_1d(UNITS);
+    // SAFETY: units beyond the tensor write nothing.
+    unsafe {
+        zero_kernel::launch_unchecked(
+            client,
+            cubecl::calculate_cube_count_elemwise(client, tensor.size(), units),
+            units,
+            address_type([tensor]),
+            tensor.clone().into_tensor_arg(),
+        );
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn zero_kernel(tensor: &mut Tensor<f32>) {
+    if ABSOLUTE_POS < tensor.len() {
+        tensor[ABSOLUTE_POS] = 0.0f32;
+    }
+}
+
 fn view(mut tensor: TensorBinding, shape: [usize; 2], strides: [usize; 2]) -> TensorBinding {
     tensor.shape = shape.into();
     tensor.strides = strides.into_iter().collect();

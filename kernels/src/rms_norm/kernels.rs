@@ -6,9 +6,11 @@ use super::UNITS;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn rms_norm_kernel<F: Float>(
-    x: &Tensor<f32>,     // [rows, columns]
-    gamma: &Tensor<f32>, // [columns]
-    y: &mut Tensor<F>,   // [rows, columns]
+    x: &Tensor<f32>,                             // [rows, columns]
+    update: ComptimeOption<&Tensor<f32>>,        // [rows, columns]
+    gamma: &Tensor<f32>,                         // [columns]
+    mut added: ComptimeOption<OwnedTensor<f32>>, // [rows, columns]
+    y: &mut Tensor<F>,                           // [rows, columns]
     epsilon: f32,
     #[comptime] owned: usize,
     #[define(F)] _dtype: ElemType,
@@ -24,7 +26,11 @@ pub(super) fn rms_norm_kernel<F: Float>(
     #[unroll]
     for k in 0..owned {
         let column = comptime!(k * UNITS) + UNIT_POS as usize;
-        let value = read(x, row, column, columns);
+        let mut value = read(x, row, column, columns);
+        #[comptime]
+        if let ComptimeOption::Some(update) = update {
+            value += read(update, row, column, columns);
+        }
         values[k] = value;
         square += value * value;
     }
@@ -35,6 +41,10 @@ pub(super) fn rms_norm_kernel<F: Float>(
         let column = comptime!(k * UNITS) + UNIT_POS as usize;
         if column < columns {
             y[row + column] = F::cast_from(values[k] * scale * gamma[column]);
+            #[comptime]
+            if let ComptimeOption::Some(added) = &mut added {
+                added[row + column] = values[k];
+            }
         }
     }
 }

@@ -80,11 +80,39 @@ fn cubes(client: &Client, count: usize) -> (CubeCount, CubeDim) {
 ///
 /// If a shape or a stride is not what [`NormInputs`] says. Nothing was launched then.
 pub fn rms_norm(client: &Client, inputs: NormInputs, y: TensorBinding) -> Result<(), KernelError> {
+    add_rms_norm(client, inputs, None, y)
+}
+
+/// What is added to `x` before it is normalised, as a layer adds to the residual stream.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// `[rows, columns]`, f32, contiguous.
+    pub update: TensorBinding,
+    /// Where `x + update` goes, shaped as they are; another buffer than theirs.
+    pub sum: TensorBinding,
+}
+
+/// [`rms_norm`] of `x + update`, which is written, too.
+///
+/// # Errors
+///
+/// If a shape or a stride is not what the arguments' types say. Nothing was launched then.
+pub fn add_rms_norm(
+    client: &Client,
+    inputs: NormInputs,
+    update: Option<Update>,
+    y: TensorBinding,
+) -> Result<(), KernelError> {
     let [rows, columns] = inputs.check()?;
     check_whole("y", &y, &[rows, columns])?;
+    if let Some(Update { update, sum }) = &update {
+        check_whole("update", update, &[rows, columns])?;
+        check_whole("sum", sum, &[rows, columns])?;
+    }
     if rows == 0 {
         return Ok(());
     }
+    let (update, sum) = update.map(|it| (it.update, it.sum)).unzip();
     let (count, cube) = cubes(client, rows);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
@@ -94,7 +122,9 @@ pub fn rms_norm(client: &Client, inputs: NormInputs, y: TensorBinding) -> Result
             cube,
             address_type([&inputs.x]),
             inputs.x.into_tensor_arg(),
+            update.map(|it| it.into_tensor_arg()).into(),
             inputs.gamma.into_tensor_arg(),
+            sum.map(|it| it.into_tensor_arg()).into(),
             y.into_tensor_arg(),
             inputs.epsilon,
             columns.div_ceil(UNITS),

@@ -3,7 +3,7 @@
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use mamba_kernels::KernelError;
-use mamba_kernels::decode::{Choice, Decoder, LayerState, LayerWeights, Weights};
+use mamba_kernels::decode::{Before, Choice, Decoder, LayerState, LayerWeights, Weights};
 use mamba_kernels::oracle::{
     CausalConv1dInputs, RmsNormInputs, SelectiveScanInputs, causal_conv1d, rms_norm, selective_scan,
 };
@@ -25,7 +25,10 @@ pub struct Case {
     pub vocab_size: usize,
     /// Rows of the embedding behind those of the vocabulary.
     pub padding: usize,
+    /// Of the convolution and the time step.
     pub biases: bool,
+    /// Of the projections into and out of a layer.
+    pub projection_biases: bool,
     /// Whether the head is a matrix of its own.
     pub head: bool,
     /// Of the packed matrices.
@@ -119,17 +122,30 @@ impl Numbers {
         self.embedding[token * d_model..][..d_model].fill(f32::NAN);
     }
 
+    /// A decoder behind the numbers' states.
     pub fn decoder(&self, client: &Client, choice: Choice) -> Result<Decoder, KernelError> {
+        self.decoder_behind(client, choice, true)
+    }
+
+    /// A decoder behind the numbers' states or, without `states`, nothing.
+    pub fn decoder_behind(
+        &self,
+        client: &Client,
+        choice: Choice,
+        states: bool,
+    ) -> Result<Decoder, KernelError> {
         let case = &self.case;
         let uploader = Uploader::new(client, FloatKind::F32);
         let up = |values: &[f32], shape: &[usize]| uploader.whole(values, shape, FloatKind::F32);
-        let bias = |values: &[f32]| case.biases.then(|| up(values, &[values.len()]));
+        let vector = |values: &[f32]| up(values, &[values.len()]);
+        let bias = |values: &[f32]| case.biases.then(|| vector(values));
+        let projection_bias = |values: &[f32]| case.projection_biases.then(|| vector(values));
         let rows = case.vocab_size + case.padding;
         let projected = case.dt_rank + 2 * case.d_state;
         let weights = |layer: &LayerNumbers| LayerWeights {
             norm: up(&layer.norm, &[case.d_model]),
             in_proj: up(&layer.in_proj, &[case.d_model, 2 * case.d_inner]),
-            in_bias: bias(&layer.in_bias),
+            in_bias: projection_bias(&layer.in_bias),
             conv_weight: up(&layer.conv_weight, &[case.d_inner, case.width]),
             conv_bias: bias(&layer.conv_bias),
             x_proj: up(&layer.x_proj, &[case.d_inner, projected]),
@@ -138,7 +154,7 @@ impl Numbers {
             a: up(&layer.a, &[case.d_inner, case.d_state]),
             d: up(&layer.d, &[case.d_inner]),
             out_proj: up(&layer.out_proj, &[case.d_inner, case.d_model]),
-            out_bias: bias(&layer.out_bias),
+            out_bias: projection_bias(&layer.out_bias),
         };
         let state = |layer: &LayerNumbers| LayerState {
             conv: up(&layer.conv, &[case.batch, case.width - 1, case.d_inner]),
@@ -154,12 +170,16 @@ impl Numbers {
                 head: case.head.then(|| up(&self.head, &[rows, case.d_model])),
                 vocab_size: case.vocab_size,
             },
-            self.layers.iter().map(state).collect(),
+            match states {
+                true => Before::States(self.layers.iter().map(state).collect()),
+                false => Before::Nothing { batch: case.batch },
+            },
             ElemType::Float(case.dtype),
             choice,
         )
     }
 
+    /// The model behind the numbers' states.
     pub fn host(&self) -> Host<'_> {
         Host {
             numbers: self,
@@ -179,6 +199,13 @@ pub struct Host<'a> {
 }
 
 impl Host<'_> {
+    pub fn forget(&mut self) {
+        self.states
+            .iter_mut()
+            .flatten()
+            .for_each(|state| state.fill(0.0));
+    }
+
     /// The logits behind one token a sequence, `[batch, vocab_size]`.
     pub fn step(&mut self, tokens: &[u32]) -> Vec<f64> {
         let case = &self.numbers.case;
@@ -213,7 +240,13 @@ fn mix(case: &Case, layer: &LayerNumbers, state: &mut [Vec<f64>; 2], x: &[f64]) 
         ..
     } = *case;
     let bias = |values: &[f32]| case.biases.then(|| double(values));
-    let xz = times(x, &layer.in_proj, case.d_model, bias(&layer.in_bias));
+    let projection_bias = |values: &[f32]| case.projection_biases.then(|| double(values));
+    let xz = times(
+        x,
+        &layer.in_proj,
+        case.d_model,
+        projection_bias(&layer.in_bias),
+    );
     let conv = causal_conv1d(&CausalConv1dInputs {
         batch,
         seq_len: 1,
@@ -247,7 +280,12 @@ fn mix(case: &Case, layer: &LayerNumbers, state: &mut [Vec<f64>; 2], x: &[f64]) 
         delta_softplus: true,
     });
     *state = [conv.final_state, scan.final_state];
-    times(&scan.y, &layer.out_proj, d_inner, bias(&layer.out_bias))
+    times(
+        &scan.y,
+        &layer.out_proj,
+        d_inner,
+        projection_bias(&layer.out_bias),
+    )
 }
 
 fn normed(case: &Case, x: &[f64], gamma: &[f32]) -> Vec<f64> {

@@ -1,0 +1,348 @@
+//! A prompt in one pass, by the kernels of whole sequences, which leaves the states ready.
+
+use cubecl::ir::{FloatKind, IntKind};
+use cubecl::prelude::*;
+use cubecl::zspace::Shape;
+
+use super::choose::embed;
+use super::layer::Layer;
+use super::model::Model;
+use super::pack::{Packed, transposed};
+use crate::KernelError;
+use crate::causal_conv1d::{ConvInputs, ConvOutputs, causal_conv1d};
+use crate::matmul::{Elements, matmul};
+use crate::rms_norm::{NormInputs, Update, add_rms_norm};
+use crate::selective_scan::{ScanInputs, ScanOutputs, Strategy, selective_scan};
+use crate::tensors::{address_type, check_size};
+
+const UNITS: u32 = 256;
+
+/// Bytes that CUDA's vectors are aligned to.
+const CUDA_ALIGNMENT: usize = 16;
+
+/// How long the prompts are, and what they follow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prompt {
+    pub batch: usize,
+    pub seq_len: usize,
+    /// Whether nothing came before.
+    pub fresh: bool,
+}
+
+impl Prompt {
+    fn rows(&self) -> usize {
+        self.batch * self.seq_len
+    }
+}
+
+impl Model {
+    /// Reads a prompt of each sequence, all of one length, one after the other in `tokens`.
+    pub fn read(&self, client: &Client, tokens: &[u32], fresh: bool) -> Result<(), KernelError> {
+        let batch = self.batch();
+        let seq_len = tokens.len() / batch;
+        if seq_len * batch != tokens.len() {
+            return Err(KernelError::Shape {
+                name: "tokens",
+                expected: vec![batch, seq_len],
+                got: vec![tokens.len()],
+            });
+        }
+        check_size("tokens of a prompt", "at least 1", seq_len, usize::MAX)?;
+        self.check_prompts()?;
+        let prompt = Prompt {
+            batch,
+            seq_len,
+            fresh,
+        };
+        let rows = prompt.rows();
+        let d_model = self.d_model();
+        let single = ElemType::Float(FloatKind::F32);
+        let mut x = empty(client, &[rows, d_model], single);
+        // SAFETY: the handle holds a token a row.
+        let tokens = unsafe {
+            TensorBinding::from_raw_parts(
+                client.create_from_slice(u32::as_bytes(tokens)),
+                [1].into_iter().collect(),
+                Shape::from([rows]),
+            )
+        };
+        embed(client, self.embedding.clone(), tokens, x.clone());
+        // What the layer before adds to the stream.
+        let mut update: Option<TensorBinding> = None;
+        for layer in &self.layers {
+            let input = empty(client, &[rows, d_model], layer.in_proj.dtype);
+            let norm = NormInputs {
+                x: x.clone(),
+                gamma: shaped(&layer.norm, &[d_model]),
+                epsilon: self.sizes.epsilon,
+                dtype: layer.in_proj.dtype,
+            };
+            let update_norm = update.take().map(|update| Update {
+                update,
+                sum: empty(client, &[rows, d_model], single),
+            });
+            if let Some(Update { sum, .. }) = &update_norm {
+                x = sum.clone();
+            }
+            add_rms_norm(client, norm, update_norm, input.clone())?;
+            update = Some(layer.read(client, input, prompt)?);
+        }
+        let update = update.expect("a model has a layer");
+        self.finish(client, x, update, prompt);
+        Ok(())
+    }
+
+    /// Products over whole sequences read packed rows without padding and add no bias.
+    fn check_prompts(&self) -> Result<(), KernelError> {
+        for layer in &self.layers {
+            if layer.in_bias.is_some() || layer.out_bias.is_some() {
+                return Err(KernelError::NotCovered(
+                    "prompts with projections that have a bias",
+                ));
+            }
+            for matrix in [
+                &layer.in_proj,
+                &layer.x_proj,
+                &layer.dt_proj,
+                &layer.out_proj,
+            ] {
+                if !matrix.columns.is_multiple_of(matrix.lanes) {
+                    return Err(KernelError::NotCovered(
+                        "prompts with sizes that fill no vectors",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The logits behind the last tokens, and the next ones if the device chooses.
+    fn finish(&self, client: &Client, x: TensorBinding, update: TensorBinding, prompt: Prompt) {
+        let last = &self.buffers.x;
+        let units = CubeDim::new_1d(UNITS);
+        // SAFETY: every index lies inside its tensor.
+        unsafe {
+            last_kernel::launch_unchecked(
+                client,
+                cubecl::calculate_cube_count_elemwise(client, last.size(), units),
+                units,
+                address_type([&x]),
+                x.into_tensor_arg(),
+                update.into_tensor_arg(),
+                last.clone().into_tensor_arg(),
+                prompt.seq_len as u32,
+            );
+        }
+        self.conclude(client);
+    }
+}
+
+impl Layer {
+    /// What the layer adds to the residual stream, `[rows, d_model]`, f32.
+    fn read(
+        &self,
+        client: &Client,
+        input: TensorBinding,
+        prompt: Prompt,
+    ) -> Result<TensorBinding, KernelError> {
+        let dtype = self.in_proj.dtype;
+        let (rows, d_inner, d_state) = (prompt.rows(), self.d_inner(), self.d_state);
+        let dt_rank = self.dt_proj.columns;
+        let sequence = [prompt.batch, prompt.seq_len, d_inner];
+        let xz = times(client, input, &self.in_proj, dtype)?;
+        let u = empty(client, &sequence, dtype);
+        let window = [prompt.batch, self.conv_weight.shape[1] - 1, d_inner];
+        let index_dtype = ElemType::Int(IntKind::I32);
+        causal_conv1d(
+            client,
+            ConvInputs {
+                x: columns(client, &xz, 0, sequence, dtype),
+                weight: self.conv_weight.clone(),
+                bias: self.conv_bias.clone(),
+                initial_state: self.before(client, &self.window, &window, prompt),
+                seq_idx: None,
+                silu: true,
+                dtype,
+                index_dtype,
+            },
+            ConvOutputs {
+                y: u.clone(),
+                final_state: Some(shaped(&self.window, &window)),
+            },
+        )?;
+
+        let projected = times(client, shaped(&u, &[rows, d_inner]), &self.x_proj, dtype)?;
+        let low = packed_columns(client, &projected, 0, [1, rows, dt_rank], dtype);
+        let low = shaped(&low, &[rows, dt_rank]);
+        let delta = times(client, low, &self.dt_proj, dtype)?;
+        let states = [prompt.batch, prompt.seq_len, d_state];
+        let y = empty(client, &sequence, dtype);
+        let state = [prompt.batch, d_inner, d_state];
+        selective_scan(
+            client,
+            ScanInputs {
+                u,
+                delta: shaped(&delta, &sequence),
+                a: shaped(&self.a, &[d_inner, d_state]),
+                b: columns(client, &projected, dt_rank, states, dtype),
+                c: columns(client, &projected, dt_rank + d_state, states, dtype),
+                d: Some(self.d.clone()),
+                z: Some(columns(client, &xz, d_inner, sequence, dtype)),
+                delta_bias: self.dt_bias.clone(),
+                initial_state: self.before(client, &self.state, &state, prompt),
+                seq_idx: None,
+                delta_softplus: true,
+                dtype,
+                index_dtype,
+            },
+            ScanOutputs {
+                y: y.clone(),
+                final_state: shaped(&self.state, &state),
+                checkpoints: None,
+            },
+            Strategy::Auto,
+        )?;
+        let single = ElemType::Float(FloatKind::F32);
+        times(client, shaped(&y, &[rows, d_inner]), &self.out_proj, single)
+    }
+
+    /// What was remembered before the prompt, out of the way of what is written behind it.
+    fn before(
+        &self,
+        client: &Client,
+        state: &TensorBinding,
+        shape: &[usize],
+        prompt: Prompt,
+    ) -> Option<TensorBinding> {
+        (!prompt.fresh).then(|| shaped(&super::pack::copy(client, state.clone(), 1), shape))
+    }
+}
+
+/// `rows matrix'`, of type `out`.
+fn times(
+    client: &Client,
+    rows: TensorBinding,
+    matrix: &Packed,
+    out: ElemType,
+) -> Result<TensorBinding, KernelError> {
+    let product = empty(client, &[rows.shape[0], matrix.rows], out);
+    let elements = Elements {
+        factors: matrix.dtype,
+        out,
+    };
+    let matrix = transposed(matrix.values.clone());
+    matmul(client, rows, matrix, product.clone(), elements)?;
+    Ok(product)
+}
+
+/// Columns of a matrix from `first` on as a sequence `[batch, seq_len, width]`: where they lie if the device can
+/// begin there, else a copy.
+fn columns(
+    client: &Client,
+    matrix: &TensorBinding,
+    first: usize,
+    shape: [usize; 3],
+    dtype: ElemType,
+) -> TensorBinding {
+    let offset = first * dtype.size();
+    let alignment = match client.name() {
+        "cuda" => CUDA_ALIGNMENT,
+        _ => client.properties().memory.alignment as usize,
+    };
+    if !offset.is_multiple_of(alignment) {
+        return packed_columns(client, matrix, first, shape, dtype);
+    }
+    let mut view = matrix.clone();
+    let begin = view.handle.offset_start.unwrap_or(0) + offset as u64;
+    view.handle.offset_start = Some(begin);
+    let row = matrix.shape[1];
+    view.shape = shape.into();
+    view.strides = [shape[1] * row, row, 1].into_iter().collect();
+    view
+}
+
+fn packed_columns(
+    client: &Client,
+    matrix: &TensorBinding,
+    first: usize,
+    shape: [usize; 3],
+    dtype: ElemType,
+) -> TensorBinding {
+    let out = empty(client, &shape, dtype);
+    let units = CubeDim::new_1d(UNITS);
+    // SAFETY: every index lies inside its tensor.
+    unsafe {
+        columns_kernel::launch_unchecked(
+            client,
+            cubecl::calculate_cube_count_elemwise(client, out.size(), units),
+            units,
+            address_type([matrix]),
+            matrix.clone().into_tensor_arg(),
+            out.clone().into_tensor_arg(),
+            first as u32,
+            dtype,
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn columns_kernel<F: Float>(
+    matrix: &Tensor<F>,  // [rows, columns]
+    out: &mut Tensor<F>, // [.., width]
+    first: u32,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= out.len() {
+        terminate!();
+    }
+    let width = out.shape(2);
+    let row = ABSOLUTE_POS / width;
+    let column = first as usize + ABSOLUTE_POS % width;
+    out[ABSOLUTE_POS] = matrix[row * matrix.shape(1) + column];
+}
+
+/// The last position of each sequence, with what the last layer adds to it.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn last_kernel(
+    x: &Tensor<f32>,        // [batch * seq_len, d_model]
+    update: &Tensor<f32>,   // as x
+    last: &mut Tensor<f32>, // [batch, d_model or more]
+    seq_len: u32,
+) {
+    if ABSOLUTE_POS >= last.len() {
+        terminate!();
+    }
+    let padded = last.shape(1);
+    let d_model = x.shape(1);
+    let column = ABSOLUTE_POS % padded;
+    let row = (ABSOLUTE_POS / padded + 1) * seq_len as usize - 1;
+    let mut value = 0.0f32;
+    if column < d_model {
+        value = x[row * d_model + column] + update[row * d_model + column];
+    }
+    last[ABSOLUTE_POS] = value;
+}
+
+/// An uninitialised contiguous tensor.
+fn empty(client: &Client, shape: &[usize], dtype: ElemType) -> TensorBinding {
+    let len: usize = shape.iter().product();
+    let handle = client.empty(len * dtype.size());
+    let flat = [1].into_iter().collect();
+    // SAFETY: the handle holds that many values.
+    let tensor = unsafe { TensorBinding::from_raw_parts(handle, flat, Shape::from([len])) };
+    shaped(&tensor, shape)
+}
+
+/// A contiguous tensor in another shape.
+fn shaped(tensor: &TensorBinding, shape: &[usize]) -> TensorBinding {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    TensorBinding {
+        shape: Shape::from(shape.to_vec()),
+        strides: strides.into(),
+        ..tensor.clone()
+    }
+}
