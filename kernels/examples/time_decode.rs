@@ -1,4 +1,4 @@
-//! Times the steps of whole models that read a token at a time, on the runtime built in.
+//! Times whole models that read a prompt in one pass and then a token at a time, on the runtime built in.
 //!
 //! ```text
 //! cargo run --release -p mamba-kernels --features oracle,cuda-cpp --example time_decode
@@ -15,6 +15,9 @@ use mamba_kernels::decode::{Choice, Decoder};
 use support::decode::{Case, Numbers};
 use timing::{sampled_ms, spread};
 
+/// Lengths of the prompts of one sequence.
+const PROMPTS: [usize; 4] = [128, 1024, 4096, 65_536];
+
 /// Sequences, layers, width, vocabulary: the official Mamba-130M with one sequence and with some.
 const SHAPES: [([usize; 4], ()); 3] = [
     ([1, 24, 768, 50_280], ()),
@@ -23,7 +26,8 @@ const SHAPES: [([usize; 4], ()); 3] = [
 ];
 
 const USAGE: &str = "\
-Times steps of a Mamba-1 model: replayed one behind the other, and with each token read as it comes.
+Times a Mamba-1 model: prompts of one sequence, from the tokens to the next one; steps of some sequences, replayed one
+behind the other, and with each token read as it comes.
 
   --dtype f32|bf16|f16           of the matrices; bf16 without it
   --runtime default|cuda|wgpu    one of those built in
@@ -66,6 +70,21 @@ fn main() {
         });
         let greedy = Choice::Device { temperature: 0.0 };
         let mut decoder = numbers.decoder(&client, greedy).expect("it fits");
+        if batch == 1 {
+            for seq_len in PROMPTS {
+                let tokens: Vec<u32> = (0..seq_len).map(|t| (t * 31 % vocab_size) as u32).collect();
+                let ms = sampled_ms(&client, || {
+                    decoder.forget();
+                    decoder.read(&tokens).expect("the kernels cover it");
+                    decoder.tokens().wait().expect("the device answers");
+                });
+                println!(
+                    "prompt of {seq_len}: {} = {:.0} tokens/s",
+                    spread(ms),
+                    seq_len as f64 * 1e3 / ms[1]
+                );
+            }
+        }
         let steps = sampled_ms(&client, || decoder.step());
         let streamed = sampled_ms(&client, || read_and_step(&mut decoder));
         let speed = |ms: f64| batch as f64 * 1e3 / ms;

@@ -14,27 +14,34 @@ const TOKENS: usize = 12;
 fn config() -> LanguageModelConfig {
     LanguageModelConfig::new()
         .with_vocab_size(301)
-        .with_d_model(36)
+        .with_d_model(32)
         .with_n_layer(2)
 }
 
+/// Whose prompts go through the modules.
 fn biased() -> LanguageModelConfig {
-    config().with_tie_embeddings(false).with_mamba1(
-        Mamba1Config::new(0)
-            .with_bias(true)
-            .with_conv_bias(false)
-            .with_d_state(5),
-    )
+    config()
+        .with_d_model(36)
+        .with_tie_embeddings(false)
+        .with_mamba1(
+            Mamba1Config::new(0)
+                .with_bias(true)
+                .with_conv_bias(false)
+                .with_d_state(5),
+        )
 }
 
 /// Embeddings so large that tokens tell each other apart.
 fn model(config: LanguageModelConfig, device: &Device) -> LanguageModel {
     device.seed(7);
     let mut model = config.init(device);
-    let scaled = |table: Param<Tensor<2>>| table.map(|table| table * 25.0);
     model.embedding = scaled(model.embedding);
     model.head = model.head.map(scaled);
     model
+}
+
+fn scaled(table: Param<Tensor<2>>) -> Param<Tensor<2>> {
+    table.map(|table| table * 25.0)
 }
 
 fn generated(model: &LanguageModel, config: &SamplingConfig, device: &Device) -> Vec<u32> {

@@ -1,8 +1,10 @@
 //! Tokens through the kernels that decode Mamba-1.
 
+use burn::tensor::Tensor;
 use mamba_kernels::decode::{Choice, Decoder, Tokens};
 
 use super::GenerateError;
+use super::steps::choose;
 use crate::language_model::LanguageModel;
 use crate::ops::decoder;
 use crate::sampling::{Sampler, SamplingError};
@@ -14,14 +16,52 @@ pub(super) struct Kernels {
     decoder: Decoder,
     choice: Choice,
     vocab_size: usize,
+    /// What is computed and not taken.
+    pending: Option<Pending>,
+}
+
+enum Pending {
     /// What the device has chosen or will have.
-    pending: Option<Tokens>,
+    Tokens(Tokens),
+    /// The logits behind the prompt, which the decoder has.
+    Logits,
+    /// The logits that the modules have left behind it.
+    Prompt(Box<Tensor<2>>),
 }
 
 impl Kernels {
-    pub fn new(
+    /// Reads `prompt`, where the kernels cover that.
+    pub fn read(model: &LanguageModel, prompt: &[u32], sampler: &mut Sampler) -> Option<Self> {
+        let mut kernels = Self::new(model, None, sampler)?;
+        let unread = sampler.clone();
+        kernels.give_uniform(sampler);
+        if let Err(error) = kernels.decoder.read(prompt) {
+            log::debug!("decoding: {error}; the prompt goes through the modules");
+            *sampler = unread;
+            return None;
+        }
+        kernels.pending = Some(match kernels.choice {
+            Choice::Device { .. } => Pending::Tokens(kernels.decoder.tokens()),
+            Choice::Caller => Pending::Logits,
+        });
+        Some(kernels)
+    }
+
+    /// Goes on from what has left `state` and `logits` behind.
+    pub fn go_on(
         model: &LanguageModel,
         state: &LanguageModelState,
+        logits: Tensor<2>,
+        sampler: &Sampler,
+    ) -> Option<Self> {
+        let mut kernels = Self::new(model, Some(state), sampler)?;
+        kernels.pending = Some(Pending::Prompt(logits.into()));
+        Some(kernels)
+    }
+
+    fn new(
+        model: &LanguageModel,
+        state: Option<&LanguageModelState>,
         sampler: &Sampler,
     ) -> Option<Self> {
         let choice = match sampler.unfiltered() {
@@ -36,22 +76,25 @@ impl Kernels {
         })
     }
 
+    /// The token behind `history`.
     pub fn next(&mut self, sampler: &mut Sampler, history: &[u32]) -> Result<u32, GenerateError> {
         let last = history[history.len() - 1];
-        let Choice::Device { temperature } = self.choice else {
-            self.decoder.give_tokens(&[last]);
-            self.decoder.step();
-            let mut logits = self.decoder.logits().map_err(device_failed)?;
-            return Ok(sampler.sample(&mut logits, history)?);
-        };
         let chosen = match self.pending.take() {
-            Some(chosen) => chosen,
+            Some(Pending::Tokens(chosen)) => chosen,
+            Some(Pending::Logits) => return self.choose(sampler, history),
+            Some(Pending::Prompt(logits)) => return choose(*logits, sampler, history),
             None => {
                 self.decoder.give_tokens(&[last]);
-                self.step(temperature, sampler)
+                match self.choice {
+                    Choice::Caller => {
+                        self.decoder.step();
+                        return self.choose(sampler, history);
+                    }
+                    Choice::Device { .. } => self.step(sampler),
+                }
             }
         };
-        self.pending = Some(self.step(temperature, sampler));
+        self.pending = Some(Pending::Tokens(self.step(sampler)));
         match chosen.wait().map_err(device_failed)?[0] {
             Some(token) => Ok(token),
             None => Err(SamplingError::NoChoice {
@@ -61,11 +104,23 @@ impl Kernels {
         }
     }
 
-    /// The token that comes behind those that the decoder has.
-    fn step(&mut self, temperature: f32, sampler: &mut Sampler) -> Tokens {
-        if temperature > 0.0 {
+    /// By the logits that are there.
+    fn choose(&self, sampler: &mut Sampler, history: &[u32]) -> Result<u32, GenerateError> {
+        let mut logits = self.decoder.logits().map_err(device_failed)?;
+        Ok(sampler.sample(&mut logits, history)?)
+    }
+
+    fn give_uniform(&mut self, sampler: &mut Sampler) {
+        if let Choice::Device { temperature } = self.choice
+            && temperature > 0.0
+        {
             self.decoder.give_uniform(&[sampler.uniform()]);
         }
+    }
+
+    /// The token that comes behind those that the decoder has.
+    fn step(&mut self, sampler: &mut Sampler) -> Tokens {
+        self.give_uniform(sampler);
         self.decoder.step();
         self.decoder.tokens()
     }

@@ -4,12 +4,11 @@
 mod kernels;
 mod steps;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Device;
 
 use crate::language_model::LanguageModel;
 use crate::sampling::{Sampler, SamplingError};
-use crate::state::LanguageModelState;
-use steps::{Steps, choose};
+use steps::Steps;
 
 /// Why generation could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -46,16 +45,9 @@ pub enum GenerateError {
 /// model of Mamba-1 layers is decoded by kernels of its own, which keep a copy of its matrices in the type it
 /// computes with; a device and another then round differently, and a seed may name another text on each.
 pub struct Generator<'a> {
-    model: &'a LanguageModel,
     sampler: Sampler,
-    device: Device,
     history: Vec<u32>,
-    /// Of the first token, until it is chosen.
-    logits: Option<Tensor<2>>,
-    /// Behind the prompt, until `steps` go on from it.
-    state: Option<LanguageModelState>,
-    /// From the second token on.
-    steps: Option<Steps<'a>>,
+    steps: Steps<'a>,
 }
 
 impl LanguageModel {
@@ -68,7 +60,7 @@ impl LanguageModel {
     pub fn generate(
         &self,
         prompt: &[u32],
-        sampler: Sampler,
+        mut sampler: Sampler,
         device: &Device,
     ) -> Result<Generator<'_>, GenerateError> {
         if prompt.is_empty() {
@@ -85,20 +77,11 @@ impl LanguageModel {
         if let Some(positions) = self.max_positions().filter(|max| prompt.len() > *max) {
             return Err(GenerateError::OutOfPositions(positions));
         }
-        let tokens = TensorData::new(
-            prompt.iter().map(|token| *token as i32).collect::<Vec<_>>(),
-            [1, prompt.len()],
-        );
-        let tokens = Tensor::<2, Int>::from_data(tokens, device);
-        let (logits, state) = self.prefill(tokens, self.initial_state(1, device));
+        let steps = Steps::read(self, prompt, &mut sampler, device);
         Ok(Generator {
-            model: self,
             sampler,
-            device: device.clone(),
             history: prompt.to_vec(),
-            logits: Some(logits),
-            state: Some(state),
-            steps: None,
+            steps,
         })
     }
 }
@@ -108,29 +91,14 @@ impl Generator<'_> {
     pub fn tokens(&self) -> &[u32] {
         &self.history
     }
-
-    fn advance(&mut self) -> Result<u32, GenerateError> {
-        if let Some(logits) = &self.logits {
-            let token = choose(logits.clone(), &mut self.sampler, &self.history)?;
-            self.logits = None;
-            return Ok(token);
-        }
-        if let Some(state) = self.state.take() {
-            let steps = Steps::new(self.model, state, &self.sampler, &self.device);
-            self.steps = Some(steps);
-        }
-        let steps = self.steps.as_mut().expect("made when the state was taken");
-        steps.next(&mut self.sampler, &self.history)
-    }
 }
 
 impl Iterator for Generator<'_> {
     type Item = Result<u32, GenerateError>;
 
-    /// The next token. The token before it is read first, so that the last one costs no pass of the model, but
-    /// where the device chooses: it is a token ahead.
+    /// The next token.
     fn next(&mut self) -> Option<Self::Item> {
-        let token = self.advance();
+        let token = self.steps.next(&mut self.sampler, &self.history);
         if let Ok(token) = token {
             self.history.push(token);
         }

@@ -1,6 +1,6 @@
 //! What passes tokens through the model, one at a time.
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::GenerateError;
 #[cfg(feature = "cube")]
@@ -12,40 +12,46 @@ use crate::state::LanguageModelState;
 /// What passes tokens through the model, one at a time.
 pub(super) enum Steps<'a> {
     /// Burn's modules.
-    Modules(Modules<'a>),
+    Modules(Box<Modules<'a>>),
     /// The kernels that decode Mamba-1.
     #[cfg(feature = "cube")]
     Kernels(Box<Kernels>),
 }
 
 impl<'a> Steps<'a> {
-    /// Continues what has left `state` behind, by kernels where there are some for the model.
-    pub fn new(
+    /// Reads `prompt`, and goes on by kernels where there are some for the model.
+    pub fn read(
         model: &'a LanguageModel,
-        state: LanguageModelState,
-        sampler: &Sampler,
+        prompt: &[u32],
+        sampler: &mut Sampler,
         device: &Device,
     ) -> Self {
         #[cfg(feature = "cube")]
-        if let Some(kernels) = Kernels::new(model, &state, sampler) {
+        if let Some(kernels) = Kernels::read(model, prompt, sampler) {
+            return Self::Kernels(Box::new(kernels));
+        }
+        let tokens = prompt.iter().map(|token| *token as i32).collect();
+        let tokens = TensorData::new::<i32, _>(tokens, [1, prompt.len()]);
+        let tokens = Tensor::<2, Int>::from_data(tokens, device);
+        let (logits, state) = model.prefill(tokens, model.initial_state(1, device));
+        #[cfg(feature = "cube")]
+        if let Some(kernels) = Kernels::go_on(model, &state, logits.clone(), sampler) {
             return Self::Kernels(Box::new(kernels));
         }
         #[cfg(not(feature = "cube"))]
         let _ = sampler;
-        Self::Modules(Modules {
+        Self::Modules(Box::new(Modules {
             model,
-            state: Some(state),
             device: device.clone(),
-        })
+            logits: Some(logits),
+            state: Some(state),
+        }))
     }
 
-    /// Reads the last token of `history` and chooses the next.
+    /// The token behind `history`, whose last may not be read.
     pub fn next(&mut self, sampler: &mut Sampler, history: &[u32]) -> Result<u32, GenerateError> {
         match self {
-            Self::Modules(modules) => {
-                let logits = modules.read(history[history.len() - 1])?;
-                choose(logits, sampler, history)
-            }
+            Self::Modules(modules) => modules.next(sampler, history),
             #[cfg(feature = "cube")]
             Self::Kernels(kernels) => kernels.next(sampler, history),
         }
@@ -65,12 +71,26 @@ pub(super) fn choose(
 
 pub(super) struct Modules<'a> {
     model: &'a LanguageModel,
+    device: Device,
+    /// Behind all of the history, until a token is chosen by them.
+    logits: Option<Tensor<2>>,
     /// Put back after every step.
     state: Option<LanguageModelState>,
-    device: Device,
 }
 
 impl Modules<'_> {
+    /// The last token is read first, so that the last one chosen costs no pass of the model.
+    fn next(&mut self, sampler: &mut Sampler, history: &[u32]) -> Result<u32, GenerateError> {
+        let logits = match &self.logits {
+            Some(logits) => logits.clone(),
+            None => self.read(history[history.len() - 1])?,
+        };
+        self.logits = Some(logits.clone());
+        let token = choose(logits, sampler, history)?;
+        self.logits = None;
+        Ok(token)
+    }
+
     fn read(&mut self, token: u32) -> Result<Tensor<2>, GenerateError> {
         let state = self
             .state

@@ -5,7 +5,7 @@ use burn_cubecl::kernel::untile;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{Cube, cubecl};
 use cubecl::prelude::TensorBinding;
-use mamba_kernels::decode::{Choice, Decoder, LayerState, LayerWeights, Weights};
+use mamba_kernels::decode::{Before, Choice, Decoder, LayerState, LayerWeights, Weights};
 
 use super::{dtype_to_storage_type, whole};
 use crate::block::Mixer;
@@ -14,28 +14,31 @@ use crate::mamba1::Mamba1;
 use crate::norm::{Norm, NormKind};
 use crate::state::{LanguageModelState, LayerState as ModuleState};
 
-/// The model behind `state`, where kernels decode it: RMS norms and Mamba-1 layers without positions, on a
-/// CubeCL device, for few sequences.
+/// The model behind `state`, or behind nothing if there is none, where kernels decode it: RMS norms and Mamba-1
+/// layers without positions, on a CubeCL device, one sequence or few.
 pub(crate) fn decoder(
     model: &LanguageModel,
-    state: &LanguageModelState,
+    state: Option<&LanguageModelState>,
     choice: Choice,
 ) -> Option<Decoder> {
-    let layers = model.layers.iter().zip(&state.layers);
-    let layers = layers.map(|(layer, state)| match (&layer.mixer, state) {
-        (Mixer::Mamba1(mixer), ModuleState::Mamba1(state)) => Some((
-            layer_weights(&layer.norm, mixer)?,
-            LayerState {
-                conv: contiguous(state.conv.clone())?,
-                ssm: contiguous(state.ssm.clone())?,
-            },
-        )),
-        _ => None,
-    });
-    let (layers, states) = layers.collect::<Option<(Vec<_>, Vec<_>)>>()?;
     if model.positions.is_some() {
         return None;
     }
+    let layers = model.layers.iter().map(|layer| match &layer.mixer {
+        Mixer::Mamba1(mixer) => layer_weights(&layer.norm, mixer),
+        _ => None,
+    });
+    let layers = layers.collect::<Option<Vec<_>>>()?;
+    let before = match state {
+        Some(state) => Before::States(
+            state
+                .layers
+                .iter()
+                .map(layer_state)
+                .collect::<Option<Vec<_>>>()?,
+        ),
+        None => Before::Nothing { batch: 1 },
+    };
     let embedding = resolve(model.embedding.val())?;
     let client = embedding.client.clone();
     let head = match &model.head {
@@ -55,12 +58,22 @@ pub(crate) fn decoder(
         dtype => dtype,
     };
     let dtype = dtype_to_storage_type(DType::from(dtype));
-    match Decoder::new(&client, weights, states, dtype, choice) {
+    match Decoder::new(&client, weights, before, dtype, choice) {
         Ok(decoder) => Some(decoder),
         Err(error) => {
             log::debug!("decoding: {error}; passing tokens through the modules");
             None
         }
+    }
+}
+
+fn layer_state(state: &ModuleState) -> Option<LayerState> {
+    match state {
+        ModuleState::Mamba1(state) => Some(LayerState {
+            conv: contiguous(state.conv.clone())?,
+            ssm: contiguous(state.ssm.clone())?,
+        }),
+        _ => None,
     }
 }
 
