@@ -19,10 +19,11 @@ use timing::{sampled_ms, spread};
 const PROMPTS: [usize; 4] = [128, 1024, 4096, 65_536];
 
 /// Sequences, layers, width, vocabulary: the official Mamba-130M with one sequence and with some.
-const SHAPES: [([usize; 4], ()); 3] = [
+const SHAPES: [([usize; 4], ()); 4] = [
     ([1, 24, 768, 50_280], ()),
     ([4, 24, 768, 50_280], ()),
     ([8, 24, 768, 50_280], ()),
+    ([64, 24, 768, 50_280], ()),
 ];
 
 const USAGE: &str = "\
@@ -85,7 +86,7 @@ fn main() {
                 );
             }
         }
-        let steps = sampled_ms(&client, || decoder.step());
+        let steps = sampled_ms(&client, || decoder.step().expect("it launches"));
         let streamed = sampled_ms(&client, || read_and_step(&mut decoder));
         let speed = |ms: f64| batch as f64 * 1e3 / ms;
         println!(
@@ -101,6 +102,6 @@ fn main() {
 /// The copy of a token is under way while the next step runs.
 fn read_and_step(decoder: &mut Decoder) {
     let tokens = decoder.tokens();
-    decoder.step();
+    decoder.step().expect("it launches");
     tokens.wait().expect("the device answers");
 }

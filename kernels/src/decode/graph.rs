@@ -31,14 +31,18 @@ impl Recorder {
 
     /// Runs `launches` once. They are recorded in the second run; `client` must be pinned to one stream, and
     /// the buffers that they use live as long as the recorder.
-    pub fn run(&mut self, client: &Client, launches: impl Fn() + Send) {
+    pub fn run<E: Send + 'static>(
+        &mut self,
+        client: &Client,
+        launches: impl Fn() -> Result<(), E> + Send,
+    ) -> Result<(), E> {
         match &self.phase {
             Phase::Cold => {
-                launches();
+                launches()?;
                 self.phase = Phase::Warm;
             }
             Phase::Warm => {
-                self.phase = match record(client, launches) {
+                self.phase = match record(client, launches)? {
                     Some(graph) => Phase::Recorded(graph),
                     None => Phase::Plain,
                 }
@@ -48,34 +52,47 @@ impl Recorder {
                 Ok(()) => {}
                 Err(error) => {
                     log::warn!("decoding: the recorded step is refused ({error}); launching it");
-                    launches();
                     self.phase = Phase::Plain;
+                    launches()?;
                 }
             },
-            Phase::Plain => launches(),
+            Phase::Plain => launches()?,
         }
+        Ok(())
     }
 }
 
-/// Runs `launches` and records them while they run a second time, which computes nothing.
-fn record(client: &Client, launches: impl Fn() + Send) -> Option<Graph> {
+/// Runs `launches` and records them while they run a second time, which computes nothing. There may be no
+/// recording; the error is that of the launches.
+fn record<E: Send + 'static>(
+    client: &Client,
+    launches: impl Fn() -> Result<(), E> + Send,
+) -> Result<Option<Graph>, E> {
     // What another thread does on the device would spoil the recording.
     let recorded = client.exclusive(move || {
         let prepared = client.graph_prepare();
-        launches();
-        if let Err(error) = prepared.and_then(|()| client.start_capture()) {
-            // Ends what was prepared, and has nothing to return.
+        if let Err(error) = launches() {
             let _ = client.stop_capture();
             return Err(error);
         }
-        launches();
-        client.stop_capture()
+        if let Err(error) = prepared.and_then(|()| client.start_capture()) {
+            // Ends what was prepared, and has nothing to return.
+            let _ = client.stop_capture();
+            return Ok(Err(error));
+        }
+        let again = launches();
+        let graph = client.stop_capture();
+        again.map(|()| graph)
     });
-    match recorded.and_then(|graph| graph) {
-        Ok(graph) => Some(graph),
+    let graph = match recorded {
+        Ok(graph) => graph?,
+        Err(error) => Err(error),
+    };
+    match graph {
+        Ok(graph) => Ok(Some(graph)),
         Err(error) => {
             log::debug!("decoding: steps are launched one by one: {error}");
-            None
+            Ok(None)
         }
     }
 }

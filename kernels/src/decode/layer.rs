@@ -1,14 +1,15 @@
 //! One layer: what it holds and its four launches.
 
+use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 
 use super::model::{Buffers, Sizes};
-use super::pack::{Packed, copy, fill_with_zeros, pack, transposed, zeros};
+use super::pack::{Packed, copy, fill_with_zeros, pack, transposed};
 use super::product::{convolve_kernel, product_kernel};
 use super::scan::{ScanStep, scan_step_kernel};
 use super::team::{Team, lanes};
 use crate::KernelError;
-use crate::tensors::{address_type, check_optional, check_shape, check_size, check_whole};
+use crate::tensors::{address_type, check_optional, check_shape, check_size, check_whole, scratch};
 
 /// Units of a cube of the scan's step: few, so that few channels spread over the device.
 const SCAN_UNITS: u32 = 64;
@@ -124,7 +125,7 @@ impl Layer {
                 check_whole("ssm state", &ssm, &[batch, d_inner, d_state])?;
                 [conv, ssm].map(|state| copy(client, state, 1))
             }
-            None => [conv, ssm].map(|len| zeros(client, 1, len)),
+            None => [conv, ssm].map(|len| scratch(client, &[1, len])),
         };
         let lanes = lanes(dtype.size(), &client.properties().hardware);
         let columns = |matrix| pack(client, transposed(matrix), dtype);
@@ -178,7 +179,13 @@ impl Layer {
             },
             sizes,
         );
-        self.scan(client, buffers, sizes);
+        let vectors = ScanBuffers {
+            projected: &buffers.projected,
+            u: &buffers.u,
+            gate: &buffers.gate,
+            y: &buffers.y,
+        };
+        self.scan(client, vectors, sizes, ElemType::Float(FloatKind::F32));
         launch_product(
             client,
             &self.out_proj,
@@ -221,7 +228,8 @@ impl Layer {
         }
     }
 
-    fn scan(&self, client: &Client, buffers: &Buffers, sizes: Sizes) {
+    /// One step of the recurrence, over the vectors of `buffers`, which are of type `dtype` but for `projected`.
+    pub fn scan(&self, client: &Client, buffers: ScanBuffers, sizes: Sizes, dtype: ElemType) {
         let d_state = self.d_state;
         let step = ScanStep {
             batch: sizes.batch,
@@ -252,10 +260,18 @@ impl Layer {
                 self.state.clone().into_tensor_arg(),
                 buffers.y.clone().into_tensor_arg(),
                 step,
-                self.dt_proj.dtype,
+                [self.dt_proj.dtype, dtype],
             );
         }
     }
+}
+
+/// What a step of the recurrence reads and writes, a row a sequence.
+pub(super) struct ScanBuffers<'a> {
+    pub projected: &'a TensorBinding,
+    pub u: &'a TensorBinding,
+    pub gate: &'a TensorBinding,
+    pub y: &'a TensorBinding,
 }
 
 /// What a product reads besides its matrix, and where it ends.

@@ -21,6 +21,7 @@ mod model;
 mod pack;
 mod product;
 mod prompt;
+mod rows;
 mod scan;
 mod team;
 
@@ -41,8 +42,8 @@ use choose::NO_TOKEN;
 use graph::Recorder;
 use model::Model;
 
-/// Most sequences: a unit keeps a sum of each.
-pub const MAX_BATCH: usize = 8;
+/// Most sequences.
+pub const MAX_BATCH: usize = 1024;
 
 /// Who chooses the next token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,7 +78,7 @@ pub struct Decoder {
     client: Client,
     model: Model,
     recorder: Recorder,
-    /// Whether no token was read.
+    /// Whether the states are those before any token, whatever they hold.
     fresh: bool,
 }
 
@@ -190,21 +191,26 @@ impl Decoder {
 
     /// Forgets all tokens.
     pub fn forget(&mut self) {
-        self.model.forget(&self.client);
         self.fresh = true;
     }
 
     /// Reads the tokens and computes the logits of what follows, and where the device chooses the next tokens.
     /// Returns before the device is done.
-    pub fn step(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// If the device lacks what products of more than eight sequences need.
+    pub fn step(&mut self) -> Result<(), KernelError> {
         let Self {
             client,
             model,
             recorder,
             fresh,
         } = self;
-        *fresh = false;
-        recorder.run(client, || model.launch(client));
+        if std::mem::take(fresh) {
+            model.forget(client);
+        }
+        recorder.run(client, || model.launch(client))
     }
 
     /// The logits of the last step, `[batch, vocab_size]`.

@@ -16,6 +16,9 @@ use crate::tensors::{check_bindings, check_shape, check_size, check_whole, scrat
 /// Buffers of the largest kernel, and one for shapes and scalars.
 const BINDINGS: usize = 10;
 
+/// Most sequences of which a unit keeps a sum each; with more, products are those of whole matrices.
+const MAX_TEAM_BATCH: usize = 8;
+
 /// The parameters of a model: f32.
 #[derive(Clone, Debug)]
 pub struct Weights {
@@ -67,8 +70,8 @@ pub(super) struct Model {
     pub sizes: Sizes,
     pub embedding: TensorBinding,
     pub layers: Vec<Layer>,
-    norm: TensorBinding,
-    head: Packed,
+    pub norm: TensorBinding,
+    pub head: Packed,
     pub buffers: Buffers,
     chooser: Option<Chooser>,
 }
@@ -104,7 +107,7 @@ impl Model {
                 got: vec![states.len()],
             });
         }
-        check_size("batch", "between 1 and 8", batch, MAX_BATCH)?;
+        check_size("batch", "between 1 and 1024", batch, MAX_BATCH)?;
         let d_model = weights.norm.size();
         check_table("embedding", &weights.embedding, vocab_size, d_model)?;
         let rows = weights.embedding.shape[0];
@@ -144,7 +147,7 @@ impl Model {
                 temperature,
             }),
         };
-        Ok(Self {
+        let model = Self {
             tokens: client.create_from_slice(u32::as_bytes(&vec![0; batch])),
             uniform,
             logits: scratch(client, &[batch, vocab_size]),
@@ -155,7 +158,11 @@ impl Model {
             head: pack(client, head, dtype),
             buffers,
             chooser,
-        })
+        };
+        if model.in_rows() {
+            model.check_rows()?;
+        }
+        Ok(model)
     }
 
     /// Sequences.
@@ -174,36 +181,52 @@ impl Model {
     }
 
     /// One step.
-    pub fn launch(&self, client: &Client) {
-        // SAFETY: the handle holds a value a sequence.
-        let tokens = unsafe { vector(self.tokens.clone(), self.sizes.batch) };
-        embed(
-            client,
-            self.embedding.clone(),
-            tokens,
-            self.buffers.x.clone(),
-        );
+    pub fn launch(&self, client: &Client) -> Result<(), KernelError> {
+        if self.in_rows() {
+            self.launch_rows(client, self.tokens())?;
+            self.choose(client);
+            return Ok(());
+        }
+        let x = self.buffers.x.clone();
+        embed(client, self.embedding.clone(), self.tokens(), x);
         for layer in &self.layers {
             layer.launch(client, &self.buffers, self.sizes);
         }
-        self.conclude(client);
+        self.conclude(client)
     }
 
-    /// From the residual stream behind the last layer to the logits, and to the tokens if the device chooses.
-    pub fn conclude(&self, client: &Client) {
-        let ends = Ends {
-            x: &self.buffers.x,
-            y: &self.logits,
-            norm: Some(&self.norm),
-            bias: None,
-            add: false,
-        };
-        launch_product(client, &self.head, ends, self.sizes);
-        if let Some(chooser) = &self.chooser {
-            // SAFETY: the handle holds a value a sequence.
-            let tokens = unsafe { vector(self.tokens.clone(), self.sizes.batch) };
-            choose(client, self.logits.clone(), chooser.clone(), tokens);
+    /// From the residual stream in the buffers to the logits, and to the tokens if the device chooses.
+    pub fn conclude(&self, client: &Client) -> Result<(), KernelError> {
+        if self.in_rows() {
+            self.conclude_rows(client, self.last())?;
+        } else {
+            let ends = Ends {
+                x: &self.buffers.x,
+                y: &self.logits,
+                norm: Some(&self.norm),
+                bias: None,
+                add: false,
+            };
+            launch_product(client, &self.head, ends, self.sizes);
         }
+        self.choose(client);
+        Ok(())
+    }
+
+    fn choose(&self, client: &Client) {
+        if let Some(chooser) = &self.chooser {
+            choose(client, self.logits.clone(), chooser.clone(), self.tokens());
+        }
+    }
+
+    /// Whether there are more sequences than a team of units takes.
+    fn in_rows(&self) -> bool {
+        self.sizes.batch > MAX_TEAM_BATCH
+    }
+
+    fn tokens(&self) -> TensorBinding {
+        // SAFETY: the handle holds a value a sequence.
+        unsafe { vector(self.tokens.clone(), self.sizes.batch) }
     }
 }
 

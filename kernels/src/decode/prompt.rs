@@ -4,14 +4,12 @@ use cubecl::ir::{FloatKind, IntKind};
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
-use super::choose::embed;
 use super::layer::Layer;
 use super::model::Model;
-use super::pack::{Packed, transposed};
+use super::pack::copy;
+use super::rows::{Stream, empty, shaped, times};
 use crate::KernelError;
 use crate::causal_conv1d::{ConvInputs, ConvOutputs, causal_conv1d};
-use crate::matmul::{Elements, matmul};
-use crate::rms_norm::{NormInputs, Update, add_rms_norm};
 use crate::selective_scan::{ScanInputs, ScanOutputs, Strategy, selective_scan};
 use crate::tensors::{address_type, check_size};
 
@@ -48,76 +46,31 @@ impl Model {
             });
         }
         check_size("tokens of a prompt", "at least 1", seq_len, usize::MAX)?;
-        self.check_prompts()?;
+        self.check_rows()?;
         let prompt = Prompt {
             batch,
             seq_len,
             fresh,
         };
-        let rows = prompt.rows();
-        let d_model = self.d_model();
-        let single = ElemType::Float(FloatKind::F32);
-        let mut x = empty(client, &[rows, d_model], single);
         // SAFETY: the handle holds a token a row.
         let tokens = unsafe {
             TensorBinding::from_raw_parts(
                 client.create_from_slice(u32::as_bytes(tokens)),
                 [1].into_iter().collect(),
-                Shape::from([rows]),
+                Shape::from([prompt.rows()]),
             )
         };
-        embed(client, self.embedding.clone(), tokens, x.clone());
-        // What the layer before adds to the stream.
-        let mut update: Option<TensorBinding> = None;
+        let mut stream = Stream::new(client, self, tokens);
         for layer in &self.layers {
-            let input = empty(client, &[rows, d_model], layer.in_proj.dtype);
-            let norm = NormInputs {
-                x: x.clone(),
-                gamma: shaped(&layer.norm, &[d_model]),
-                epsilon: self.sizes.epsilon,
-                dtype: layer.in_proj.dtype,
-            };
-            let update_norm = update.take().map(|update| Update {
-                update,
-                sum: empty(client, &[rows, d_model], single),
-            });
-            if let Some(Update { sum, .. }) = &update_norm {
-                x = sum.clone();
-            }
-            add_rms_norm(client, norm, update_norm, input.clone())?;
-            update = Some(layer.read(client, input, prompt)?);
+            let input = stream.normed(client, layer, self.sizes.epsilon)?;
+            stream.add(layer.read(client, input, prompt)?);
         }
-        let update = update.expect("a model has a layer");
-        self.finish(client, x, update, prompt);
-        Ok(())
-    }
-
-    /// Products over whole sequences read packed rows without padding and add no bias.
-    fn check_prompts(&self) -> Result<(), KernelError> {
-        for layer in &self.layers {
-            if layer.in_bias.is_some() || layer.out_bias.is_some() {
-                return Err(KernelError::NotCovered(
-                    "prompts with projections that have a bias",
-                ));
-            }
-            for matrix in [
-                &layer.in_proj,
-                &layer.x_proj,
-                &layer.dt_proj,
-                &layer.out_proj,
-            ] {
-                if !matrix.columns.is_multiple_of(matrix.lanes) {
-                    return Err(KernelError::NotCovered(
-                        "prompts with sizes that fill no vectors",
-                    ));
-                }
-            }
-        }
-        Ok(())
+        self.finish(client, stream, prompt)
     }
 
     /// The logits behind the last tokens, and the next ones if the device chooses.
-    fn finish(&self, client: &Client, x: TensorBinding, update: TensorBinding, prompt: Prompt) {
+    fn finish(&self, client: &Client, stream: Stream, prompt: Prompt) -> Result<(), KernelError> {
+        let (x, update) = stream.ends();
         let last = &self.buffers.x;
         let units = CubeDim::new_1d(UNITS);
         // SAFETY: every index lies inside its tensor.
@@ -133,7 +86,7 @@ impl Model {
                 prompt.seq_len as u32,
             );
         }
-        self.conclude(client);
+        self.conclude(client)
     }
 }
 
@@ -214,25 +167,8 @@ impl Layer {
         shape: &[usize],
         prompt: Prompt,
     ) -> Option<TensorBinding> {
-        (!prompt.fresh).then(|| shaped(&super::pack::copy(client, state.clone(), 1), shape))
+        (!prompt.fresh).then(|| shaped(&copy(client, state.clone(), 1), shape))
     }
-}
-
-/// `rows matrix'`, of type `out`.
-fn times(
-    client: &Client,
-    rows: TensorBinding,
-    matrix: &Packed,
-    out: ElemType,
-) -> Result<TensorBinding, KernelError> {
-    let product = empty(client, &[rows.shape[0], matrix.rows], out);
-    let elements = Elements {
-        factors: matrix.dtype,
-        out,
-    };
-    let matrix = transposed(matrix.values.clone());
-    matmul(client, rows, matrix, product.clone(), elements)?;
-    Ok(product)
 }
 
 /// Columns of a matrix from `first` on as a sequence `[batch, seq_len, width]`: where they lie if the device can
@@ -322,27 +258,4 @@ fn last_kernel(
         value = x[row * d_model + column] + update[row * d_model + column];
     }
     last[ABSOLUTE_POS] = value;
-}
-
-/// An uninitialised contiguous tensor.
-fn empty(client: &Client, shape: &[usize], dtype: ElemType) -> TensorBinding {
-    let len: usize = shape.iter().product();
-    let handle = client.empty(len * dtype.size());
-    let flat = [1].into_iter().collect();
-    // SAFETY: the handle holds that many values.
-    let tensor = unsafe { TensorBinding::from_raw_parts(handle, flat, Shape::from([len])) };
-    shaped(&tensor, shape)
-}
-
-/// A contiguous tensor in another shape.
-fn shaped(tensor: &TensorBinding, shape: &[usize]) -> TensorBinding {
-    let mut strides = vec![1; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis];
-    }
-    TensorBinding {
-        shape: Shape::from(shape.to_vec()),
-        strides: strides.into(),
-        ..tensor.clone()
-    }
 }

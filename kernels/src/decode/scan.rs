@@ -31,18 +31,18 @@ impl ScanStep {
 /// A unit owns a channel of one sequence: its time step, its states, its output
 /// `y = (C h + D u) * gate`.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn scan_step_kernel<W: Float, V: Size, S: Size>(
+pub(super) fn scan_step_kernel<W: Float, F: Float, V: Size, S: Size>(
     dt_weight: &Tensor<Vector<W, V>>,      // [d_inner, dt_rank]
     dt_bias: ComptimeOption<&Tensor<f32>>, // [d_inner]
     projected: &Tensor<f32>,               // [batch, dt_rank + 2 d_state]
     a: &Tensor<Vector<f32, S>>,            // [d_inner, d_state]
     skip: &Tensor<f32>,                    // [d_inner]
-    u: &Tensor<f32>,                       // [batch, d_inner or more]
-    gate: &Tensor<f32>,                    // as u
+    u: &Tensor<F>,                         // [batch, d_inner or more]
+    gate: &Tensor<F>,                      // as u
     state: &mut Tensor<Vector<f32, S>>,    // [batch, d_inner, d_state]
-    y: &mut Tensor<f32>,                   // as u
+    y: &mut Tensor<F>,                     // as u
     #[comptime] step: ScanStep,
-    #[define(W)] _dtype: ElemType,
+    #[define(W, F)] _dtypes: [ElemType; 2],
 ) {
     let d_inner = comptime!(step.d_inner);
     if ABSOLUTE_POS >= comptime!(step.batch * step.d_inner) {
@@ -72,7 +72,7 @@ pub(super) fn scan_step_kernel<W: Float, V: Size, S: Size>(
     let dt = softplus(delta, comptime!(step.ptx));
 
     let at = sequence * u.shape(1) + channel;
-    let input = u[at];
+    let input = f32::cast_from(u[at]);
     let write = dt * input;
     let b_first = first + comptime!(step.dt_rank);
     let c_first = b_first + comptime!(step.d_state);
@@ -94,5 +94,5 @@ pub(super) fn scan_step_kernel<W: Float, V: Size, S: Size>(
         }
         state[state_first + n] = after;
     }
-    y[at] = (read + skip[channel] * input) * gate[at];
+    y[at] = F::cast_from((read + skip[channel] * input) * f32::cast_from(gate[at]));
 }

@@ -29,8 +29,10 @@ const MATRIX_TILE: usize = 128;
 /// Tiles a multiprocessor below which the inner axis is cut.
 const TILES_TO_FILL: usize = 4;
 
-/// Parts of an inner axis from which on they are worth a copy of the factors.
+/// Parts of an inner axis, and values of it, from which on they are worth a copy of the factors and a sum: three
+/// launches more.
 const WORTH_A_COPY: usize = 8;
+const LONG: usize = 4096;
 
 /// Values in 16 bytes of a half precision: what addresses of the copy engine are multiples of.
 const HALVES_ALIGNED: usize = 8;
@@ -170,7 +172,7 @@ impl Plan {
     ) -> Self {
         let tiles = rows.div_ceil(MATRIX_TILE) * columns.div_ceil(MATRIX_TILE);
         let wanted = match processors / tiles {
-            few if !in_blocks && few < WORTH_A_COPY => 1,
+            few if !in_blocks && (few < WORTH_A_COPY || inner < LONG) => 1,
             wanted => wanted,
         };
         let mut routines = vec![
@@ -291,6 +293,7 @@ mod tests {
         assert_eq!(parts([16, 4100, 16]), 1);
         let interleaved = |sizes| Plan::matrix_units(sizes, 132, false, true).parts;
         assert_eq!(interleaved([8192, 1536, 80]), 1);
+        assert_eq!(interleaved([128, 1536, 80]), 1);
         assert_eq!(interleaved([128, 8192, 128]), 128);
     }
 }

@@ -87,14 +87,14 @@ impl Kernels {
                 self.decoder.give_tokens(&[last]);
                 match self.choice {
                     Choice::Caller => {
-                        self.decoder.step();
+                        self.decoder.step().map_err(device_failed)?;
                         return self.choose(sampler, history);
                     }
-                    Choice::Device { .. } => self.step(sampler),
+                    Choice::Device { .. } => self.step(sampler)?,
                 }
             }
         };
-        self.pending = Some(Pending::Tokens(self.step(sampler)));
+        self.pending = Some(Pending::Tokens(self.step(sampler)?));
         match chosen.wait().map_err(device_failed)?[0] {
             Some(token) => Ok(token),
             None => Err(SamplingError::NoChoice {
@@ -119,10 +119,10 @@ impl Kernels {
     }
 
     /// The token that comes behind those that the decoder has.
-    fn step(&mut self, sampler: &mut Sampler) -> Tokens {
+    fn step(&mut self, sampler: &mut Sampler) -> Result<Tokens, GenerateError> {
         self.give_uniform(sampler);
-        self.decoder.step();
-        self.decoder.tokens()
+        self.decoder.step().map_err(device_failed)?;
+        Ok(self.decoder.tokens())
     }
 }
 

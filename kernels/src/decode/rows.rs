@@ -1,0 +1,274 @@
+//! One token of many sequences: products of whole matrices, on tensor cores where the device has them.
+
+use cubecl::ir::FloatKind;
+use cubecl::prelude::*;
+use cubecl::zspace::Shape;
+
+use super::choose::embed;
+use super::layer::{Layer, ScanBuffers};
+use super::model::{Model, Sizes};
+use super::pack::{Packed, transposed};
+use crate::KernelError;
+use crate::matmul::{Elements, matmul};
+use crate::pointwise::sigmoid;
+use crate::rms_norm::{NormInputs, Update, add_rms_norm};
+use crate::tensors::address_type;
+
+const UNITS: u32 = 128;
+
+/// Vectors of the residual stream, `[rows, d_model]`, f32, and what the layer before adds to them.
+pub(super) struct Stream {
+    x: TensorBinding,
+    update: Option<TensorBinding>,
+}
+
+impl Stream {
+    /// The embeddings of `tokens`, `[rows]`.
+    pub fn new(client: &Client, model: &Model, tokens: TensorBinding) -> Self {
+        let x = empty(client, &[tokens.size(), model.d_model()], single());
+        embed(client, model.embedding.clone(), tokens, x.clone());
+        Self { x, update: None }
+    }
+
+    /// Adds what is to be added, and normalises it for a layer.
+    pub fn normed(
+        &mut self,
+        client: &Client,
+        layer: &Layer,
+        epsilon: f32,
+    ) -> Result<TensorBinding, KernelError> {
+        self.normed_by(client, &layer.norm, epsilon, layer.in_proj.dtype)
+    }
+
+    /// The same by a scale, to a type.
+    pub fn normed_by(
+        &mut self,
+        client: &Client,
+        scale: &TensorBinding,
+        epsilon: f32,
+        dtype: ElemType,
+    ) -> Result<TensorBinding, KernelError> {
+        let [rows, d_model] = [self.x.shape[0], self.x.shape[1]];
+        let normed = empty(client, &[rows, d_model], dtype);
+        let inputs = NormInputs {
+            x: self.x.clone(),
+            gamma: shaped(scale, &[d_model]),
+            epsilon,
+            dtype,
+        };
+        let update = self.update.take().map(|update| Update {
+            update,
+            sum: empty(client, &[rows, d_model], single()),
+        });
+        if let Some(Update { sum, .. }) = &update {
+            self.x = sum.clone();
+        }
+        add_rms_norm(client, inputs, update, normed.clone())?;
+        Ok(normed)
+    }
+
+    /// Leaves an addition to whoever reads next.
+    pub fn add(&mut self, update: TensorBinding) {
+        self.update = Some(update);
+    }
+
+    /// The vectors, and what is to be added to them.
+    ///
+    /// # Panics
+    /// If nothing is: a model has a layer.
+    pub fn ends(self) -> (TensorBinding, TensorBinding) {
+        (self.x, self.update.expect("a layer has added something"))
+    }
+}
+
+impl Model {
+    /// A step of more sequences than a team of units takes.
+    pub fn launch_rows(&self, client: &Client, tokens: TensorBinding) -> Result<(), KernelError> {
+        let mut stream = Stream::new(client, self, tokens);
+        for layer in &self.layers {
+            let input = stream.normed(client, layer, self.sizes.epsilon)?;
+            stream.add(layer.launch_rows(client, input, self.sizes)?);
+        }
+        self.conclude_rows(client, stream)
+    }
+
+    /// From the residual stream to the logits.
+    pub fn conclude_rows(&self, client: &Client, mut stream: Stream) -> Result<(), KernelError> {
+        let dtype = self.head.dtype;
+        let hidden = stream.normed_by(client, &self.norm, self.sizes.epsilon, dtype)?;
+        product(client, hidden, &self.head, self.logits.clone(), single())
+    }
+
+    /// The residual stream behind a prompt.
+    pub fn last(&self) -> Stream {
+        let shape = [self.batch(), self.d_model()];
+        Stream {
+            x: shaped(&self.buffers.x, &shape),
+            update: None,
+        }
+    }
+
+    /// Products over many rows read packed rows without padding and add no bias.
+    pub fn check_rows(&self) -> Result<(), KernelError> {
+        for layer in &self.layers {
+            if layer.in_bias.is_some() || layer.out_bias.is_some() {
+                return Err(KernelError::NotCovered(
+                    "prompts or many sequences with projections that have a bias",
+                ));
+            }
+            for matrix in [
+                &layer.in_proj,
+                &layer.x_proj,
+                &layer.dt_proj,
+                &layer.out_proj,
+            ] {
+                if !matrix.columns.is_multiple_of(matrix.lanes) {
+                    return Err(KernelError::NotCovered(
+                        "prompts or many sequences with sizes that fill no vectors",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    /// What the layer adds to the residual stream, `[batch, d_model]`, f32.
+    fn launch_rows(
+        &self,
+        client: &Client,
+        input: TensorBinding,
+        sizes: Sizes,
+    ) -> Result<TensorBinding, KernelError> {
+        let dtype = self.in_proj.dtype;
+        let xz = times(client, input, &self.in_proj, dtype)?;
+        let vectors = || empty(client, &[sizes.batch, self.d_inner()], dtype);
+        let [u, gate, y] = [vectors(), vectors(), vectors()];
+        let units = CubeDim::new_1d(UNITS);
+        // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
+        unsafe {
+            conv_step_kernel::launch_unchecked(
+                client,
+                cubecl::calculate_cube_count_elemwise(client, u.size(), units),
+                units,
+                address_type([&xz]),
+                xz.into_tensor_arg(),
+                self.conv_weight.clone().into_tensor_arg(),
+                self.conv_bias.clone().map(|it| it.into_tensor_arg()).into(),
+                self.window.clone().into_tensor_arg(),
+                u.clone().into_tensor_arg(),
+                gate.clone().into_tensor_arg(),
+                self.conv_weight.shape[1],
+                sizes.ptx,
+                dtype,
+            );
+        }
+        let projected = times(client, u.clone(), &self.x_proj, single())?;
+        let vectors = ScanBuffers {
+            projected: &projected,
+            u: &u,
+            gate: &gate,
+            y: &y,
+        };
+        self.scan(client, vectors, sizes, dtype);
+        times(client, y, &self.out_proj, single())
+    }
+}
+
+/// One step of the convolution on the first half of the input projection, SiLU on both. A unit owns a channel of
+/// one sequence.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn conv_step_kernel<F: Float>(
+    xz: &Tensor<F>,                          // [batch, 2 d_inner]
+    taps: &Tensor<f32>,                      // [d_inner, width]
+    conv_bias: ComptimeOption<&Tensor<f32>>, // [d_inner]
+    window: &mut Tensor<f32>,                // [batch, width - 1, d_inner]
+    u: &mut Tensor<F>,                       // [batch, d_inner]
+    gate: &mut Tensor<F>,                    // [batch, d_inner]
+    #[comptime] width: usize,
+    #[comptime] ptx: bool,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= u.len() {
+        terminate!();
+    }
+    let d_inner = u.shape(1);
+    let sequence = ABSOLUTE_POS / d_inner;
+    let channel = ABSOLUTE_POS % d_inner;
+    let first = sequence * comptime!(width - 1) * d_inner + channel;
+    let at = 2 * sequence * d_inner + channel;
+    let value = f32::cast_from(xz[at]);
+    let z = f32::cast_from(xz[at + d_inner]);
+    let mut sum = 0.0f32;
+    #[comptime]
+    if let ComptimeOption::Some(bias) = conv_bias {
+        sum = bias[channel];
+    }
+    #[unroll]
+    for k in 0..comptime!(width - 1) {
+        let kept = window[first + k * d_inner];
+        sum += taps[channel * width + k] * kept;
+        if comptime!(k > 0) {
+            window[first + comptime!(k.max(1) - 1) * d_inner] = kept;
+        }
+    }
+    sum += taps[channel * width + comptime!(width - 1)] * value;
+    window[first + comptime!(width - 2) * d_inner] = value;
+    u[ABSOLUTE_POS] = F::cast_from(sum * sigmoid(sum, ptx));
+    gate[ABSOLUTE_POS] = F::cast_from(z * sigmoid(z, ptx));
+}
+
+/// `rows matrix'`, of type `out`.
+pub(super) fn times(
+    client: &Client,
+    rows: TensorBinding,
+    matrix: &Packed,
+    out: ElemType,
+) -> Result<TensorBinding, KernelError> {
+    let result = empty(client, &[rows.shape[0], matrix.rows], out);
+    product(client, rows, matrix, result.clone(), out)?;
+    Ok(result)
+}
+
+fn product(
+    client: &Client,
+    rows: TensorBinding,
+    matrix: &Packed,
+    result: TensorBinding,
+    out: ElemType,
+) -> Result<(), KernelError> {
+    let elements = Elements {
+        factors: matrix.dtype,
+        out,
+    };
+    let matrix = transposed(matrix.values.clone());
+    matmul(client, rows, matrix, result, elements)
+}
+
+fn single() -> ElemType {
+    ElemType::Float(FloatKind::F32)
+}
+
+/// An uninitialised contiguous tensor.
+pub(super) fn empty(client: &Client, shape: &[usize], dtype: ElemType) -> TensorBinding {
+    let len: usize = shape.iter().product();
+    let handle = client.empty(len * dtype.size());
+    let flat = [1].into_iter().collect();
+    // SAFETY: the handle holds that many values.
+    let tensor = unsafe { TensorBinding::from_raw_parts(handle, flat, Shape::from([len])) };
+    shaped(&tensor, shape)
+}
+
+/// A contiguous tensor in another shape.
+pub(super) fn shaped(tensor: &TensorBinding, shape: &[usize]) -> TensorBinding {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    TensorBinding {
+        shape: Shape::from(shape.to_vec()),
+        strides: strides.into(),
+        ..tensor.clone()
+    }
+}
