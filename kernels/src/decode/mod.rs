@@ -18,6 +18,7 @@ mod choose;
 mod graph;
 mod layer;
 mod model;
+mod narrow;
 mod pack;
 mod product;
 mod prompt;

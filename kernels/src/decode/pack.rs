@@ -4,6 +4,7 @@ use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
+use super::narrow::EDGE;
 use super::team::lanes;
 use crate::tensors::address_type;
 
@@ -26,7 +27,8 @@ pub(super) fn pack(client: &Client, source: TensorBinding, dtype: ElemType) -> P
     let [rows, columns] = [source.shape[0], source.shape[1]];
     let lanes = lanes(dtype.size(), &client.properties().hardware);
     Packed {
-        values: padded(client, source, dtype, lanes),
+        // Memory up to whole fragments of tensor cores, whose last rows nobody uses.
+        values: padded(client, source, dtype, lanes, rows.next_multiple_of(EDGE)),
         rows,
         columns,
         dtype,
@@ -45,7 +47,7 @@ pub(super) fn transposed(matrix: TensorBinding) -> TensorBinding {
 pub(super) fn copy(client: &Client, source: TensorBinding, lanes: usize) -> TensorBinding {
     let len = source.size();
     let row = view(source, [1, len], [len, 1]);
-    padded(client, row, ElemType::Float(FloatKind::F32), lanes)
+    padded(client, row, ElemType::Float(FloatKind::F32), lanes, 1)
 }
 
 /// An f32 matrix of zeros.
@@ -87,12 +89,19 @@ fn view(mut tensor: TensorBinding, shape: [usize; 2], strides: [usize; 2]) -> Te
     tensor
 }
 
-fn padded(client: &Client, source: TensorBinding, dtype: ElemType, lanes: usize) -> TensorBinding {
+/// Rows of whole vectors, in memory for `whole` rows.
+fn padded(
+    client: &Client,
+    source: TensorBinding,
+    dtype: ElemType,
+    lanes: usize,
+    whole: usize,
+) -> TensorBinding {
     let [rows, columns] = [source.shape[0], source.shape[1]];
     let padded = columns.next_multiple_of(lanes);
-    let handle = client.empty(rows * padded * dtype.size());
+    let handle = client.empty(whole * padded * dtype.size());
     let strides = [padded, 1].into_iter().collect();
-    // SAFETY: the handle holds that many values.
+    // SAFETY: the handle holds that many values and more.
     let values =
         unsafe { TensorBinding::from_raw_parts(handle, strides, Shape::from([rows, padded])) };
     let units = CubeDim::new_1d(UNITS);

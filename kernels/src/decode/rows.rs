@@ -7,6 +7,7 @@ use cubecl::zspace::Shape;
 use super::choose::embed;
 use super::layer::{Layer, ScanBuffers};
 use super::model::{Model, Sizes};
+use super::narrow::{EDGE, narrow_product};
 use super::pack::{Packed, transposed};
 use crate::KernelError;
 use crate::matmul::{Elements, matmul};
@@ -238,6 +239,9 @@ fn product(
     result: TensorBinding,
     out: ElemType,
 ) -> Result<(), KernelError> {
+    if narrow_product(client, &rows, matrix, &result, out) {
+        return Ok(());
+    }
     let elements = Elements {
         factors: matrix.dtype,
         out,
@@ -250,10 +254,12 @@ fn single() -> ElemType {
     ElemType::Float(FloatKind::F32)
 }
 
-/// An uninitialised contiguous tensor.
+/// An uninitialised contiguous tensor. Its memory goes on to whole fragments of rows.
 pub(super) fn empty(client: &Client, shape: &[usize], dtype: ElemType) -> TensorBinding {
     let len: usize = shape.iter().product();
-    let handle = client.empty(len * dtype.size());
+    let row = shape.last().copied().unwrap_or(1);
+    let whole = (len / row.max(1)).next_multiple_of(EDGE) * row;
+    let handle = client.empty(whole * dtype.size());
     let flat = [1].into_iter().collect();
     // SAFETY: the handle holds that many values.
     let tensor = unsafe { TensorBinding::from_raw_parts(handle, flat, Shape::from([len])) };

@@ -4,6 +4,9 @@ use cubecl::prelude::*;
 
 use crate::pointwise::{exp, softplus};
 
+/// Vectors of states whose loads are in flight at once: 16 states, 32 registers.
+const MOST_AHEAD: usize = 4;
+
 /// What the kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ScanStep {
@@ -21,6 +24,11 @@ pub(super) struct ScanStep {
 impl ScanStep {
     fn dt_vectors(&self) -> usize {
         self.dt_rank.div_ceil(self.lanes)
+    }
+
+    /// Vectors of states that a unit keeps in registers while it computes the time step.
+    fn ahead(&self) -> usize {
+        self.state_vectors().min(MOST_AHEAD)
     }
 
     fn state_vectors(&self) -> usize {
@@ -53,6 +61,22 @@ pub(super) fn scan_step_kernel<W: Float, F: Float, V: Size, S: Size>(
     let vectors = comptime!(step.dt_vectors());
 
     let first = sequence * projected.shape(1);
+    let at = sequence * u.shape(1) + channel;
+    let per_channel = comptime!(step.state_vectors());
+    let state_first = ABSOLUTE_POS * per_channel;
+    // Loaded before the time step is known, which hides it.
+    let ahead = comptime!(step.ahead());
+    let mut rates = Array::<Vector<f32, S>>::new(ahead);
+    let mut before = Array::<Vector<f32, S>>::new(ahead);
+    #[unroll]
+    for n in 0..ahead {
+        rates[n] = a[channel * per_channel + n];
+        before[n] = state[state_first + n];
+    }
+    let input = f32::cast_from(u[at]);
+    let gate = f32::cast_from(gate[at]);
+    let skip = skip[channel];
+
     let mut delta = 0.0f32;
     #[comptime]
     if let ComptimeOption::Some(bias) = dt_bias {
@@ -71,28 +95,46 @@ pub(super) fn scan_step_kernel<W: Float, F: Float, V: Size, S: Size>(
     }
     let dt = softplus(delta, comptime!(step.ptx));
 
-    let at = sequence * u.shape(1) + channel;
-    let input = f32::cast_from(u[at]);
     let write = dt * input;
     let b_first = first + comptime!(step.dt_rank);
-    let c_first = b_first + comptime!(step.d_state);
-    let per_channel = comptime!(step.state_vectors());
-    let state_first = ABSOLUTE_POS * per_channel;
     let mut read = 0.0f32;
-    #[unroll(comptime!(per_channel <= 16))]
-    for n in 0..per_channel {
+    #[unroll]
+    for n in 0..ahead {
+        let (after, sum) = walk::<S>(rates[n], before[n], projected, b_first, n, dt, write, step);
+        state[state_first + n] = after;
+        read += sum;
+    }
+    for n in ahead..per_channel {
         let rates = a[channel * per_channel + n];
         let before = state[state_first + n];
-        let mut after = Vector::<f32, S>::empty();
-        #[unroll]
-        for j in 0..comptime!(step.states) {
-            let entry = n * comptime!(step.states) + j;
-            let decay = exp(rates.extract(j) * dt, comptime!(step.ptx));
-            let value = before.extract(j) * decay + write * projected[b_first + entry];
-            after.insert(j, value);
-            read += value * projected[c_first + entry];
-        }
+        let (after, sum) = walk::<S>(rates, before, projected, b_first, n, dt, write, step);
         state[state_first + n] = after;
+        read += sum;
     }
-    y[at] = F::cast_from((read + skip[channel] * input) * f32::cast_from(gate[at]));
+    y[at] = F::cast_from((read + skip * input) * gate);
+}
+
+/// Some states one step on, and what `C` reads of them.
+#[cube]
+fn walk<S: Size>(
+    rates: Vector<f32, S>,
+    before: Vector<f32, S>,
+    projected: &Tensor<f32>,
+    b_first: usize,
+    n: usize,
+    dt: f32,
+    write: f32,
+    #[comptime] step: ScanStep,
+) -> (Vector<f32, S>, f32) {
+    let mut after = Vector::<f32, S>::empty();
+    let mut sum = 0.0f32;
+    #[unroll]
+    for j in 0..comptime!(step.states) {
+        let entry = b_first + n * comptime!(step.states) + j;
+        let decay = exp(rates.extract(j) * dt, comptime!(step.ptx));
+        let value = before.extract(j) * decay + write * projected[entry];
+        after.insert(j, value);
+        sum += value * projected[entry + comptime!(step.d_state)];
+    }
+    (after, sum)
 }
