@@ -1,7 +1,7 @@
 //! Products of a packed matrix with some rows on tensor cores: few enough that cubes over them alone would leave the
 //! device idle, so the planes of a cube share the inner axis.
 
-use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout};
+use cubecl::cmma::MmaDefinition;
 use cubecl::features::MmaConfig;
 use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
@@ -10,8 +10,12 @@ use super::pack::Packed;
 use crate::pointwise::takes_ptx;
 use crate::tensors::address_type;
 
-/// Edge of a fragment.
+/// Rows and columns of a fragment.
 pub(super) const EDGE: usize = 16;
+
+/// Values that a unit loads at once, 16 bytes, and those of the inner axis that four units of a plane load.
+const VECTOR: usize = 8;
+const BLOCK: usize = 4 * VECTOR;
 
 /// Fragments along the rows of a cube at most: each plane keeps a sum of each.
 const MOST_FRAGMENTS: usize = 4;
@@ -19,7 +23,7 @@ const MOST_FRAGMENTS: usize = 4;
 /// Planes of a cube at most: their sums lie in shared memory, 32 KiB.
 const MOST_PLANES: usize = 8;
 
-/// Steps of the inner axis whose loads are in flight at once: 120 registers.
+/// Blocks of the inner axis whose loads are in flight at once: 120 registers.
 const MOST_AHEAD: usize = 3;
 
 /// Rows from which on other routines fill the device.
@@ -37,9 +41,14 @@ struct Tile {
 }
 
 impl Tile {
-    /// Fragments of the inner axis that a plane takes.
+    /// Blocks of the inner axis that a plane takes.
     fn steps(&self) -> usize {
-        self.columns / EDGE / self.planes
+        self.columns.div_ceil(BLOCK) / self.planes
+    }
+
+    /// Whether all blocks are full.
+    fn is_whole(&self) -> bool {
+        self.columns.is_multiple_of(BLOCK)
     }
 
     /// How many of them are loaded at once.
@@ -63,21 +72,22 @@ pub(super) fn narrow_product(
         a_type: matrix.dtype.into(),
         b_type: matrix.dtype.into(),
         cd_type: ElemType::Float(FloatKind::F32).into(),
-        m: EDGE as u32,
-        n: EDGE as u32,
-        k: EDGE as u32,
+        m: 16,
+        n: 8,
+        k: 16,
     };
     // Which units form a plane is known of CUDA alone.
     if !takes_ptx(client)
         || rows > MANY_ROWS
-        || !matrix.columns.is_multiple_of(EDGE)
-        || !properties.features.matmul.cmma.contains(&fragment)
+        || matrix.lanes != VECTOR
+        || !matrix.columns.is_multiple_of(VECTOR)
+        || !properties.features.matmul.mma.contains(&fragment)
     {
         return false;
     }
     let tile = Tile {
         fragments: rows.div_ceil(EDGE).min(MOST_FRAGMENTS),
-        planes: divisor(matrix.columns / EDGE, MOST_PLANES),
+        planes: divisor(matrix.columns.div_ceil(BLOCK), MOST_PLANES),
         plane: properties.hardware.plane_size_max as usize,
         columns: matrix.columns,
     };
@@ -90,6 +100,7 @@ pub(super) fn narrow_product(
             CubeCount::Static(across, down, 1),
             CubeDim::new_2d(tile.plane as u32, tile.planes as u32),
             address_type([&matrix.values, y]),
+            VECTOR,
             x.clone().into_tensor_arg(),
             matrix.values.clone().into_tensor_arg(),
             y.clone().into_tensor_arg(),
@@ -108,91 +119,99 @@ fn divisor(value: usize, most: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// A cube owns `EDGE` columns of `y` and some fragments of its rows; its planes share the inner axis, neighbours in turns, and
-/// add up in shared memory, in one order.
+/// A cube owns `EDGE` columns of `y` and some fragments of its rows; its planes share the inner axis in blocks,
+/// neighbours in turns, and add up in shared memory, in one order.
+///
+/// A sum over the inner axis may take it in any order, if both factors take the same. So unit `4 g + t` of a plane
+/// loads the vector `t` of a block from rows `g` and `g + 8`, 16 bytes each, where the instruction's own order would have
+/// it load four bytes here and there.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn narrow_kernel<F: Float, O: Float>(
-    x: &Tensor<F>,      // [rows, columns], memory for whole fragments
-    matrix: &Tensor<F>, // [columns of y, columns], memory for whole fragments
-    y: &mut Tensor<O>,  // [rows, columns of y]
+fn narrow_kernel<F: Float, O: Float, V: Size>(
+    x: &Tensor<Vector<F, V>>,      // [rows, columns], memory for whole fragments
+    matrix: &Tensor<Vector<F, V>>, // [columns of y, columns], memory for whole fragments
+    y: &mut Tensor<O>,             // [rows, columns of y]
     #[comptime] tile: Tile,
     #[define(F, O)] _dtypes: [ElemType; 2],
 ) {
-    let columns = comptime!(tile.columns);
+    let vectors = comptime!(tile.columns / VECTOR);
     let fragments = comptime!(tile.fragments);
     let planes = comptime!(tile.planes);
     let wide = CUBE_POS_X as usize * EDGE;
     let first = CUBE_POS_Y as usize * comptime!(EDGE * tile.fragments);
     let rows = y.shape(0);
     let plane = UNIT_POS_Y as usize;
+    let group = UNIT_POS_X as usize / 4;
+    let turn = UNIT_POS_X as usize % 4;
 
-    let mut sums = Sequence::<Matrix<f32>>::new();
+    // Of each fragment two halves of eight columns, of each half the rows `group` and `group + 8`.
+    let mut sums = Array::<Vector<f32, Const<2>>>::new(comptime!(4 * tile.fragments));
     #[unroll]
-    for _ in 0..fragments {
-        sums.push(Matrix::<f32>::from_value(
-            MatrixIdent::Accumulator,
-            EDGE,
-            EDGE,
-            EDGE,
-            MatrixLayout::Undefined,
-            0.0f32,
-        ));
+    for i in 0..comptime!(4 * tile.fragments) {
+        sums[i] = Vector::new(0.0f32);
     }
-    #[unroll(comptime!(tile.steps() <= 32))]
-    for group in 0..comptime!(tile.steps() / tile.ahead()) {
-        // All loads of a group come before the first product, which waits for them.
-        let mut left = Sequence::<Matrix<F>>::new();
-        let mut right = Sequence::<Matrix<F>>::new();
+    #[unroll(comptime!(tile.steps() <= 16))]
+    for round in 0..comptime!(tile.steps() / tile.ahead()) {
+        // All loads of a round come before the first product, which waits for them.
+        let mut left = Array::<Vector<F, V>>::new(comptime!(2 * tile.fragments * tile.ahead()));
+        let mut right = Array::<Vector<F, V>>::new(comptime!(2 * tile.ahead()));
         #[unroll]
         for ahead in 0..comptime!(tile.ahead()) {
-            let step = group * comptime!(tile.ahead()) + ahead;
-            let at = (step * planes + plane) * EDGE;
-            let begin = wide * columns + at;
-            right.push(Matrix::<F>::from_slice(
-                MatrixIdent::B,
-                EDGE,
-                EDGE,
-                EDGE,
-                MatrixLayout::ColMajor,
-                &matrix[begin..begin + comptime!((EDGE - 1) * columns + EDGE)],
-                columns as u32,
-            ));
+            let step = round * comptime!(tile.ahead()) + ahead;
+            let own = (step * planes + plane) * 4 + turn;
+            let inside = own < vectors;
+            let at = select(inside, own, 0);
             #[unroll]
-            for i in 0..fragments {
-                let row = first + comptime!(i * EDGE);
-                let begin = row * columns + at;
-                left.push(Matrix::<F>::from_slice(
-                    MatrixIdent::A,
-                    EDGE,
-                    EDGE,
-                    EDGE,
-                    MatrixLayout::RowMajor,
-                    &x[begin..begin + comptime!((EDGE - 1) * columns + EDGE)],
-                    columns as u32,
-                ));
+            for half in 0..2usize {
+                let row = wide + comptime!(half * 8) + group;
+                let values = matrix[row * vectors + at];
+                // Past the end: the beginning, zero times.
+                right[comptime!(2 * ahead + half)] = if comptime!(tile.is_whole()) {
+                    values
+                } else {
+                    select(inside, values, Vector::<F, V>::new(F::new(0.0)))
+                };
+            }
+            #[unroll]
+            for i in 0..comptime!(2 * tile.fragments) {
+                let row = first + comptime!(i * 8) + group;
+                left[comptime!(ahead * 2 * fragments + i)] = x[row * vectors + at];
             }
         }
         #[unroll]
         for ahead in 0..comptime!(tile.ahead()) {
             #[unroll]
-            for i in 0..fragments {
-                let a = comptime!(ahead * fragments + i);
-                cmma::execute(&left[a], &right[ahead], &sums[i], &sums[i]);
+            for half in 0..2usize {
+                #[unroll]
+                for i in 0..fragments {
+                    let a = comptime!(2 * (ahead * fragments + i));
+                    let sum = comptime!(2 * (2 * i + half));
+                    multiply::<F, V>(
+                        left[a],
+                        left[comptime!(a + 1)],
+                        right[comptime!(2 * ahead + half)],
+                        &mut sums,
+                        sum,
+                    );
+                }
             }
         }
     }
 
     let area = comptime!(EDGE * EDGE * tile.fragments);
     let mut shared = Shared::<[f32]>::new_slice(comptime!(area * tile.planes));
+    let begin = plane * area + group * EDGE + 2 * turn;
     #[unroll]
     for i in 0..fragments {
-        let begin = plane * area + comptime!(i * EDGE * EDGE);
-        cmma::store(
-            &mut shared[begin..begin + comptime!(EDGE * EDGE)],
-            &sums[i],
-            EDGE as u32,
-            MatrixLayout::RowMajor,
-        );
+        #[unroll]
+        for half in 0..2usize {
+            #[unroll]
+            for low in 0..2usize {
+                let pair = sums[comptime!(2 * (2 * i + half) + low)];
+                let place = begin + comptime!((i * EDGE + low * 8) * EDGE + half * 8);
+                shared[place] = pair.extract(0usize);
+                shared[place + 1] = pair.extract(1usize);
+            }
+        }
     }
     sync_cube();
     let width = y.shape(1);
@@ -210,4 +229,42 @@ fn narrow_kernel<F: Float, O: Float>(
         }
         place += comptime!(tile.plane * tile.planes);
     }
+}
+
+/// Adds the products of a block, two instructions of 16 x 8 x 16, to `sums[at]` and the one behind it.
+#[cube]
+fn multiply<F: Float, V: Size>(
+    upper: Vector<F, V>,
+    lower: Vector<F, V>,
+    right: Vector<F, V>,
+    sums: &mut Array<Vector<f32, Const<2>>>,
+    #[comptime] at: usize,
+) {
+    let instruction = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
+    #[unroll]
+    for part in 0..2usize {
+        let (near, far) = comptime!((4 * part, 4 * part + 2));
+        let mut a = Array::<Vector<F, Const<2>>>::new(4usize);
+        a[0] = pair::<F, V>(upper, near);
+        a[1] = pair::<F, V>(lower, near);
+        a[2] = pair::<F, V>(upper, far);
+        a[3] = pair::<F, V>(lower, far);
+        let mut b = Array::<Vector<F, Const<2>>>::new(2usize);
+        b[0] = pair::<F, V>(right, near);
+        b[1] = pair::<F, V>(right, far);
+        let mut c = Array::<Vector<f32, Const<2>>>::new(2usize);
+        c[0] = sums[at];
+        c[1] = sums[comptime!(at + 1)];
+        let sum = instruction.execute(&a, &b, &c);
+        sums[at] = sum[0];
+        sums[comptime!(at + 1)] = sum[1];
+    }
+}
+
+#[cube]
+fn pair<F: Float, V: Size>(vector: Vector<F, V>, #[comptime] at: usize) -> Vector<F, Const<2>> {
+    let mut pair = Vector::<F, Const<2>>::empty();
+    pair.insert(0usize, vector.extract(at));
+    pair.insert(1usize, vector.extract(comptime!(at + 1)));
+    pair
 }
