@@ -11,9 +11,6 @@ use super::team::{Team, lanes};
 use crate::KernelError;
 use crate::tensors::{address_type, check_optional, check_shape, check_size, check_whole, scratch};
 
-/// Units of a cube of the scan's step: few, so that few channels spread over the device.
-const SCAN_UNITS: u32 = 64;
-
 /// Taps of the longest filter: a unit keeps them in registers.
 const MAX_WIDTH: usize = 16;
 
@@ -230,26 +227,19 @@ impl Layer {
 
     /// One step of the recurrence, over the vectors of `buffers`, which are of type `dtype` but for `projected`.
     pub fn scan(&self, client: &Client, buffers: ScanBuffers, sizes: Sizes, dtype: ElemType) {
-        let d_state = self.d_state;
-        let step = ScanStep {
-            batch: sizes.batch,
-            d_inner: self.d_inner(),
-            d_state,
-            dt_rank: self.dt_proj.columns,
-            lanes: self.dt_proj.lanes,
-            states: if d_state.is_multiple_of(4) { 4 } else { 1 },
-            ptx: sizes.ptx,
-        };
-        let units = CubeDim::new_1d(SCAN_UNITS);
+        let sizes_of_all = [sizes.batch, self.d_inner(), self.d_state];
+        let (rank, lanes) = (self.dt_proj.columns, self.dt_proj.lanes);
+        let step = ScanStep::new(sizes_of_all, rank, lanes, sizes.ptx);
+        let (count, cube) = step.cubes(client);
         // SAFETY: as above.
         unsafe {
             scan_step_kernel::launch_unchecked(
                 client,
-                cubecl::calculate_cube_count_elemwise(client, step.batch * step.d_inner, units),
-                units,
+                count,
+                cube,
                 address_type([&self.state]),
-                step.lanes,
-                step.states,
+                lanes,
+                step.states(),
                 self.dt_proj.values.clone().into_tensor_arg(),
                 argument(self.dt_bias.as_ref()).into(),
                 buffers.projected.clone().into_tensor_arg(),

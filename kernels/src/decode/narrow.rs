@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::pack::Packed;
 use crate::pointwise::takes_ptx;
-use crate::tensors::address_type;
+use crate::tensors::{address_type, processors};
 
 /// Rows and columns of a fragment.
 pub(super) const EDGE: usize = 16;
@@ -85,8 +85,16 @@ pub(super) fn narrow_product(
     {
         return false;
     }
+    // Few fragments a cube read the matrix often, many leave the device idle.
+    let processors = processors(&properties.hardware);
+    let cubes = |fragments| matrix.rows.div_ceil(EDGE) * rows.div_ceil(EDGE * fragments);
+    let fragments = [MOST_FRAGMENTS, 2].into_iter();
+    let fragments = fragments
+        .filter(|&fragments| fragments <= rows.div_ceil(EDGE))
+        .find(|&fragments| cubes(fragments) >= processors)
+        .unwrap_or(1);
     let tile = Tile {
-        fragments: rows.div_ceil(EDGE).min(MOST_FRAGMENTS),
+        fragments,
         planes: divisor(matrix.columns.div_ceil(BLOCK), MOST_PLANES),
         plane: properties.hardware.plane_size_max as usize,
         columns: matrix.columns,

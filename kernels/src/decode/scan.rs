@@ -4,40 +4,80 @@ use cubecl::prelude::*;
 
 use crate::pointwise::{exp, softplus};
 
-/// Vectors of states whose loads are in flight at once: 16 states, 32 registers.
-const MOST_AHEAD: usize = 4;
+/// Channels of a cube: few, so that few channels spread over the device.
+const CHANNELS: usize = 32;
+
+/// Units of a channel at most.
+const MOST_PARTS: usize = 4;
 
 /// What the kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ScanStep {
-    pub batch: usize,
-    pub d_inner: usize,
-    pub d_state: usize,
-    pub dt_rank: usize,
+    batch: usize,
+    d_inner: usize,
+    d_state: usize,
+    dt_rank: usize,
     /// Values of the time-step projection that a unit loads at once.
-    pub lanes: usize,
+    lanes: usize,
     /// States that a unit loads at once.
-    pub states: usize,
-    pub ptx: bool,
+    states: usize,
+    /// Units of a channel.
+    parts: usize,
+    ptx: bool,
 }
 
 impl ScanStep {
-    fn dt_vectors(&self) -> usize {
-        self.dt_rank.div_ceil(self.lanes)
+    pub fn new(
+        [batch, d_inner, d_state]: [usize; 3],
+        dt_rank: usize,
+        lanes: usize,
+        ptx: bool,
+    ) -> Self {
+        let states = if d_state.is_multiple_of(4) { 4 } else { 1 };
+        Self {
+            batch,
+            d_inner,
+            d_state,
+            dt_rank,
+            lanes,
+            states,
+            parts: (d_state / states).min(MOST_PARTS),
+            ptx,
+        }
     }
 
-    /// Vectors of states that a unit keeps in registers while it computes the time step.
-    fn ahead(&self) -> usize {
-        self.state_vectors().min(MOST_AHEAD)
+    /// States that a unit loads at once.
+    pub fn states(&self) -> usize {
+        self.states
+    }
+
+    fn channels(&self) -> usize {
+        self.batch * self.d_inner
+    }
+
+    fn dt_vectors(&self) -> usize {
+        self.dt_rank.div_ceil(self.lanes)
     }
 
     fn state_vectors(&self) -> usize {
         self.d_state / self.states
     }
+
+    fn units(&self) -> usize {
+        self.parts * CHANNELS
+    }
+
+    /// A cube for every so many channels.
+    pub fn cubes(&self, client: &Client) -> (CubeCount, CubeDim) {
+        let cube = CubeDim::new_2d(self.parts as u32, CHANNELS as u32);
+        let units = self.channels().next_multiple_of(CHANNELS) * self.parts;
+        let count = cubecl::calculate_cube_count_elemwise(client, units, cube);
+        (count, cube)
+    }
 }
 
-/// A unit owns a channel of one sequence: its time step, its states, its output
-/// `y = (C h + D u) * gate`.
+/// Up to four units own a channel of one sequence: each takes its share of the time step's sum and of the states, whose
+/// output is `y = (C h + D u) * gate`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn scan_step_kernel<W: Float, F: Float, V: Size, S: Size>(
     dt_weight: &Tensor<Vector<W, V>>,      // [d_inner, dt_rank]
@@ -52,89 +92,92 @@ pub(super) fn scan_step_kernel<W: Float, F: Float, V: Size, S: Size>(
     #[comptime] step: ScanStep,
     #[define(W, F)] _dtypes: [ElemType; 2],
 ) {
-    let d_inner = comptime!(step.d_inner);
-    if ABSOLUTE_POS >= comptime!(step.batch * step.d_inner) {
-        terminate!();
-    }
-    let sequence = ABSOLUTE_POS / d_inner;
-    let channel = ABSOLUTE_POS % d_inner;
-    let vectors = comptime!(step.dt_vectors());
-
-    let first = sequence * projected.shape(1);
+    let parts = comptime!(step.parts);
+    let part = UNIT_POS_X as usize;
+    let own = CUBE_POS * CHANNELS + UNIT_POS_Y as usize;
+    let inside = own < comptime!(step.channels());
+    // Past the last channel units work on the first and write nothing.
+    let line = select(inside, own, 0);
+    let sequence = line / comptime!(step.d_inner);
+    let channel = line % comptime!(step.d_inner);
     let at = sequence * u.shape(1) + channel;
-    let per_channel = comptime!(step.state_vectors());
-    let state_first = ABSOLUTE_POS * per_channel;
-    // Loaded before the time step is known, which hides it.
-    let ahead = comptime!(step.ahead());
-    let mut rates = Array::<Vector<f32, S>>::new(ahead);
-    let mut before = Array::<Vector<f32, S>>::new(ahead);
-    #[unroll]
-    for n in 0..ahead {
-        rates[n] = a[channel * per_channel + n];
-        before[n] = state[state_first + n];
-    }
-    let input = f32::cast_from(u[at]);
-    let gate = f32::cast_from(gate[at]);
-    let skip = skip[channel];
+    let first = sequence * projected.shape(1);
 
-    let mut delta = 0.0f32;
-    #[comptime]
-    if let ComptimeOption::Some(bias) = dt_bias {
-        delta = bias[channel];
-    }
+    let vectors = comptime!(step.dt_vectors());
+    let mut share = 0.0f32;
     #[unroll]
-    for k in 0..vectors {
+    for turn in 0..comptime!(vectors.div_ceil(parts)) {
+        let k = comptime!(turn * parts) + part;
+        let there = k < vectors;
+        let k = select(there, k, 0);
         let weight = Vector::<f32, V>::cast_from(dt_weight[channel * vectors + k]);
+        let mut sum = 0.0f32;
         #[unroll]
         for j in 0..comptime!(step.lanes) {
-            let entry = comptime!(k * step.lanes + j);
-            if comptime!(entry < step.dt_rank) {
-                delta += weight.extract(j) * projected[first + entry];
-            }
+            // What lies past the rank meets weights of zero, and is in memory: B and C.
+            let entry = k * comptime!(step.lanes) + j;
+            let entry = select(entry < comptime!(step.dt_rank), entry, 0);
+            sum += weight.extract(j) * projected[first + entry];
         }
+        share += select(there, sum, 0.0f32);
+    }
+    let mut delta = sum_of_parts(share, step);
+    #[comptime]
+    if let ComptimeOption::Some(bias) = dt_bias {
+        delta += bias[channel];
     }
     let dt = softplus(delta, comptime!(step.ptx));
 
+    let input = f32::cast_from(u[at]);
     let write = dt * input;
     let b_first = first + comptime!(step.dt_rank);
-    let mut read = 0.0f32;
-    #[unroll]
-    for n in 0..ahead {
-        let (after, sum) = walk::<S>(rates[n], before[n], projected, b_first, n, dt, write, step);
-        state[state_first + n] = after;
-        read += sum;
+    let c_first = b_first + comptime!(step.d_state);
+    let per_channel = comptime!(step.state_vectors());
+    let mut share = 0.0f32;
+    #[unroll(comptime!(per_channel <= 4 * parts))]
+    for turn in 0..comptime!(per_channel.div_ceil(parts)) {
+        let n = turn * parts + part;
+        if n < per_channel {
+            let rates = a[channel * per_channel + n];
+            let place = line * per_channel + n;
+            let before = state[place];
+            let mut after = Vector::<f32, S>::empty();
+            #[unroll]
+            for j in 0..comptime!(step.states) {
+                let entry = n * comptime!(step.states) + j;
+                let decay = exp(rates.extract(j) * dt, comptime!(step.ptx));
+                let value = before.extract(j) * decay + write * projected[b_first + entry];
+                after.insert(j, value);
+                share += value * projected[c_first + entry];
+            }
+            if inside {
+                state[place] = after;
+            }
+        }
     }
-    for n in ahead..per_channel {
-        let rates = a[channel * per_channel + n];
-        let before = state[state_first + n];
-        let (after, sum) = walk::<S>(rates, before, projected, b_first, n, dt, write, step);
-        state[state_first + n] = after;
-        read += sum;
+    let read = sum_of_parts(share, step);
+    if inside && part == 0 {
+        let total = (read + skip[channel] * input) * f32::cast_from(gate[at]);
+        y[at] = F::cast_from(total);
     }
-    y[at] = F::cast_from((read + skip * input) * gate);
 }
 
-/// Some states one step on, and what `C` reads of them.
+/// The sum of what the units of a channel have, in one order. All units of a cube take part.
 #[cube]
-fn walk<S: Size>(
-    rates: Vector<f32, S>,
-    before: Vector<f32, S>,
-    projected: &Tensor<f32>,
-    b_first: usize,
-    n: usize,
-    dt: f32,
-    write: f32,
-    #[comptime] step: ScanStep,
-) -> (Vector<f32, S>, f32) {
-    let mut after = Vector::<f32, S>::empty();
-    let mut sum = 0.0f32;
-    #[unroll]
-    for j in 0..comptime!(step.states) {
-        let entry = b_first + n * comptime!(step.states) + j;
-        let decay = exp(rates.extract(j) * dt, comptime!(step.ptx));
-        let value = before.extract(j) * decay + write * projected[entry];
-        after.insert(j, value);
-        sum += value * projected[entry + comptime!(step.d_state)];
+fn sum_of_parts(share: f32, #[comptime] step: ScanStep) -> f32 {
+    let parts = comptime!(step.parts);
+    if parts == 1 {
+        share
+    } else {
+        let mut shared = Shared::<[f32]>::new_slice(comptime!(step.units()));
+        shared[UNIT_POS as usize] = share;
+        sync_cube();
+        let first = UNIT_POS_Y as usize * parts;
+        let mut sum = shared[first];
+        #[unroll]
+        for part in 1..parts {
+            sum += shared[first + part];
+        }
+        sum
     }
-    (after, sum)
 }
