@@ -8,6 +8,9 @@ const UNITS: usize = 128;
 /// Logits that a cube looks at, and then one of them.
 const TILE: usize = 2 * UNITS;
 
+/// Into which the units' sums are put together.
+const GROUPS: usize = 8;
+
 /// Below every logit, and finite, since WGSL has no infinity.
 const LEAST: f32 = -1e30;
 
@@ -244,7 +247,7 @@ fn choose_kernel(
     }
     let largest = shared[0];
 
-    // What each tile weighs; of a greedy choice, whether it holds the largest.
+    // What each tile weighs; of a greedy choice, whether it holds the largest. Below zero: no number.
     let mut weights =
         Shared::<[f32]>::new_slice(comptime!(if tiles > TILE { tiles } else { TILE }));
     let mut tile = unit;
@@ -254,36 +257,30 @@ fn choose_kernel(
         weights[tile] = select(sum < 0.0f32, -1.0f32, sum * weight);
         tile += UNITS;
     }
-    // The tile, what is left of the number within it, and whether all is well.
-    let mut found = Shared::<[f32]>::new_slice(3usize);
     sync_cube();
-    if UNIT_POS == 0 {
-        let mut total = 0.0f32;
-        let mut well = largest > comptime!(0.5 * LEAST);
-        for tile in 0..tiles {
-            total += weights[tile];
-            well = well && weights[tile] >= 0.0f32;
-        }
-        let mut rest = uniform[sequence] * total;
-        let mut place = 0usize.runtime();
-        let mut last = 0.0f32;
-        let mut over = false;
-        for tile in 0..tiles {
-            let weight = weights[tile];
-            if !over && weight > 0.0f32 {
-                place = tile;
-                last = rest;
-                rest -= weight;
-                over = rest < 0.0f32 || greedy;
-            }
-        }
-        found[0] = f32::cast_from(place as u32);
-        found[1] = last;
-        found[2] = select(well, 1.0f32, 0.0f32);
+    let mut ladder = Shared::<[f32]>::new_slice(comptime!(UNITS + GROUPS));
+    let mut wrong = Shared::<[f32]>::new_slice(comptime!(UNITS + GROUPS));
+    climb(&weights, &mut ladder, &mut wrong, tiles);
+    let mut total = 0.0f32;
+    let mut mistakes = 0.0f32;
+    #[unroll]
+    for group in 0..GROUPS {
+        total += ladder[comptime!(UNITS + group)];
+        mistakes += wrong[comptime!(UNITS + group)];
     }
-    sync_cube();
-
+    // The place, and what is left of the number within it.
+    let mut found = Shared::<[f32]>::new_slice(2usize);
+    descend(
+        &weights,
+        &ladder,
+        &mut found,
+        uniform[sequence] * total,
+        tiles,
+        greedy,
+    );
     let tile = u32::cast_from(found[0]) as usize;
+    let rest = found[1];
+
     #[unroll]
     for k in 0..comptime!(TILE / UNITS) {
         let within = comptime!(k * UNITS) + unit;
@@ -300,21 +297,104 @@ fn choose_kernel(
         weights[within] = weight;
     }
     sync_cube();
+    climb(&weights, &mut ladder, &mut wrong, TILE);
+    descend(&weights, &ladder, &mut found, rest, TILE, greedy);
     if UNIT_POS == 0 {
-        let mut rest = found[1];
-        let mut place = 0usize.runtime();
-        let mut over = false;
-        for within in 0..TILE {
-            let weight = weights[within];
-            if !over && weight > 0.0f32 {
-                place = within;
-                rest -= weight;
-                over = rest < 0.0f32 || greedy;
-            }
-        }
-        let token = (tile * TILE + place) as u32;
-        tokens[sequence] = select(found[2] > 0.0f32, token, NO_TOKEN);
+        let well = mistakes == 0.0f32 && largest > comptime!(0.5 * LEAST);
+        let token = (tile * TILE) as u32 + u32::cast_from(found[0]);
+        tokens[sequence] = select(well, token, NO_TOKEN);
     }
+}
+
+/// Sums of weights: of a run of `count / UNITS` each, then of `UNITS / GROUPS` such runs each. What is below zero
+/// is counted instead.
+#[cube]
+fn climb(
+    weights: &Shared<[f32]>,
+    ladder: &mut Shared<[f32]>,
+    wrong: &mut Shared<[f32]>,
+    #[comptime] count: usize,
+) {
+    let unit = UNIT_POS as usize;
+    let run = comptime!(count.div_ceil(UNITS));
+    let mut sum = 0.0f32;
+    let mut mistakes = 0.0f32;
+    for k in 0..run {
+        let place = unit * run + k;
+        if place < count {
+            let weight = weights[place];
+            sum += weight.max(0.0f32);
+            mistakes += select(weight < 0.0f32, 1.0f32, 0.0f32);
+        }
+    }
+    ladder[unit] = sum;
+    wrong[unit] = mistakes;
+    sync_cube();
+    if unit < GROUPS {
+        let mut sum = 0.0f32;
+        let mut mistakes = 0.0f32;
+        #[unroll]
+        for k in 0..comptime!(UNITS / GROUPS) {
+            sum += ladder[unit * comptime!(UNITS / GROUPS) + k];
+            mistakes += wrong[unit * comptime!(UNITS / GROUPS) + k];
+        }
+        ladder[UNITS + unit] = sum;
+        wrong[UNITS + unit] = mistakes;
+    }
+    sync_cube();
+}
+
+/// The place at `rest` of the sum of weights, and what is then left: down from the sums of [`climb`], by one unit.
+#[cube]
+fn descend(
+    weights: &Shared<[f32]>,
+    ladder: &Shared<[f32]>,
+    found: &mut Shared<[f32]>,
+    rest: f32,
+    #[comptime] count: usize,
+    #[comptime] greedy: bool,
+) {
+    if UNIT_POS == 0 {
+        let run = comptime!(count.div_ceil(UNITS));
+        let (group, rest) = walk(ladder, UNITS, GROUPS, rest, greedy);
+        let first = group * comptime!(UNITS / GROUPS);
+        let (unit, rest) = walk(ladder, first, comptime!(UNITS / GROUPS), rest, greedy);
+        let first = (first + unit) * run;
+        let mut end = first + run;
+        if end > count {
+            end = count;
+        }
+        let (place, rest) = walk(weights, first, end - first, rest, greedy);
+        found[0] = f32::cast_from((first + place) as u32);
+        found[1] = rest;
+    }
+    sync_cube();
+}
+
+/// The first of `count` weights that `rest` does not reach past, or the last positive one, since rounding may leave a
+/// rest behind it; and what is left there.
+#[cube]
+fn walk(
+    weights: &Shared<[f32]>,
+    first: usize,
+    count: usize,
+    rest: f32,
+    #[comptime] greedy: bool,
+) -> (usize, f32) {
+    let mut left = rest;
+    let mut place = 0usize.runtime();
+    let mut before = rest;
+    let mut over = false.runtime();
+    for k in 0..count {
+        let weight = weights[first + k];
+        if !over && weight > 0.0f32 {
+            place = k;
+            before = left;
+            left -= weight;
+            over = greedy || left < 0.0f32;
+        }
+    }
+    (place, before)
 }
 
 /// The weight of a logit relative to the largest; of a greedy choice, 1 for the largest and 0 for others.
