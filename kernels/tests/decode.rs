@@ -102,6 +102,23 @@ fn logits_of_many_sequences() {
     }
 }
 
+/// Cubes that are cut off at the last row and the last column, of the sizes that many columns get.
+#[test]
+fn logits_of_many_sequences_and_a_large_vocabulary() {
+    let dtype = match has_type(&client(), ElemType::Float(FloatKind::BF16)) {
+        true => FloatKind::BF16,
+        false => FloatKind::F32,
+    };
+    let case = Case {
+        batch: 67,
+        vocab_size: 9001,
+        dt_rank: 8,
+        dtype,
+        ..PLAIN
+    };
+    check_within(case, 2e-2);
+}
+
 #[test]
 fn matrices_in_half_precision() {
     for dtype in [FloatKind::F16, FloatKind::BF16] {

@@ -13,6 +13,9 @@ use crate::tensors::{address_type, processors};
 /// Rows and columns of a fragment.
 pub(super) const EDGE: usize = 16;
 
+/// Rows of the largest cube: memory goes up to a multiple of them.
+pub(super) const WHOLE_ROWS: usize = EDGE * MOST_FRAGMENTS;
+
 /// Values that a unit loads at once, 16 bytes, and those of the inner axis that four units of a plane load.
 const VECTOR: usize = 8;
 const BLOCK: usize = 4 * VECTOR;
@@ -58,7 +61,7 @@ impl Tile {
 }
 
 /// Computes `y = x matrix'` if the device and the sizes allow it: `x` is `[rows, columns]`, of the matrix' type, with
-/// memory up to a multiple of [`EDGE`] rows.
+/// memory up to a multiple of [`WHOLE_ROWS`].
 pub(super) fn narrow_product(
     client: &Client,
     x: &TensorBinding,
@@ -69,9 +72,9 @@ pub(super) fn narrow_product(
     let rows = x.shape[0];
     let properties = client.properties();
     let fragment = MmaConfig {
-        a_type: matrix.dtype.into(),
-        b_type: matrix.dtype.into(),
-        cd_type: ElemType::Float(FloatKind::F32).into(),
+        a_type: matrix.dtype,
+        b_type: matrix.dtype,
+        cd_type: ElemType::Float(FloatKind::F32),
         m: 16,
         n: 8,
         k: 16,

@@ -27,7 +27,7 @@ pub(super) fn pack(client: &Client, source: TensorBinding, dtype: ElemType) -> P
     let [rows, columns] = [source.shape[0], source.shape[1]];
     let lanes = lanes(dtype.size(), &client.properties().hardware);
     Packed {
-        // Memory up to whole fragments of tensor cores, whose last rows nobody uses.
+        // Narrow products load whole cubes, and nobody uses what the last rows give.
         values: padded(client, source, dtype, lanes, rows.next_multiple_of(EDGE)),
         rows,
         columns,

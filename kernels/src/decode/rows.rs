@@ -7,7 +7,7 @@ use cubecl::zspace::Shape;
 use super::choose::embed;
 use super::layer::{Layer, ScanBuffers};
 use super::model::{Model, Sizes};
-use super::narrow::{EDGE, narrow_product};
+use super::narrow::{WHOLE_ROWS, narrow_product};
 use super::pack::{Packed, transposed};
 use crate::KernelError;
 use crate::matmul::{Elements, matmul};
@@ -254,11 +254,11 @@ fn single() -> ElemType {
     ElemType::Float(FloatKind::F32)
 }
 
-/// An uninitialised contiguous tensor. Its memory goes on to whole fragments of rows.
+/// An uninitialised contiguous tensor. Its memory goes on to whole cubes of narrow products.
 pub(super) fn empty(client: &Client, shape: &[usize], dtype: ElemType) -> TensorBinding {
     let len: usize = shape.iter().product();
     let row = shape.last().copied().unwrap_or(1);
-    let whole = (len / row.max(1)).next_multiple_of(EDGE) * row;
+    let whole = (len / row.max(1)).next_multiple_of(WHOLE_ROWS) * row;
     let handle = client.empty(whole * dtype.size());
     let flat = [1].into_iter().collect();
     // SAFETY: the handle holds that many values.
