@@ -1,4 +1,4 @@
-//! Times prompts and decoding of Mamba-130M through the library as users call it; see the README of this crate.
+//! Times prompts through the modules of Mamba-130M, and tokens as `generate` gives them; see the README of this crate.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -16,7 +16,9 @@ use serde::Serialize;
 const WARM_UP: usize = 3;
 
 #[derive(Parser)]
-#[command(about = "Times prompts and decoding of Mamba-130M, with random weights")]
+#[command(
+    about = "Times prompts through the modules of Mamba-130M, and generated tokens; random weights"
+)]
 struct Args {
     /// Such as cuda, vulkan or flex
     #[arg(long, default_value = "cuda")]

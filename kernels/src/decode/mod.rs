@@ -182,8 +182,8 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// If the prompts are not of one length, or are none, or the kernels do not cover the model's sizes or biases.
-    /// Nothing was read then.
+    /// If the prompts are not of one length, or are none, or the kernels do not cover the model's sizes or biases:
+    /// nothing was read then. If the device lacks what a kernel needs: what was remembered is lost.
     pub fn read(&mut self, tokens: &[u32]) -> Result<(), KernelError> {
         self.model.read(&self.client, tokens, self.fresh)?;
         self.fresh = false;
