@@ -9,6 +9,8 @@
 //! - `selective_scan`, `causal_conv1d`, `rms_norm` and `cross_entropy` (feature `cube`): GPU kernels in CubeCL. A launcher takes a
 //!   client of any runtime and bindings of its buffers.
 //!
+//! - `decode` (feature `cube`): a whole model that reads prompts in one pass and then a token a step.
+//!
 //! - `matmul` (feature `cube`): products by `cubek-matmul`, with the routine chosen by size.
 //!
 //! # Notation

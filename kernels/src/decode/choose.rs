@@ -162,42 +162,37 @@ fn tiles_kernel(
         values[k] = value;
         largest = largest.max(value);
     }
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(2 * UNITS));
-    shared[unit] = largest;
-    shared[UNITS + unit] = wrong;
-    sync_cube();
-    #[unroll]
-    for step in 1..comptime!(UNITS.ilog2() as usize + 1) {
-        let half = comptime!(UNITS >> step);
-        if unit < half {
-            shared[unit] = shared[unit].max(shared[unit + half]);
-            shared[UNITS + unit] = shared[UNITS + unit].max(shared[UNITS + unit + half]);
-        }
-        sync_cube();
-    }
-    let largest = shared[0];
-    let wrong = shared[UNITS];
-    sync_cube();
+    let largest = over_cube(largest, false);
+    let wrong = over_cube(wrong, false);
     let mut sum = 0.0f32;
     #[unroll]
     for k in 0..comptime!(TILE / UNITS) {
         sum += ((values[k] - largest) * scale).exp();
     }
-    shared[unit] = sum;
+    let sum = over_cube(sum, true);
+    if UNIT_POS == 0 {
+        most[CUBE_POS] = largest;
+        sums[CUBE_POS] = select(wrong > 0.0f32, -1.0f32, sum);
+    }
+}
+
+/// The sum or the largest of what the units of a cube have, in one order. All of them take part.
+#[cube]
+fn over_cube(value: f32, #[comptime] sum: bool) -> f32 {
+    let mut shared = Shared::<[f32]>::new_slice(UNITS);
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
     sync_cube();
     #[unroll]
     for step in 1..comptime!(UNITS.ilog2() as usize + 1) {
         let half = comptime!(UNITS >> step);
         if unit < half {
-            let other = shared[unit + half];
-            shared[unit] += other;
+            let (ours, theirs) = (shared[unit], shared[unit + half]);
+            shared[unit] = if sum { ours + theirs } else { ours.max(theirs) };
         }
         sync_cube();
     }
-    if UNIT_POS == 0 {
-        most[CUBE_POS] = largest;
-        sums[CUBE_POS] = select(wrong > 0.0f32, -1.0f32, shared[0]);
-    }
+    shared[0]
 }
 
 /// Not a number, or positive infinity: by its bits, since a compiler may take NaN for impossible.
@@ -228,24 +223,13 @@ fn choose_kernel(
     let unit = UNIT_POS as usize;
     let first_tile = sequence * tiles;
 
-    let mut shared = Shared::<[f32]>::new_slice(UNITS);
     let mut largest = LEAST.runtime();
     let mut tile = unit;
     while tile < tiles {
         largest = largest.max(most[first_tile + tile]);
         tile += UNITS;
     }
-    shared[unit] = largest;
-    sync_cube();
-    #[unroll]
-    for step in 1..comptime!(UNITS.ilog2() as usize + 1) {
-        let half = comptime!(UNITS >> step);
-        if unit < half {
-            shared[unit] = shared[unit].max(shared[unit + half]);
-        }
-        sync_cube();
-    }
-    let largest = shared[0];
+    let largest = over_cube(largest, false);
 
     // What each tile weighs; of a greedy choice, whether it holds the largest. Below zero: no number.
     let mut weights =
