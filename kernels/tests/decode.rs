@@ -392,6 +392,11 @@ fn sizes_that_do_not_fit_are_refused() {
     assert_eq!(many, "batch must be between 1 and 1024, got 1025");
     let many = refused(Case { batch: 9, ..ODD });
     assert!(many.starts_with("the kernels do not cover"), "{many}");
-    let long = refused(Case { width: 17, ..ODD });
-    assert_eq!(long, "width must be between 2 and 16, got 17");
+    for width in [1, 17] {
+        let got = width - 1;
+        assert_eq!(
+            refused(Case { width, ..ODD }),
+            format!("width - 1 must be between 1 and 15, got {got}")
+        );
+    }
 }

@@ -123,6 +123,16 @@ fn other_mixers_are_stepped() {
     assert_eq!(generated(&model, &greedy(), &device), want);
 }
 
+/// The kernels know one epsilon.
+#[test]
+fn norms_that_differ_are_stepped() {
+    let device = device();
+    let mut model = model(config(), &device);
+    model.layers[0].norm.epsilon = 30.0;
+    let want = stepped(&model, &greedy(), &device);
+    assert_eq!(generated(&model, &greedy(), &device), want);
+}
+
 /// Products in bf16 round each a little: the tokens are likely ones all the same.
 #[test]
 fn bf16_chooses_likely_tokens() {

@@ -34,7 +34,7 @@ impl Recorder {
     pub fn run<E: Send + 'static>(
         &mut self,
         client: &Client,
-        launches: impl Fn() -> Result<(), E> + Send,
+        launches: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         match &self.phase {
             Phase::Cold => {
@@ -66,10 +66,10 @@ impl Recorder {
 /// recording; the error is that of the launches.
 fn record<E: Send + 'static>(
     client: &Client,
-    launches: impl Fn() -> Result<(), E> + Send,
+    launches: impl Fn() -> Result<(), E> + Sync,
 ) -> Result<Option<Graph>, E> {
     // What another thread does on the device would spoil the recording.
-    let recorded = client.exclusive(move || {
+    let recorded = client.exclusive(|| {
         let prepared = client.graph_prepare();
         if let Err(error) = launches() {
             let _ = client.stop_capture();
@@ -86,7 +86,11 @@ fn record<E: Send + 'static>(
     });
     let graph = match recorded {
         Ok(graph) => graph?,
-        Err(error) => Err(error),
+        // The device was not to be had alone, and nothing has run.
+        Err(error) => {
+            launches()?;
+            Err(error)
+        }
     };
     match graph {
         Ok(graph) => Ok(Some(graph)),

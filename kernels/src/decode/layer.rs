@@ -86,7 +86,13 @@ impl LayerWeights {
         }
         let ([d_inner, width], d_state) = ([conv[0], conv[1]], a[1]);
         let dt_rank = self.dt_proj.shape[0];
-        check_size("width", "between 2 and 16", width, MAX_WIDTH)?;
+        // One tap remembers nothing, and there would be no window to bind.
+        check_size(
+            "width - 1",
+            "between 1 and 15",
+            width.saturating_sub(1),
+            MAX_WIDTH - 1,
+        )?;
         check_size("d_state", "between 1 and 256", d_state, 256)?;
         check_size("dt_rank", "at least 1", dt_rank, usize::MAX)?;
         check_whole("norm", &self.norm, &[d_model])?;
@@ -156,9 +162,9 @@ impl Layer {
         self.x_proj.columns
     }
 
-    /// Columns of the projection that the recurrence reads.
-    pub fn projected(&self) -> usize {
-        self.x_proj.rows
+    /// Channels, and columns of the projection that the recurrence reads: the rows of the vectors between launches.
+    pub fn widths(&self) -> [usize; 2] {
+        [self.d_inner(), self.x_proj.rows]
     }
 
     /// Reads `x` and adds to it.

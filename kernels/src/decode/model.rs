@@ -126,15 +126,21 @@ impl Model {
         let layers = layers
             .map(|(weights, state)| Layer::new(client, weights, state, [batch, d_model], dtype))
             .collect::<Result<Vec<_>, _>>()?;
-        let most = |size: fn(&Layer) -> usize| layers.iter().map(size).max().unwrap_or(1);
+        let [d_inner, projected] = layers[0].widths();
+        if layers
+            .iter()
+            .any(|layer| layer.widths() != [d_inner, projected])
+        {
+            return Err(KernelError::NotCovered("layers of different widths"));
+        }
         let lanes = lanes(dtype.size(), &client.properties().hardware);
         let zeros = |len: usize| zeros(client, batch, len.next_multiple_of(lanes));
         let buffers = Buffers {
             x: zeros(d_model),
-            u: zeros(most(Layer::d_inner)),
-            gate: zeros(most(Layer::d_inner)),
-            projected: zeros(most(Layer::projected)),
-            y: zeros(most(Layer::d_inner)),
+            u: zeros(d_inner),
+            gate: zeros(d_inner),
+            projected: zeros(projected),
+            y: zeros(d_inner),
         };
         let uniform = client.create_from_slice(f32::as_bytes(&vec![0.0; batch]));
         let chooser = match choice {

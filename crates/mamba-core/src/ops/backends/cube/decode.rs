@@ -14,14 +14,16 @@ use crate::mamba1::Mamba1;
 use crate::norm::{Norm, NormKind};
 use crate::state::{LanguageModelState, LayerState as ModuleState};
 
-/// The model behind `state`, or behind nothing if there is none, where kernels decode it: RMS norms and Mamba-1
-/// layers without positions, on a CubeCL device, one sequence or few.
+/// The model behind `state`, or behind nothing if there is none, where kernels decode it: RMS norms of one kind
+/// and Mamba-1 layers without positions, on a CubeCL device, one sequence or few.
 pub(crate) fn decoder(
     model: &LanguageModel,
     state: Option<&LanguageModelState>,
     choice: Choice,
 ) -> Option<Decoder> {
-    if model.positions.is_some() {
+    let epsilon = model.norm.epsilon;
+    let alike = |norm: &Norm| norm.epsilon == epsilon && norm.output() == model.norm.output();
+    if model.positions.is_some() || !model.layers.iter().all(|layer| alike(&layer.norm)) {
         return None;
     }
     let layers = model.layers.iter().map(|layer| match &layer.mixer {
@@ -49,7 +51,7 @@ pub(crate) fn decoder(
         embedding: whole(embedding),
         layers,
         norm: scale(&model.norm)?,
-        epsilon: model.norm.epsilon as f32,
+        epsilon: epsilon as f32,
         head,
         vocab_size: model.vocab_size(),
     };
