@@ -173,6 +173,27 @@ fn half_precisions_sum_in_single() {
     }
 }
 
+/// Tiles and stages that end inside the matrices, in all layouts, whole and cut.
+#[test]
+fn half_precisions_of_many_tiles() {
+    let client = client();
+    for kind in [FloatKind::BF16, FloatKind::F16] {
+        if !has_type(&client, ElemType::Float(kind)) {
+            println!("not tested: the device has no {kind:?}");
+            continue;
+        }
+        for stored in [
+            [Plain, Plain],
+            [Plain, Transposed],
+            [Transposed, Plain],
+            [Transposed, Transposed],
+        ] {
+            check([520, 1096, 392], stored, [kind, kind]);
+            check([1160, 136, 2056], stored, [kind, FloatKind::F32]);
+        }
+    }
+}
+
 #[test]
 fn factors_that_do_not_fit_are_refused() {
     let client = client();

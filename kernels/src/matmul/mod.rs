@@ -5,6 +5,9 @@
 //! may change its routine, and with it the order of its sums, from one start to the next. The folder's
 //! `README.md` has the measurements behind the choice.
 
+#[cfg(feature = "cuda-cpp")]
+mod warpgroup;
+
 use cubecl::prelude::*;
 use cubecl::zspace::{Shape, Strides};
 use cubek_matmul::definition::{MatmulElems, MatmulGlobalElems};
@@ -97,6 +100,20 @@ pub fn matmul(
     }
     let sizes = [rows, inner, columns];
     let processors = processors(&client.properties().hardware);
+    #[cfg(feature = "cuda-cpp")]
+    if elements.are_halves() && warpgroup::covers(client, &lhs, &rhs) {
+        let parts = warpgroup::parts(sizes, processors);
+        if parts == 1 {
+            let kinds = [elements.factors, elements.out];
+            warpgroup::launch(client, [lhs, rhs], out, 1, kinds);
+            return Ok(());
+        }
+        let scratch = scratch(client, &[parts, rows, columns]);
+        let kinds = [elements.factors, f32::elem_type_native()];
+        warpgroup::launch(client, [lhs, rhs], scratch.clone(), parts, kinds);
+        add(client, scratch, out, elements.out);
+        return Ok(());
+    }
     let cuda = client.name() == "cuda";
     let plan = match elements.are_halves() {
         true => {
@@ -120,19 +137,24 @@ pub fn matmul(
         };
         launch(client, &plan, lhs, rhs, scratch.clone(), elements)?;
     }
+    add(client, scratch, out, elements.out);
+    Ok(())
+}
+
+/// Adds products, `[parts, rows, columns]`, in order.
+fn add(client: &Client, parts: TensorBinding, out: TensorBinding, kind: ElemType) {
     sum_parts(
         client,
         Parts {
-            parts: scratch,
             half: 0,
-            rows: parts,
-            inner: rows * columns,
+            rows: parts.shape[0],
+            inner: parts.shape[1] * parts.shape[2],
+            parts,
             out,
             tail: None,
         },
-        elements.out,
+        kind,
     );
-    Ok(())
 }
 
 /// How a product is computed.
