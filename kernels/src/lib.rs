@@ -6,12 +6,13 @@
 //! - `oracle` (feature of the same name): each operation as host loops in f64, values and gradients,
 //!   written to be read. Every other implementation is tested against it.
 //!
-//! - `selective_scan`, `causal_conv1d`, `rms_norm` and `cross_entropy` (feature `cube`): GPU kernels in CubeCL. A launcher takes a
-//!   client of any runtime and bindings of its buffers.
+//! - `selective_scan`, `causal_conv1d`, `rms_norm`, `cross_entropy` and `embedding` (feature `cube`): GPU kernels in CubeCL. A
+//!   launcher takes a client of any runtime and bindings of its buffers.
 //!
 //! - `decode` (feature `cube`): a whole model that reads prompts in one pass and then a token a step.
 //!
-//! - `matmul` (feature `cube`): products by `cubek-matmul`, with the routine chosen by size.
+//! - `matmul` (feature `cube`): products on Hopper's warpgroup instructions, else by `cubek-matmul`, with the routine chosen by
+//!   size.
 //!
 //! # Notation
 //!
@@ -37,6 +38,8 @@ pub mod causal_conv1d;
 pub mod cross_entropy;
 #[cfg(feature = "cube")]
 pub mod decode;
+#[cfg(feature = "cube")]
+pub mod embedding;
 #[cfg(feature = "cube")]
 mod error;
 #[cfg(feature = "cube")]

@@ -7,7 +7,7 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use mamba_kernels::KernelError;
-use mamba_kernels::matmul::{Elements, matmul};
+use mamba_kernels::matmul::{Elements, matmul, matmul_onto};
 use support::{Uploader, assert_close, binding, client, encode, has_type, round, uniform};
 
 /// A factor as it lies in memory: as it is read, or its transpose.
@@ -191,6 +191,50 @@ fn half_precisions_of_many_tiles() {
             check([520, 1096, 392], stored, [kind, kind]);
             check([1160, 136, 2056], stored, [kind, FloatKind::F32]);
         }
+    }
+}
+
+/// A sum in the same launch, in place, where the device has one.
+#[test]
+fn half_precisions_onto_what_is_there() {
+    let client = client();
+    let sizes = [200, 136, 4104];
+    let [rows, inner, columns] = sizes;
+    for kind in [FloatKind::BF16, FloatKind::F16] {
+        if !has_type(&client, ElemType::Float(kind)) {
+            println!("not tested: the device has no {kind:?}");
+            continue;
+        }
+        let lhs = entries(1, [rows, inner], kind);
+        let rhs = entries(2, [inner, columns], kind);
+        let before = uniform(3, rows * columns, -9.0, 9.0);
+        let handle = client.create_from_slice(f32::as_bytes(&before));
+        let out = binding(&handle, &[rows, columns]);
+        let result = matmul_onto(
+            &client,
+            upload(&client, &lhs, [rows, inner], Transposed, kind),
+            upload(&client, &rhs, [inner, columns], Plain, kind),
+            out.clone(),
+            out,
+            ElemType::Float(kind),
+        );
+        if let Err(error) = result {
+            assert!(matches!(error, KernelError::NotCovered(_)), "{error}");
+            println!("not tested: {error}");
+            continue;
+        }
+        let want = exact(&lhs, &rhs, sizes);
+        let want = want
+            .iter()
+            .zip(&before)
+            .map(|(sum, &it)| sum + f64::from(it));
+        let bytes = client.read_one(handle).expect("the product ran");
+        let got = f32::from_bytes(&bytes)
+            .iter()
+            .map(|&it| it.into())
+            .collect();
+        let name = "out";
+        assert_close(&kind, &[(name, got)], &[(name, want.collect())], 0.0, 3e-6);
     }
 }
 

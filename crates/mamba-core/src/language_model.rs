@@ -2,13 +2,12 @@
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor, assert_shape, s};
 
 use crate::block::{Block, Mixer, MixerKind};
 use crate::mamba1::Mamba1Config;
 use crate::norm::{Norm, NormConfig, NormKind};
-use crate::ops::{LinearCrossEntropy, Strategy, linear, linear_cross_entropy, token_losses};
+use crate::ops::{LinearCrossEntropy, Strategy, embed, linear, linear_cross_entropy, token_losses};
 use crate::precision::Precision;
 use crate::state::LanguageModelState;
 use crate::transformer::{AttentionConfig, MlpConfig};
@@ -425,7 +424,7 @@ impl LanguageModel {
     /// The f32 residual stream at the first layer, for tokens that begin at `position`.
     fn embed(&self, tokens: Tensor<2, Int>, position: usize) -> Tensor<3> {
         let [_, seq_len] = tokens.dims();
-        let x = embedding(self.embedding.val(), tokens);
+        let x = embed(self.embedding.val(), tokens);
         let x = match &self.positions {
             Some(table) => {
                 let [rows, _] = table.dims();

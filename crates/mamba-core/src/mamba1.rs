@@ -3,12 +3,13 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape, s};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape};
 use serde::{Deserialize, Serialize};
 
 use crate::init::rescale;
 use crate::ops::{
-    CausalConv1d, SelectiveScan, causal_conv1d, linear, project, project_onto, selective_scan,
+    CausalConv1d, SelectiveScan, causal_conv1d, halves, linear, project, project_onto,
+    selective_scan, thirds,
 };
 use crate::state::Mamba1State;
 
@@ -289,8 +290,7 @@ impl Mamba1 {
         let (conv_state, ssm_state) = state.map(|state| (state.conv, state.ssm)).unzip();
 
         let xz = project(&self.in_proj, input); // [batch, seq_len, 2 d_inner]
-        let x = xz.clone().slice(s![.., .., ..d_inner]);
-        let z = xz.slice(s![.., .., d_inner..]);
+        let [x, z] = halves(xz, d_inner);
         let (x, conv) = causal_conv1d(CausalConv1d {
             bias: self.conv_bias.as_ref().map(Param::val),
             initial_state: conv_state,
@@ -300,11 +300,7 @@ impl Mamba1 {
         });
 
         let projected = project(&self.x_proj, x.clone()); // [batch, seq_len, dt_rank + 2 d_state]
-        let dt = projected.clone().slice(s![.., .., ..dt_rank]);
-        let b = projected
-            .clone()
-            .slice(s![.., .., dt_rank..dt_rank + d_state]);
-        let c = projected.slice(s![.., .., dt_rank + d_state..]);
+        let [dt, b, c] = thirds(projected, dt_rank, d_state);
         let delta = linear(dt, self.dt_proj.weight.val(), None);
         let (y, ssm) = selective_scan(SelectiveScan {
             d: Some(self.d.val()),

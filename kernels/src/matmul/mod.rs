@@ -90,27 +90,23 @@ pub fn matmul(
     out: TensorBinding,
     elements: Elements,
 ) -> Result<(), KernelError> {
-    let [rows, columns] = sizes("axes of out", &out)?;
-    let [_, inner] = sizes("axes of lhs", &lhs)?;
-    check_factor("lhs", &lhs, [rows, inner])?;
-    check_factor("rhs", &rhs, [inner, columns])?;
-    check_whole("out", &out, &[rows, columns])?;
+    let sizes = check(&lhs, &rhs, &out)?;
+    let [rows, inner, columns] = sizes;
     if rows * columns == 0 {
         return Ok(());
     }
-    let sizes = [rows, inner, columns];
     let processors = processors(&client.properties().hardware);
     #[cfg(feature = "cuda-cpp")]
     if elements.are_halves() && warpgroup::covers(client, &lhs, &rhs) {
         let parts = warpgroup::parts(sizes, processors);
         if parts == 1 {
             let kinds = [elements.factors, elements.out];
-            warpgroup::launch(client, [lhs, rhs], out, 1, kinds);
+            warpgroup::launch(client, [lhs, rhs], None, out, 1, kinds);
             return Ok(());
         }
         let scratch = scratch(client, &[parts, rows, columns]);
         let kinds = [elements.factors, f32::elem_type_native()];
-        warpgroup::launch(client, [lhs, rhs], scratch.clone(), parts, kinds);
+        warpgroup::launch(client, [lhs, rhs], None, scratch.clone(), parts, kinds);
         add(client, scratch, out, elements.out);
         return Ok(());
     }
@@ -139,6 +135,53 @@ pub fn matmul(
     }
     add(client, scratch, out, elements.out);
     Ok(())
+}
+
+/// `out = addend + lhs rhs` in one launch, where that is one; `addend` may be `out` itself.
+///
+/// # Shapes
+///
+/// Those of [`matmul`]; `addend` and `out` are f32.
+///
+/// # Errors
+///
+/// Those of [`matmul`], and [`KernelError::NotCovered`] where a product and a sum are two launches. Nothing was launched
+/// then.
+pub fn matmul_onto(
+    client: &Client,
+    lhs: TensorBinding,
+    rhs: TensorBinding,
+    addend: TensorBinding,
+    out: TensorBinding,
+    factors: ElemType,
+) -> Result<(), KernelError> {
+    let sizes = check(&lhs, &rhs, &out)?;
+    check_whole("addend", &addend, &out.shape)?;
+    #[cfg(feature = "cuda-cpp")]
+    if factors.size() == 2 && out.size() > 0 && warpgroup::covers(client, &lhs, &rhs) {
+        let processors = processors(&client.properties().hardware);
+        if warpgroup::parts(sizes, processors) == 1 {
+            let kinds = [factors, f32::elem_type_native()];
+            warpgroup::launch(client, [lhs, rhs], Some(addend), out, 1, kinds);
+            return Ok(());
+        }
+    }
+    let _ = (client, sizes, factors);
+    Err(KernelError::NotCovered("a product and a sum in one launch"))
+}
+
+/// Rows, inner and columns.
+fn check(
+    lhs: &TensorBinding,
+    rhs: &TensorBinding,
+    out: &TensorBinding,
+) -> Result<[usize; 3], KernelError> {
+    let [rows, columns] = sizes("axes of out", out)?;
+    let [_, inner] = sizes("axes of lhs", lhs)?;
+    check_factor("lhs", lhs, [rows, inner])?;
+    check_factor("rhs", rhs, [inner, columns])?;
+    check_whole("out", out, &[rows, columns])?;
+    Ok([rows, inner, columns])
 }
 
 /// Adds products, `[parts, rows, columns]`, in order.

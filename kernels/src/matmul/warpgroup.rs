@@ -127,10 +127,11 @@ pub(super) fn parts([rows, inner, columns]: [usize; 3], processors: usize) -> us
         .unwrap_or(1)
 }
 
-/// `out = lhs rhs`, or its parts: `out` is `[rows, columns]`, or `[parts, rows, columns]`.
+/// `out = addend + lhs rhs`, or parts of the product: `out` is `[rows, columns]`, or `[parts, rows, columns]`.
 pub(super) fn launch(
     client: &Client,
     [lhs, rhs]: [TensorBinding; 2],
+    addend: Option<TensorBinding>,
     out: TensorBinding,
     parts: usize,
     [factors, kind]: [ElemType; 2],
@@ -154,6 +155,7 @@ pub(super) fn launch(
             2,
             tiles(lhs, form.lhs_across, factors),
             tiles(transposed(rhs), form.rhs_across, factors),
+            addend.map(|it| it.into_tensor_arg()).into(),
             out.into_tensor_arg(),
             rows as u32,
             columns as u32,
@@ -188,7 +190,8 @@ fn transposed(mut matrix: TensorBinding) -> TensorBinding {
 fn warpgroup_kernel<F: Float, O: Float, V: Size>(
     lhs: &TensorMap<F, Tiled>,
     rhs: &TensorMap<F, Tiled>,
-    out: &mut Tensor<Vector<O, V>>, // [parts, rows, columns]
+    addend: ComptimeOption<&Tensor<Vector<f32, V>>>, // [rows, columns]
+    out: &mut Tensor<Vector<O, V>>,                  // [parts, rows, columns]
     rows: u32,
     columns: u32,
     steps: u32,
@@ -248,16 +251,15 @@ fn warpgroup_kernel<F: Float, O: Float, V: Size>(
                 for i in 0..comptime!(TILE / 8) {
                     let to = left_column + comptime!(i as u32 * 8);
                     if to < columns {
-                        let mut pair = Vector::<O, V>::empty();
-                        pair.insert(
-                            0usize,
-                            O::cast_from(sums.extract(comptime!(4 * i + 2 * half))),
-                        );
-                        pair.insert(
-                            1usize,
-                            O::cast_from(sums.extract(comptime!(4 * i + 2 * half + 1))),
-                        );
-                        out[begin + to as usize / 2] = pair;
+                        let place = begin + to as usize / 2;
+                        let mut pair = Vector::<f32, V>::empty();
+                        pair.insert(0usize, sums.extract(comptime!(4 * i + 2 * half)));
+                        pair.insert(1usize, sums.extract(comptime!(4 * i + 2 * half + 1)));
+                        #[comptime]
+                        if let ComptimeOption::Some(addend) = addend {
+                            pair += addend[place];
+                        }
+                        out[place] = Vector::cast_from(pair);
                     }
                 }
             }

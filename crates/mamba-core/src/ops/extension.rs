@@ -180,6 +180,19 @@ pub struct NormGrads<B: Backend> {
     pub gamma: FloatTensor<B>,
 }
 
+/// Neighbouring columns of a tensor.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct Parts<B: Backend> {
+    /// The first columns.
+    pub first: FloatTensor<B>,
+    /// The next ones.
+    pub second: FloatTensor<B>,
+    /// The rest, if any is left.
+    #[extension_type]
+    pub third: OptionalFloat<B>,
+}
+
 /// Positions between two saved states of the selective scan.
 ///
 /// The backward pass recomputes a chunk of this length from its saved state, so a tape keeps
@@ -312,6 +325,35 @@ pub trait MambaOps: Backend {
     ) -> NormGrads<Self> {
         let grad_y = portable::cast::<Self>(grad_y, FloatDType::F32);
         portable::rms_norm::backward::<Self>(x, gamma, epsilon, grad_y)
+    }
+
+    /// Cuts the last axis of `x` into parts of `first` and `second` columns and the rest, in place where the device
+    /// can read there. Their gradients are put together once.
+    #[fusion(meta = meta::split)]
+    fn split(x: FloatTensor<Self>, first: usize, second: usize) -> Parts<Self> {
+        portable::split::<Self>(x, first, second)
+    }
+
+    /// Parts side by side along the last axis, as [`MambaOps::split`] cut them.
+    #[fusion(meta = meta::join)]
+    fn join(#[extension_type] parts: Parts<Self>) -> FloatTensor<Self> {
+        portable::join::<Self>(parts)
+    }
+
+    /// The rows of `weight [rows, d_model]`, f32, that `tokens [batch, seq_len]` name.
+    #[fusion(meta = meta::embed)]
+    fn embed(weight: FloatTensor<Self>, tokens: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::embedding(weight, tokens)
+    }
+
+    /// The gradient of the weight of [`MambaOps::embed`].
+    #[fusion(meta = meta::embed_backward)]
+    fn embed_backward(
+        weight: FloatTensor<Self>,
+        tokens: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::embedding_backward(weight, grad, tokens)
     }
 }
 

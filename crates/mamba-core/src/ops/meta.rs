@@ -5,8 +5,8 @@ use burn::tensor::{DType, FloatDType, Shape};
 
 use super::extension::{
     ConvGradsMetadata, ConvInputsMetadata, ConvOutputsMetadata, LossGradsMetadata,
-    NormGradsMetadata, OptionalFloatMetadata, SCAN_CHECKPOINT_INTERVAL, ScanGradsMetadata,
-    ScanInputsMetadata, ScanOutputsMetadata,
+    NormGradsMetadata, OptionalFloatMetadata, PartsMetadata, SCAN_CHECKPOINT_INTERVAL,
+    ScanGradsMetadata, ScanInputsMetadata, ScanOutputsMetadata,
 };
 
 fn single<const D: usize>(dims: [usize; D]) -> TensorSpec {
@@ -137,4 +137,47 @@ pub(super) fn rms_norm_backward(
         x: x.clone(),
         gamma: gamma.clone(),
     }
+}
+
+pub(super) fn split(x: &TensorSpec, first: &usize, second: &usize) -> PartsMetadata {
+    let part = |columns| {
+        let mut shape = x.shape.clone();
+        let last = shape.num_dims() - 1;
+        shape[last] = columns;
+        TensorSpec::new(shape, x.dtype)
+    };
+    let rest = x.shape[x.shape.num_dims() - 1] - first - second;
+    PartsMetadata {
+        first: part(*first),
+        second: part(*second),
+        third: match rest {
+            0 => OptionalFloatMetadata::Absent,
+            rest => OptionalFloatMetadata::Present(part(rest)),
+        },
+    }
+}
+
+pub(super) fn join(parts: &PartsMetadata) -> TensorSpec {
+    let third = match &parts.third {
+        OptionalFloatMetadata::Present(third) => Some(third),
+        OptionalFloatMetadata::Absent => None,
+    };
+    let mut shape = parts.first.shape.clone();
+    let last = shape.num_dims() - 1;
+    let parts = [Some(&parts.first), Some(&parts.second), third];
+    shape[last] = parts.iter().flatten().map(|part| part.shape[last]).sum();
+    TensorSpec::new(shape, parts[0].map_or(DType::F32, |part| part.dtype))
+}
+
+pub(super) fn embed(weight: &TensorSpec, tokens: &TensorSpec) -> TensorSpec {
+    let ([batch, seq_len], [_, d_model]) = (tokens.shape.dims(), weight.shape.dims());
+    single([batch, seq_len, d_model])
+}
+
+pub(super) fn embed_backward(
+    weight: &TensorSpec,
+    _tokens: &TensorSpec,
+    _grad: &TensorSpec,
+) -> TensorSpec {
+    weight.clone()
 }

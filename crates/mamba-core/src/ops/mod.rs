@@ -18,6 +18,7 @@ mod backends;
 mod causal_conv1d;
 #[cfg(feature = "flex")]
 pub mod cpu;
+mod embed;
 #[cfg_attr(
     feature = "ndarray",
     allow(deprecated, reason = "NdArray, as in `backends`")
@@ -31,16 +32,19 @@ mod portable;
 pub mod reference;
 mod rms_norm;
 mod selective_scan;
+mod split;
 
 #[cfg(feature = "cube")]
 pub(crate) use backends::decoder;
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
+pub(crate) use embed::embed;
 pub use linear::linear;
 pub(crate) use linear::{project, project_onto};
 pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy, token_losses};
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_to;
 pub use selective_scan::{SelectiveScan, selective_scan};
+pub(crate) use split::{halves, thirds};
 
 use burn::backend::{DispatchDevice, DispatchTensor};
 use burn::tensor::{DType, Device, Int, Tensor};

@@ -13,9 +13,9 @@ use prim::Prim;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::FloatDType;
+use burn::tensor::{FloatDType, Slice};
 
-use super::extension::OptionalFloat;
+use super::extension::{OptionalFloat, Parts};
 
 /// `tensor` in another type, and as it is where it has that one.
 pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
@@ -34,6 +34,40 @@ pub(crate) fn add_residual<B: Backend>(
         OptionalFloat::Present(residual) => B::float_add(residual, y),
         OptionalFloat::Absent => y,
     }
+}
+
+/// Columns `begin..end` of the last axis.
+pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, begin: usize, end: usize) -> FloatTensor<B> {
+    let shape = x.shape();
+    let mut ranges: Vec<Slice> = shape.iter().map(|&size| Slice::from(0..size)).collect();
+    if let Some(last) = ranges.last_mut() {
+        *last = Slice::from(begin..end);
+    }
+    B::float_slice(x, &ranges)
+}
+
+/// The last axis cut in two or three.
+pub(crate) fn split<B: Backend>(x: FloatTensor<B>, first: usize, second: usize) -> Parts<B> {
+    let width = x.shape()[x.rank() - 1];
+    let middle = first + second;
+    Parts {
+        first: columns::<B>(x.clone(), 0, first),
+        second: columns::<B>(x.clone(), first, middle),
+        third: (middle < width)
+            .then(|| columns::<B>(x, middle, width))
+            .into(),
+    }
+}
+
+/// What [`split`] cut, side by side.
+pub(crate) fn join<B: Backend>(parts: Parts<B>) -> FloatTensor<B> {
+    let axis = parts.first.rank() - 1;
+    let parts = [
+        Some(parts.first),
+        Some(parts.second),
+        parts.third.into_option(),
+    ];
+    B::float_cat(parts.into_iter().flatten().collect(), axis)
 }
 
 /// 1 where a position continues the run of its predecessor and 0 where a run begins, as

@@ -1,10 +1,12 @@
 //! Gradients: one node an op, whose step calls the backward method of the inner backend.
 
 mod causal_conv1d;
+mod embed;
 mod linear;
 mod linear_cross_entropy;
 mod rms_norm;
 mod selective_scan;
+mod split;
 
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +20,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use crate::ops::extension::{
     ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, OptionalInt,
-    ScanGrads, ScanInputs, ScanOutputs,
+    Parts, ScanGrads, ScanInputs, ScanOutputs,
 };
 
 type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
@@ -207,6 +209,26 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
         _grad_y: FloatTensor<Self>,
     ) -> NormGrads<Self> {
         no_second_order("rms_norm")
+    }
+
+    fn split(x: FloatTensor<Self>, first: usize, second: usize) -> Parts<Self> {
+        split::split::<B, C>(x, first, second)
+    }
+
+    fn join(_parts: Parts<Self>) -> FloatTensor<Self> {
+        no_second_order("split")
+    }
+
+    fn embed(weight: FloatTensor<Self>, tokens: IntTensor<Self>) -> FloatTensor<Self> {
+        embed::embed::<B, C>(weight, tokens)
+    }
+
+    fn embed_backward(
+        _weight: FloatTensor<Self>,
+        _tokens: IntTensor<Self>,
+        _grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        no_second_order("embed")
     }
 }
 

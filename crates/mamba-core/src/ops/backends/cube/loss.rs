@@ -120,10 +120,9 @@ pub(super) fn loss_with_grads(
         let weight = head.weight.clone();
         let grad = linear::forward(grad_logits.clone(), weight, None, FloatDType::F32);
         grad_hidden.push(grad);
-        let grad = linear::weight_backward(grad_logits, chunk.hidden);
         grad_weight = Some(match grad_weight {
-            Some(sum) => CubeBackend::float_add(sum, grad),
-            None => grad,
+            Some(sum) => linear::weight_backward_onto(sum, grad_logits, chunk.hidden),
+            None => linear::weight_backward(grad_logits, chunk.hidden),
         });
     }
     LossGrads {

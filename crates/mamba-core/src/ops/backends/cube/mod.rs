@@ -1,6 +1,8 @@
 //! Any GPU: the CubeCL kernels of `mamba_kernels` on the tensors' own buffers.
 
+mod columns;
 mod decode;
+mod embed;
 mod linear;
 mod loss;
 mod norm;
@@ -17,7 +19,7 @@ use mamba_kernels::{KernelError, causal_conv1d, selective_scan};
 
 use crate::ops::extension::{
     ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, OptionalInt,
-    SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
+    Parts, SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
 };
 use crate::ops::portable::{self, cast};
 
@@ -393,8 +395,7 @@ impl MambaOps for CubeBackend {
         residual: OptionalFloat<Self>,
         out: FloatDType,
     ) -> CubeTensor {
-        let y = linear::forward(x, weight, bias.into_option(), out);
-        portable::add_residual::<Self>(y, residual)
+        linear::forward_onto(x, weight, bias.into_option(), residual.into_option(), out)
     }
 
     fn fused_linear_weight_backward(x: CubeTensor, grad_y: CubeTensor) -> CubeTensor {
@@ -412,6 +413,14 @@ impl MambaOps for CubeBackend {
         grad_y: CubeTensor,
     ) -> NormGrads<Self> {
         norm::backward(x, gamma, epsilon, grad_y)
+    }
+
+    fn split(x: CubeTensor, first: usize, second: usize) -> Parts<Self> {
+        columns::split(x, first, second)
+    }
+
+    fn embed_backward(weight: CubeTensor, tokens: CubeTensor, grad: CubeTensor) -> CubeTensor {
+        embed::backward(weight, tokens, grad)
     }
 }
 
