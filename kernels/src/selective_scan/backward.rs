@@ -270,6 +270,15 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                         tile_reads[j] = component_sum::<V>(state * readers[vector], geometry.width);
                     }
                 }
+                // No step is taken beyond the chunk, but a state that is NaN is no less so times zero.
+                if start + offset + tile > place.end {
+                    #[unroll]
+                    for j in 0..tile {
+                        if start + offset + j >= place.end {
+                            carried[j] = Vector::<f32, V>::new(0.0f32);
+                        }
+                    }
+                }
                 // Always so. The loads above would be put off until after the walk, but not past a branch.
                 if start + offset < stop {
                     // No load moves up past a store: a position's come before the stores of the one

@@ -46,7 +46,7 @@ fn nan_and_infinities_stay_where_they_belong() {
         ("x before a run", |it| it.x[at(0, 15, 3)] = f32::NAN),
         ("the last x", |it| it.x[at(1, 49, 63)] = f32::NAN),
         ("an infinite x", |it| it.x[at(0, 47, 3)] = f32::INFINITY),
-        ("weight", |it| it.weight[5 * WIDTH] = f32::NAN),
+        ("the newest tap", |it| it.weight[6 * WIDTH - 1] = f32::NAN),
         ("initial_state", |it| it.initial_state[CHANNELS] = f32::NAN),
         ("grad_y where a run begins", |it| {
             it.grad_y[at(0, 17, 3)] = f32::NAN
