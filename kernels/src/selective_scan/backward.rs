@@ -262,7 +262,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     if comptime!(seq_idx.is_some()) {
                         if resets[offset + j] == 1u32 {
                             decays[j] = Vector::<f32, V>::new(DROPPED);
-                            carried[j] = Vector::<f32, V>::new(0.0f32);
+                            carried[j] = decay * Vector::new(0.0f32);
                         }
                     }
                     state = carried[j] + Vector::new(inputs[slot]) * writes[vector];
@@ -270,11 +270,12 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                         tile_reads[j] = component_sum::<V>(state * readers[vector], geometry.width);
                     }
                 }
-                // No step is taken beyond the chunk, but a state that is NaN is no less so times zero.
+                // No step is taken beyond the chunk, but what is NaN is no less so times zero.
                 if start + offset + tile > place.end {
                     #[unroll]
                     for j in 0..tile {
                         if start + offset + j >= place.end {
+                            decays[j] = Vector::<f32, V>::new(1.0f32);
                             carried[j] = Vector::<f32, V>::new(0.0f32);
                         }
                     }
