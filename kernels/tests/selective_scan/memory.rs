@@ -1,6 +1,5 @@
 //! What was in memory does not matter, and nothing does but the inputs.
 
-use cubecl::ir::FloatKind;
 use mamba_kernels::selective_scan::Strategy;
 
 use crate::check;
@@ -55,12 +54,4 @@ fn twenty_large_runs_agree_to_the_bit() {
             });
         }
     }
-}
-
-#[test]
-fn half_precision_repeats_too() {
-    check_repeats(Case {
-        dtype: FloatKind::F16,
-        ..Case::new([2, 33, 24, 16], Options::ALL)
-    });
 }

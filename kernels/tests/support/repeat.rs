@@ -82,8 +82,8 @@ fn fits(device: &Uploader, values: usize) -> bool {
 }
 
 /// Runs kernels over `copies` of a batch, of which a sequence tensor has `values` numbers. No wrapped
-/// index leaves every copy with the same results: give it batches of an odd number of sequences, each
-/// of a power of two. The results that `sums` names are sums over the batch.
+/// index leaves every copy with the same results, if the batch has three sequences: no power of two is a
+/// multiple of it. The results that `sums` names are sums over the batch.
 #[track_caller]
 pub fn check_copies(
     device: Uploader,
