@@ -16,20 +16,15 @@ use cubecl::ir::{ElemType, FloatKind, IntKind};
 use mamba_kernels::causal_conv1d::{
     ConvGradients, ConvInputs, ConvOutputs, ConvUpstream, causal_conv1d, causal_conv1d_backward,
 };
-use support::conv::{Case, Numbers, Options};
+use support::conv::{Case, Numbers, Options, SHAPES};
 use timing::{Peer, Shape, against, empty, filled, sampled_ms, spread};
 
 const KINDS: [FloatKind; 2] = [FloatKind::F32, FloatKind::BF16];
 
 const NONE: Peer = [[None; 2]; 2];
 
-/// Batch, channels, positions and taps, and the official kernels' forward and backward.
-const SHAPES: [(Shape, Peer); 4] = [
-    ([8, 1536, 2048, 4], [[None; 2], [Some(0.044), Some(0.064)]]),
-    ([8, 2048, 512, 4], NONE),
-    ([1, 5120, 8192, 4], NONE),
-    ([1, 1536, 65536, 4], NONE),
-];
+/// What the official kernels take, forward and backward, at each of [`SHAPES`].
+const PEERS: [Peer; 4] = [[[None; 2], [Some(0.044), Some(0.064)]], NONE, NONE, NONE];
 
 const USAGE: &str = "\
 Times the causal convolution, forward and backward, after a proof against the f64 oracle.
@@ -38,7 +33,8 @@ Times the causal convolution, forward and backward, after a proof against the f6
   --shape BxDxLxW                batch, channels, positions, taps; four shapes without it";
 
 fn main() {
-    let (device, shapes) = timing::arguments(USAGE, &SHAPES, |_, _| Ok(false));
+    let known: Vec<_> = SHAPES.into_iter().zip(PEERS).collect();
+    let (device, shapes) = timing::arguments(USAGE, &known, |_, _| Ok(false));
     let client = device.client();
     println!("{} on {}", client.name(), client.properties().identity.name);
     for kind in KINDS {

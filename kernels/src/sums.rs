@@ -52,8 +52,8 @@ pub(crate) fn sum_parts(client: &Client, parts: Parts, dtype: ElemType) {
             parts.out.into_tensor_arg(),
             parts.tail.map(|it| it.into_tensor_arg()).into(),
             parts.half as u32,
-            parts.rows as u32,
-            parts.inner as u32,
+            parts.rows,
+            parts.inner,
             sharers,
             dtype,
         );
@@ -68,13 +68,11 @@ fn sum_kernel<F: Float>(
     out: &mut Tensor<F>,                      // [inner, outer]
     mut tail: ComptimeOption<OwnedTensor<F>>, // [inner]
     half: u32,
-    rows: u32,
-    inner: u32,
+    rows: usize,
+    inner: usize,
     #[comptime] sharers: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let rows = rows as usize;
-    let inner = inner as usize;
     let len = out.len();
     let mut sums = len;
     if comptime!(tail.is_some()) {

@@ -124,6 +124,22 @@ pub(crate) fn address_type<'a>(
         .unwrap_or_default()
 }
 
+/// The same, if the device has an index as wide.
+pub(crate) fn checked_address_type<'a>(
+    client: &Client,
+    tensors: impl IntoIterator<Item = &'a TensorBinding>,
+) -> Result<AddressType, KernelError> {
+    let address = address_type(tensors);
+    match client.properties().supports_address(address) {
+        true => Ok(address),
+        false => Err(KernelError::Device {
+            resource: "bits of an index",
+            needed: 64,
+            available: 32,
+        }),
+    }
+}
+
 /// Refuses a kernel with more buffers than the device binds.
 pub(crate) fn check_bindings(client: &Client, needed: usize) -> Result<(), KernelError> {
     let available = client.properties().hardware.max_bindings as usize;

@@ -195,7 +195,14 @@ fn walk<F: Float, I: Int, V: Size>(
             unit.grad_bias += grad;
             #[unroll]
             for k in 0..width {
-                unit.grad_taps[k] += grad * unit.window[comptime!(j + k)];
+                if comptime!(seq_idx.is_some()) {
+                    // Beyond the run there is zero, but the gradient may be NaN.
+                    if unit.age >= comptime!((reach - k) as u32) {
+                        unit.grad_taps[k] += grad * unit.window[comptime!(j + k)];
+                    }
+                } else {
+                    unit.grad_taps[k] += grad * unit.window[comptime!(j + k)];
+                }
             }
         }
         #[unroll]

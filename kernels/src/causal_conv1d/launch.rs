@@ -10,7 +10,8 @@ use crate::KernelError;
 use crate::pointwise::takes_ptx;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    address_type, check_bindings, check_optional, check_rows, check_whole, processors, scratch,
+    check_bindings, check_optional, check_rows, check_whole, checked_address_type, processors,
+    scratch,
 };
 
 /// Buffers of the convolution with all options, and one for shapes and scalars.
@@ -34,6 +35,8 @@ pub fn causal_conv1d(
     check_whole("y", &outputs.y, &dims.sequence())?;
     check_optional("final_state", &outputs.final_state, &dims.window())?;
     check_bindings(client, BINDINGS)?;
+    let tensors = inputs.tensors().chain([&outputs.y]);
+    let address = checked_address_type(client, tensors.chain(&outputs.final_state))?;
     if dims.batch * dims.channels == 0 {
         return Ok(());
     }
@@ -55,7 +58,6 @@ pub fn causal_conv1d(
     let geometry = FORWARD.geometry(dims.width, lanes, inputs.silu, takes_ptx(client));
     let runs = FORWARD.runs(&dims, lanes, processors(hardware));
     let (count, cube) = cubes(client, &dims, lanes, runs);
-    let address = address_type([&inputs.x, &outputs.y].into_iter().chain(&inputs.seq_idx));
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         conv_kernel::launch_unchecked(
@@ -116,10 +118,12 @@ pub fn causal_conv1d_backward(
     let runs = BACKWARD.runs(&dims, lanes, processors(hardware));
     let rows = dims.width + usize::from(grad_bias.is_some());
     let parts = scratch(client, &[dims.batch, runs.count, rows, dims.channels]);
+    let needed = [&inputs.x, &inputs.weight, &upstream.y, &gradients.x, &parts];
+    let windows = [&initial_state, &grad_final, &grad_initial, &inputs.seq_idx];
+    let tensors = needed.into_iter().chain(windows.into_iter().flatten());
+    let address = checked_address_type(client, tensors)?;
     if dims.batch * dims.channels > 0 {
         let (count, cube) = cubes(client, &dims, lanes, runs);
-        let tensors = [&inputs.x, &upstream.y, &gradients.x, &parts];
-        let address = address_type(tensors.into_iter().chain(&inputs.seq_idx));
         // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
         unsafe {
             conv_backward_kernel::launch_unchecked(

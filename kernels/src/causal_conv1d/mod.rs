@@ -102,6 +102,13 @@ impl Dims {
 }
 
 impl ConvInputs {
+    /// All of them that there are.
+    fn tensors(&self) -> impl Iterator<Item = &TensorBinding> {
+        let optional = [&self.bias, &self.initial_state, &self.seq_idx];
+        let needed = [&self.x, &self.weight];
+        needed.into_iter().chain(optional.into_iter().flatten())
+    }
+
     /// The sizes, once every shape and stride is one that the kernels read.
     fn check(&self) -> Result<Dims, KernelError> {
         let (x, weight) = (&self.x.shape, &self.weight.shape);

@@ -26,7 +26,7 @@ use cubecl::prelude::*;
 
 use super::CHECKPOINT_INTERVAL;
 use super::geometry::Geometry;
-use super::pointwise::{decay_over, scale_rates, time_step, time_step_slope};
+use super::pointwise::{DROPPED, decay_over, scale_rates, time_step, time_step_slope};
 use super::tile::{
     Place, channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
     stage_vectors, store_state,
@@ -207,7 +207,8 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     }
                     let slot = row * channels + place.lane;
                     steps[slot] = dt;
-                    inputs[slot] = dt * f32::cast_from(block_u[i]);
+                    // Not by the step alone: the last position's input may be infinite.
+                    inputs[slot] = select(inside, dt * f32::cast_from(block_u[i]), 0.0f32);
                     grads[slot] = select(inside && place.owned, grad, 0.0f32);
                 }
             }
@@ -255,17 +256,28 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                 for j in 0..tile {
                     let slot = (offset + j) * channels + place.lane;
                     let vector = (offset + j) * groups + place.group;
-                    let mut decay = decay_over::<V>(exponents, steps[slot], geometry);
-                    if comptime!(seq_idx.is_some()) {
-                        if resets[offset + j] == 1u32 {
-                            decay = Vector::<f32, V>::new(0.0f32);
-                        }
-                    }
+                    let decay = decay_over::<V>(exponents, steps[slot], geometry);
                     decays[j] = decay;
                     carried[j] = decay * state;
+                    if comptime!(seq_idx.is_some()) {
+                        if resets[offset + j] == 1u32 {
+                            decays[j] = Vector::<f32, V>::new(DROPPED);
+                            carried[j] = decay * Vector::new(0.0f32);
+                        }
+                    }
                     state = carried[j] + Vector::new(inputs[slot]) * writes[vector];
                     if comptime!(z.is_some()) {
                         tile_reads[j] = component_sum::<V>(state * readers[vector], geometry.width);
+                    }
+                }
+                // No step is taken beyond the chunk, but what is NaN is no less so times zero.
+                if start + offset + tile > place.end {
+                    #[unroll]
+                    for j in 0..tile {
+                        if start + offset + j >= place.end {
+                            decays[j] = Vector::<f32, V>::new(1.0f32);
+                            carried[j] = Vector::<f32, V>::new(0.0f32);
+                        }
                     }
                 }
                 // Always so. The loads above would be put off until after the walk, but not past a branch.
@@ -306,6 +318,11 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                                 reads[sum] = tile_reads[j];
                             }
                             grad_state *= decays[j];
+                            if comptime!(seq_idx.is_some()) {
+                                if decays[j].extract(0usize) < 0.0f32 {
+                                    grad_state = Vector::<f32, V>::new(0.0f32);
+                                }
+                            }
                         }
                     }
                 }

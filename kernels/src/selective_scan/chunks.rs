@@ -1,7 +1,7 @@
 //! Time in parallel: what a chunk does to the state, and the walk over chunks.
 //!
 //! Over a chunk the state changes by `h -> decay * h + local`, with `decay = exp(A * sum of dt)`
-//! (zero if the state is reset on the way). [`summary_kernel`] computes both for all chunks at
+//! ([`DROPPED`] if the state is reset on the way). [`summary_kernel`] computes both for all chunks at
 //! once, [`carry_kernel`] walks the few chunks one after the other and leaves the state before
 //! each. The gradient of the state obeys the same recurrence backwards in time, with `c` and the
 //! gated gradient of `y` in the place of `b` and `dt * u`: both kernels run in either direction.
@@ -9,7 +9,7 @@
 use cubecl::prelude::*;
 
 use super::geometry::{Geometry, UNROLLED};
-use super::pointwise::{decay_over, scale_rates, time_step};
+use super::pointwise::{DROPPED, decay_over, scale_rates, time_step};
 use super::tile::{
     channel_value, load_rows, load_state, load_vectors, place, stage_resets, stage_vectors,
     store_state,
@@ -157,7 +157,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
 
     let mut product = decay_over::<V>(exponents, elapsed, geometry);
     if dropped {
-        product = Vector::<f32, V>::new(0.0f32);
+        product = Vector::<f32, V>::new(DROPPED);
     }
     let chunk = place.batch * local.shape(1) + place.chunk;
     let base = chunk * comptime!(geometry.d_state) * d_inner;
@@ -202,6 +202,6 @@ pub(super) fn carry_kernel(
         let change = if last { 0.0f32.runtime() } else { local[index] };
         let factor = if last { 0.0f32.runtime() } else { decay[index] };
         local[index] = state;
-        state = factor * state + change;
+        state = select(factor < 0.0f32, 0.0f32, factor * state) + change;
     }
 }

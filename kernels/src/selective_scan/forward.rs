@@ -92,10 +92,10 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
             skips[i] = skip_weight * input;
             if row < tile {
                 let dt = time_step(f32::cast_from(next_delta[i]) + bias, geometry);
-                // A step of zero length leaves the state alone.
-                let dt = select(start + row < place.end, dt, 0.0f32);
-                steps[row * channels + place.lane] = dt;
-                inputs[row * channels + place.lane] = dt * input;
+                // A step of zero length leaves the state alone, but for an infinite input.
+                let inside = start + row < place.end;
+                steps[row * channels + place.lane] = select(inside, dt, 0.0f32);
+                inputs[row * channels + place.lane] = select(inside, dt * input, 0.0f32);
             }
         }
         stage_vectors::<F, V>(&next_b, &mut writes, geometry);

@@ -7,7 +7,9 @@ use super::forward::scan_kernel;
 use super::geometry::{Geometry, chunk_len};
 use super::{Dims, ScanInputs, ScanOutputs, Strategy, as_chunk, cube_count};
 use crate::KernelError;
-use crate::tensors::{address_type, check_bindings, check_optional, check_whole, scratch};
+use crate::tensors::{
+    address_type, check_bindings, check_optional, check_whole, checked_address_type, scratch,
+};
 
 /// Buffers of the scan with all options, and one for shapes and scalars.
 const BINDINGS: usize = 14;
@@ -53,9 +55,10 @@ pub fn selective_scan(
         )?),
         false => edge,
     };
-    let sequences = [&inputs.u, &inputs.delta, &inputs.b, &inputs.c, &outputs.y];
-    let optional = [&inputs.z, &outputs.checkpoints, &starts];
-    let address = address_type(sequences.into_iter().chain(optional.into_iter().flatten()));
+    let written = [&outputs.y, &outputs.final_state];
+    let optional = [&outputs.checkpoints, &starts];
+    let others = written.into_iter().chain(optional.into_iter().flatten());
+    let address = checked_address_type(client, inputs.tensors().chain(others))?;
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         scan_kernel::launch_unchecked(
@@ -119,14 +122,14 @@ pub(super) fn edge_states(
     let local = scratch(client, &shape);
     let decay = scratch(client, &shape);
     let optional = |tensor: Option<&TensorBinding>| tensor.cloned().map(|it| it.into_tensor_arg());
-    let tensors = [summary.x, &inputs.delta, summary.projection, &local];
+    let address = checked_address_type(client, inputs.tensors().chain([summary.x, &local]))?;
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         summary_kernel::launch_unchecked(
             client,
             count,
             CubeDim::new_2d(geometry.channels as u32, geometry.groups as u32),
-            address_type(tensors.into_iter().chain(summary.z)),
+            address,
             geometry.width,
             summary.x.clone().into_tensor_arg(),
             inputs.delta.clone().into_tensor_arg(),

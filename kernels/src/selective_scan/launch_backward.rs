@@ -9,7 +9,7 @@ use super::{Dims, ScanGradients, ScanInputs, ScanUpstream, Strategy, as_chunk, c
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    address_type, check_bindings, check_optional, check_rows, check_whole, scratch,
+    check_bindings, check_optional, check_rows, check_whole, checked_address_type, scratch,
 };
 
 /// Buffers of the gradient kernel with all options, and one for shapes and scalars.
@@ -67,18 +67,16 @@ pub fn selective_scan_backward(
         .initial_state
         .filter(|_| inputs.initial_state.is_some());
 
-    let tensors = [
-        &inputs.u,
-        &inputs.delta,
-        &inputs.b,
-        &inputs.c,
+    let others = [
         &upstream.checkpoints,
         &upstream.y,
         &gradients.u,
         &parts_bc,
+        &parts_a,
         &parts_channels,
     ];
-    let address = address_type(tensors.into_iter().chain(&inputs.z).chain(&ends));
+    let others = others.into_iter().chain(&ends).chain(&grad_start);
+    let address = checked_address_type(client, inputs.tensors().chain(others))?;
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         scan_backward_kernel::launch_unchecked(

@@ -161,6 +161,19 @@ impl Dims {
 }
 
 impl ScanInputs {
+    /// All of them that there are.
+    fn tensors(&self) -> impl Iterator<Item = &TensorBinding> {
+        let needed = [&self.u, &self.delta, &self.a, &self.b, &self.c];
+        let optional = [
+            &self.d,
+            &self.z,
+            &self.delta_bias,
+            &self.initial_state,
+            &self.seq_idx,
+        ];
+        needed.into_iter().chain(optional.into_iter().flatten())
+    }
+
     /// The sizes, once every shape and stride is one that the kernels read.
     fn check(&self) -> Result<Dims, KernelError> {
         let (u, a) = (&self.u.shape, &self.a.shape);

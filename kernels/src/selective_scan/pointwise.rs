@@ -20,6 +20,10 @@ pub(super) fn scale_rates<V: Size>(
     }
 }
 
+/// In the place of a decay, which is never negative: nothing of the state passes. Zero would not do, since
+/// a state may be NaN.
+pub(super) const DROPPED: f32 = -1.0;
+
 /// `exp(dt A)`.
 #[cube]
 pub(super) fn decay_over<V: Size>(

@@ -1,5 +1,7 @@
 //! Runs the convolution's kernels on a device and its oracle on the host, over the same numbers.
 
+use std::ops::Range;
+
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
 use cubecl::prelude::*;
@@ -8,7 +10,16 @@ use mamba_kernels::causal_conv1d::{
 };
 use mamba_kernels::oracle;
 
-use super::{Named, Output, Uploader, binding, read_all, round, uniform};
+use super::blocks::{by_channels, slice};
+use super::{Named, Output, Uploader, read_all, round, uniform};
+
+/// Batch, channels, positions and taps of the shapes that speed is claimed for.
+pub const SHAPES: [[usize; 4]; 4] = [
+    [8, 1536, 2048, 4],
+    [8, 2048, 512, 4],
+    [1, 5120, 8192, 4],
+    [1, 1536, 65536, 4],
+];
 
 /// Which optional inputs a case has.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +80,19 @@ impl Case {
         [self.batch, self.seq_len, self.channels]
     }
 
+    /// What an entry may be off, as [`assert_close`](super::assert_close) takes it. In f32 there is room
+    /// for another order of sums and another exponential; halves are rounded where they are stored, by
+    /// half a unit in the last place.
+    pub fn tolerance(&self) -> [f64; 2] {
+        // The gradients of parameters are sums over all positions.
+        let sums = if self.seq_len > 1000 { 1e-5 } else { 2e-6 };
+        match self.dtype {
+            FloatKind::F16 => [5e-4, 1e-5],
+            FloatKind::BF16 => [4e-3, 1e-5],
+            _ => [1e-5, sums],
+        }
+    }
+
     fn window(&self) -> [usize; 3] {
         [self.batch, self.width - 1, self.channels]
     }
@@ -76,14 +100,14 @@ impl Case {
 
 /// The numbers of a case, exactly representable in its dtype.
 pub struct Numbers {
-    case: Case,
-    x: Vec<f32>,
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-    initial_state: Vec<f32>,
-    seq_idx: Vec<i64>,
-    grad_y: Vec<f32>,
-    grad_final_state: Vec<f32>,
+    pub case: Case,
+    pub x: Vec<f32>,
+    pub weight: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub initial_state: Vec<f32>,
+    pub seq_idx: Vec<i64>,
+    pub grad_y: Vec<f32>,
+    pub grad_final_state: Vec<f32>,
 }
 
 impl Numbers {
@@ -114,15 +138,25 @@ impl Numbers {
 
     /// What the oracle says.
     pub fn oracle(&self) -> Vec<Named> {
-        let Case { options, .. } = self.case;
-        let double = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| v.into()).collect() };
-        let (x, weight, bias) = (double(&self.x), double(&self.weight), double(&self.bias));
-        let initial = double(&self.initial_state);
+        let Case { width, .. } = self.case;
+        let inner = |name: &str| match name {
+            "grad_weight" => Some(width),
+            _ => Some(1),
+        };
+        by_channels(self.case.channels, |range| self.oracle_of(range), inner)
+    }
+
+    /// What it says of some channels.
+    fn oracle_of(&self, channels: Range<usize>) -> Vec<Named> {
+        let Case { options, width, .. } = self.case;
+        let of = |values: &[f32], inner| slice(values, self.case.channels, inner, &channels);
+        let (x, weight, bias) = (of(&self.x, 1), of(&self.weight, width), of(&self.bias, 1));
+        let initial = of(&self.initial_state, 1);
         let inputs = oracle::CausalConv1dInputs {
             batch: self.case.batch,
             seq_len: self.case.seq_len,
-            channels: self.case.channels,
-            width: self.case.width,
+            channels: channels.len(),
+            width,
             x: &x,
             weight: &weight,
             bias: options.bias.then_some(&bias[..]),
@@ -131,10 +165,10 @@ impl Numbers {
             activation: options.silu,
         };
         let values = oracle::causal_conv1d(&inputs);
-        let grad_final = double(&self.grad_final_state);
+        let grad_final = of(&self.grad_final_state, 1);
         let grads = oracle::causal_conv1d_backward(
             &inputs,
-            &double(&self.grad_y),
+            &of(&self.grad_y, 1),
             options.grad_final_state.then_some(&grad_final[..]),
         );
         let mut named = vec![
@@ -150,8 +184,12 @@ impl Numbers {
 
     /// What the kernels read.
     pub fn inputs(&self, client: &Client) -> ConvInputs {
+        self.inputs_on(&self.uploader(client))
+    }
+
+    fn inputs_on(&self, device: &Uploader) -> ConvInputs {
         let case = self.case;
-        let device = self.uploader(client);
+        let options = case.options;
         let whole = |values: &[f32], shape: &[usize]| device.whole(values, shape, FloatKind::F32);
         let short: Vec<i32> = self.seq_idx.iter().map(|&id| id as i32).collect();
         let indices = match case.index {
@@ -161,32 +199,36 @@ impl Numbers {
         ConvInputs {
             x: device.rows(&self.x, case.sequence()),
             weight: whole(&self.weight, &[case.channels, case.width]),
-            bias: case
-                .options
-                .bias
-                .then(|| whole(&self.bias, &[case.channels])),
-            initial_state: case
-                .options
+            bias: options.bias.then(|| whole(&self.bias, &[case.channels])),
+            initial_state: options
                 .initial_state
-                .then(|| whole(&self.initial_state, &case.window())),
-            seq_idx: case.options.seq_idx.then(|| {
-                let handle = client.create_from_slice(indices);
-                binding(&handle, &[case.batch, case.seq_len])
-            }),
-            silu: case.options.silu,
+                .then(|| self.window(device, &self.initial_state)),
+            seq_idx: options
+                .seq_idx
+                .then(|| device.batched(indices, &[case.batch, case.seq_len])),
+            silu: options.silu,
             dtype: ElemType::Float(case.dtype),
             index_dtype: ElemType::Int(case.index),
         }
     }
 
+    fn window(&self, device: &Uploader, values: &[f32]) -> TensorBinding {
+        device.batched(f32::as_bytes(values), &self.case.window())
+    }
+
     /// What the kernels say.
     pub fn kernels(&self, client: &Client) -> Vec<Named> {
+        self.kernels_on(&self.uploader(client))
+    }
+
+    /// The same, with the buffers that `device` makes.
+    pub fn kernels_on(&self, device: &Uploader) -> Vec<Named> {
+        let client = device.client;
         let case = self.case;
         let options = case.options;
-        let device = self.uploader(client);
-        let window = || device.poisoned(&case.window(), FloatKind::F32);
-        let inputs = self.inputs(client);
-        let y = device.poisoned(&case.sequence(), case.dtype);
+        let window = || device.poisoned_batch(&case.window(), FloatKind::F32);
+        let inputs = self.inputs_on(device);
+        let y = device.poisoned_batch(&case.sequence(), case.dtype);
         let final_state = window();
         let outputs = ConvOutputs {
             y: y.binding(),
@@ -194,7 +236,7 @@ impl Numbers {
         };
         causal_conv1d(client, inputs.clone(), outputs).expect("the convolution launches");
 
-        let grad_x = device.poisoned(&case.sequence(), case.dtype);
+        let grad_x = device.poisoned_batch(&case.sequence(), case.dtype);
         let grad_weight = device.poisoned(&[case.channels, case.width], FloatKind::F32);
         let grad_bias = options
             .bias
@@ -205,7 +247,7 @@ impl Numbers {
             y: device.rows(&self.grad_y, case.sequence()),
             final_state: options
                 .grad_final_state
-                .then(|| device.whole(&self.grad_final_state, &case.window(), FloatKind::F32)),
+                .then(|| self.window(device, &self.grad_final_state)),
         };
         let gradients = ConvGradients {
             x: grad_x.binding(),
@@ -225,11 +267,10 @@ impl Numbers {
         read_all(client, named)
     }
 
-    fn uploader<'a>(&self, client: &'a Client) -> Uploader<'a> {
+    pub fn uploader<'a>(&self, client: &'a Client) -> Uploader<'a> {
         Uploader {
-            client,
-            dtype: self.case.dtype,
             padding: self.case.padding,
+            ..Uploader::new(client, self.case.dtype)
         }
     }
 }

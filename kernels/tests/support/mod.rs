@@ -2,8 +2,11 @@
 //! oracle on the host, over the same numbers.
 #![allow(dead_code)] // the tests and the examples take their shares
 
+mod blocks;
 pub mod conv;
 pub mod decode;
+pub mod pool;
+pub mod repeat;
 pub mod scan;
 
 use std::fmt::Debug;
@@ -29,7 +32,16 @@ pub fn has_type(client: &Client, elem: ElemType) -> bool {
     usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
 }
 
-/// An entry passes within `relative` of its magnitude and `absolute` of the largest entry's.
+/// f32 and bf16, as far as the device has them.
+pub fn kinds(client: &Client) -> Vec<FloatKind> {
+    let mut kinds = vec![FloatKind::F32, FloatKind::BF16];
+    kinds.retain(|&kind| has_type(client, ElemType::Float(kind)));
+    println!("{kinds:?} on {}", client.properties().identity.name);
+    kinds
+}
+
+/// An entry passes within `relative` of its magnitude and `absolute` of the largest entry's, all of
+/// them finite; NaN and the infinities have to be where they belong.
 #[track_caller]
 pub fn assert_close(
     case: &impl Debug,
@@ -42,17 +54,24 @@ pub fn assert_close(
     for ((name, got), (want_name, want)) in got.iter().zip(want) {
         assert_eq!(name, want_name);
         assert_eq!(got.len(), want.len(), "{name} of {case:?}");
-        let largest = want.iter().fold(1.0, |most: f64, it| most.max(it.abs()));
+        let largest = largest(want);
         for (index, (got, want)) in got.iter().zip(want).enumerate() {
             let allowed = relative * want.abs() + absolute * largest;
             let error = (got - want).abs();
+            let same = got == want || got.is_nan() && want.is_nan();
             assert!(
-                error <= allowed,
+                same || error <= allowed && want.is_finite(),
                 "{name}[{index}] of {case:?} is {got:e} instead of {want:e}: off by {error:e}, \
                  allowed {allowed:e}"
             );
         }
     }
+}
+
+/// The magnitude of the largest finite entry, at least 1.
+fn largest(values: &[f64]) -> f64 {
+    let finite = values.iter().filter(|it| it.is_finite());
+    finite.fold(1.0, |most, it| most.max(it.abs()))
 }
 
 /// The largest error of any entry, in units of its tensor's largest entry.
@@ -63,14 +82,53 @@ pub fn worst_error(got: &[Named], want: &[Named], allowed: f64) -> f64 {
     assert_eq!(got.len(), want.len(), "as many results");
     let mut worst: f64 = 0.0;
     for ((name, got), (_, want)) in got.iter().zip(want) {
-        let largest = want.iter().fold(1.0, |most: f64, it| most.max(it.abs()));
-        for (got, want) in got.iter().zip(want) {
+        let largest = largest(want);
+        for (index, (got, want)) in got.iter().zip(want).enumerate() {
             let error = (got - want).abs() / largest;
-            assert!(error < allowed, "{name}: {got} instead of {want}");
+            assert!(
+                error < allowed,
+                "{name}[{index}] is {got:e} instead of {want:e}: off by {error:e} of {largest:e}, \
+                 allowed {allowed:e}"
+            );
             worst = worst.max(error);
         }
     }
     worst
+}
+
+/// Asserts that a handful of entries of `gradient` are derivatives of the `loss` of what `input` picks
+/// from `numbers`.
+///
+/// # Panics
+/// If one is not.
+pub fn central_differences<N>(
+    name: &str,
+    numbers: &mut N,
+    input: impl Fn(&mut N) -> &mut Vec<f32>,
+    gradient: &[f64],
+    loss: impl Fn(&N) -> f64,
+) {
+    /// The values err by some 1e-6, the differences by the square of the step.
+    const STEP: f32 = 1e-2;
+    const TOLERANCE: f64 = 2e-3;
+
+    let len = input(numbers).len();
+    assert_eq!(gradient.len(), len, "{name}: one derivative for each entry");
+    for index in [0, len / 3, len / 2, len - 1] {
+        let value = input(numbers)[index];
+        let [above, below] = [value + STEP, value - STEP].map(|moved| {
+            input(numbers)[index] = moved;
+            (loss(numbers), f64::from(moved))
+        });
+        input(numbers)[index] = value;
+        let slope = (above.0 - below.0) / (above.1 - below.1);
+        let error = (gradient[index] - slope).abs();
+        assert!(
+            error <= TOLERANCE * (1.0 + slope.abs()),
+            "{name}[{index}] is {}, the central difference {slope}",
+            gradient[index]
+        );
+    }
 }
 
 /// What the kernels wrote, of the outputs that there are.
@@ -88,6 +146,8 @@ pub struct Uploader<'a> {
     pub dtype: FloatKind,
     /// Columns behind those of a sequence in its rows.
     pub padding: usize,
+    /// How often the device holds the batch that the host holds, one after the other.
+    pub copies: usize,
 }
 
 impl<'a> Uploader<'a> {
@@ -97,12 +157,18 @@ impl<'a> Uploader<'a> {
             client,
             dtype,
             padding: 0,
+            copies: 1,
         }
     }
 
     pub fn whole(&self, values: &[f32], shape: &[usize], kind: FloatKind) -> TensorBinding {
         let handle = self.client.create_from_slice(&encode(values, kind));
         binding(&handle, shape)
+    }
+
+    /// A tensor whose first axis is the batch.
+    pub fn batched(&self, values: &[u8], shape: &[usize]) -> TensorBinding {
+        binding(&self.repeated(values), &self.batched_shape(shape))
     }
 
     /// A sequence or projection as the first columns of wider rows.
@@ -116,18 +182,45 @@ impl<'a> Uploader<'a> {
         {
             row[..width].copy_from_slice(values);
         }
-        let handle = self.client.create_from_slice(&encode(&padded, self.dtype));
+        let handle = self.repeated(&encode(&padded, self.dtype));
         let strides = vec![seq_len * wide, wide, 1].into();
+        let shape = Shape::from(self.batched_shape(&shape));
         // SAFETY: the handle holds `wide` values a row.
-        unsafe { TensorBinding::from_raw_parts(handle, strides, Shape::from(shape.to_vec())) }
+        unsafe { TensorBinding::from_raw_parts(handle, strides, shape) }
     }
 
+    /// A buffer to be written, full of NaN.
     pub fn poisoned(&self, shape: &[usize], kind: FloatKind) -> Output {
         let nan = vec![f32::NAN; shape.iter().product()];
         Output {
             handle: self.client.create_from_slice(&encode(&nan, kind)),
             shape: shape.to_vec(),
             kind,
+            copies: 1,
+        }
+    }
+
+    /// The same, for a tensor whose first axis is the batch.
+    pub fn poisoned_batch(&self, shape: &[usize], kind: FloatKind) -> Output {
+        let nan = vec![f32::NAN; shape.iter().product()];
+        Output {
+            handle: self.repeated(&encode(&nan, kind)),
+            shape: self.batched_shape(shape),
+            kind,
+            copies: self.copies,
+        }
+    }
+
+    fn batched_shape(&self, shape: &[usize]) -> Vec<usize> {
+        let mut shape = shape.to_vec();
+        shape[0] *= self.copies;
+        shape
+    }
+
+    fn repeated(&self, bytes: &[u8]) -> Handle {
+        match self.copies {
+            1 => self.client.create_from_slice(bytes),
+            copies => repeat::repeat(self.client, bytes, copies),
         }
     }
 }
@@ -137,6 +230,7 @@ pub struct Output {
     handle: Handle,
     shape: Vec<usize>,
     kind: FloatKind,
+    copies: usize,
 }
 
 impl Output {
@@ -144,8 +238,15 @@ impl Output {
         binding(&self.handle, &self.shape)
     }
 
+    /// What one copy of the batch holds.
+    ///
+    /// # Panics
+    /// If another one holds something else.
     pub fn read(self, client: &Client) -> Vec<f64> {
-        let bytes = client.read_one(self.handle).expect("the kernels ran");
+        let bytes = match self.copies {
+            1 => client.read_one(self.handle).expect("the kernels ran"),
+            copies => repeat::read_copies(client, self.handle, copies),
+        };
         match self.kind {
             FloatKind::F32 => f32::from_bytes(&bytes).iter().map(|&v| v.into()).collect(),
             FloatKind::F16 => half::f16::from_bytes(&bytes)

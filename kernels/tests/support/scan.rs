@@ -1,5 +1,7 @@
 //! Runs the scan's kernels on a device and its oracle on the host, over the same numbers.
 
+use std::ops::Range;
+
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
 use cubecl::prelude::*;
@@ -9,7 +11,16 @@ use mamba_kernels::selective_scan::{
     selective_scan, selective_scan_backward,
 };
 
-use super::{Named, Output, Uploader, binding, read_all, round, uniform};
+use super::blocks::{by_channels, slice};
+use super::{Named, Output, Uploader, read_all, round, uniform};
+
+/// Batch, channels, positions and states of the shapes that speed is claimed for.
+pub const SHAPES: [[usize; 4]; 4] = [
+    [8, 1536, 2048, 16],
+    [8, 2048, 512, 16],
+    [1, 5120, 8192, 16],
+    [1, 1536, 65536, 16],
+];
 
 /// Which optional inputs a case has.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +89,19 @@ impl Case {
         [self.batch, self.seq_len, self.d_state]
     }
 
+    /// What an entry may be off, as [`assert_close`](super::assert_close) takes it. In f32 there is room
+    /// for another order of sums and another exponential; halves are rounded where they are stored, by
+    /// half a unit in the last place.
+    pub fn tolerance(&self) -> [f64; 2] {
+        // The gradients of parameters are sums over all positions.
+        let sums = if self.seq_len > 1000 { 1e-5 } else { 2e-6 };
+        match self.dtype {
+            FloatKind::F16 => [5e-4, 1e-5],
+            FloatKind::BF16 => [4e-3, 1e-5],
+            _ => [1e-5, sums],
+        }
+    }
+
     fn state(&self) -> [usize; 3] {
         [self.batch, self.d_inner, self.d_state]
     }
@@ -85,19 +109,19 @@ impl Case {
 
 /// The numbers of a case, exactly representable in its dtype.
 pub struct Numbers {
-    case: Case,
-    u: Vec<f32>,
-    delta: Vec<f32>,
-    a: Vec<f32>,
-    b: Vec<f32>,
-    c: Vec<f32>,
-    d: Vec<f32>,
-    z: Vec<f32>,
-    delta_bias: Vec<f32>,
-    initial_state: Vec<f32>,
-    seq_idx: Vec<i32>,
-    grad_y: Vec<f32>,
-    grad_final_state: Vec<f32>,
+    pub case: Case,
+    pub u: Vec<f32>,
+    pub delta: Vec<f32>,
+    pub a: Vec<f32>,
+    pub b: Vec<f32>,
+    pub c: Vec<f32>,
+    pub d: Vec<f32>,
+    pub z: Vec<f32>,
+    pub delta_bias: Vec<f32>,
+    pub initial_state: Vec<f32>,
+    pub seq_idx: Vec<i32>,
+    pub grad_y: Vec<f32>,
+    pub grad_final_state: Vec<f32>,
 }
 
 impl Numbers {
@@ -138,22 +162,32 @@ impl Numbers {
 
     /// What the oracle says.
     pub fn oracle(&self) -> Vec<Named> {
-        let Case { options, .. } = self.case;
-        let double = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| v.into()).collect() };
-        let (u, delta, a) = (double(&self.u), double(&self.delta), double(&self.a));
-        let (b, c, d, z) = (
-            double(&self.b),
-            double(&self.c),
-            double(&self.d),
-            double(&self.z),
-        );
-        let (bias, initial) = (double(&self.delta_bias), double(&self.initial_state));
+        let Case { d_state, .. } = self.case;
+        let inner = |name: &str| match name {
+            "grad_b" | "grad_c" => None,
+            "final_state" | "grad_a" | "grad_initial_state" => Some(d_state),
+            _ => Some(1),
+        };
+        by_channels(self.case.d_inner, |range| self.oracle_of(range), inner)
+    }
+
+    /// What it says of some channels.
+    fn oracle_of(&self, channels: Range<usize>) -> Vec<Named> {
+        let Case {
+            options, d_state, ..
+        } = self.case;
+        let of = |values: &[f32], inner| slice(values, self.case.d_inner, inner, &channels);
+        let all = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| v.into()).collect() };
+        let (u, delta, z) = (of(&self.u, 1), of(&self.delta, 1), of(&self.z, 1));
+        let (a, b, c) = (of(&self.a, d_state), all(&self.b), all(&self.c));
+        let (d, bias) = (of(&self.d, 1), of(&self.delta_bias, 1));
+        let initial = of(&self.initial_state, d_state);
         let ids: Vec<i64> = self.seq_idx.iter().map(|&id| id.into()).collect();
         let inputs = oracle::SelectiveScanInputs {
             batch: self.case.batch,
             seq_len: self.case.seq_len,
-            d_inner: self.case.d_inner,
-            d_state: self.case.d_state,
+            d_inner: channels.len(),
+            d_state,
             u: &u,
             delta: &delta,
             a: &a,
@@ -167,10 +201,10 @@ impl Numbers {
             delta_softplus: options.delta_softplus,
         };
         let values = oracle::selective_scan(&inputs);
-        let grad_final = double(&self.grad_final_state);
+        let grad_final = of(&self.grad_final_state, d_state);
         let grads = oracle::selective_scan_backward(
             &inputs,
-            &double(&self.grad_y),
+            &of(&self.grad_y, 1),
             options.grad_final_state.then_some(&grad_final[..]),
         );
         let mut named = vec![
@@ -191,42 +225,20 @@ impl Numbers {
 
     /// What the kernels say.
     pub fn kernels(&self, client: &Client, strategy: Strategy) -> Vec<Named> {
+        self.kernels_on(&self.uploader(client), strategy)
+    }
+
+    /// The same, with the buffers that `device` makes.
+    pub fn kernels_on(&self, device: &Uploader, strategy: Strategy) -> Vec<Named> {
+        let client = device.client;
         let case = self.case;
         let options = case.options;
-        let dtype = ElemType::Float(case.dtype);
-        let device = Uploader {
-            client,
-            dtype: case.dtype,
-            padding: if case.sliced { 3 } else { 0 },
-        };
-        let whole = |values: &[f32], shape: &[usize]| device.whole(values, shape, FloatKind::F32);
-        let inputs = ScanInputs {
-            u: device.rows(&self.u, case.sequence()),
-            delta: device.rows(&self.delta, case.sequence()),
-            a: whole(&self.a, &[case.d_inner, case.d_state]),
-            b: device.rows(&self.b, case.projection()),
-            c: device.rows(&self.c, case.projection()),
-            d: options.d.then(|| whole(&self.d, &[case.d_inner])),
-            z: options.z.then(|| device.rows(&self.z, case.sequence())),
-            delta_bias: options
-                .delta_bias
-                .then(|| whole(&self.delta_bias, &[case.d_inner])),
-            initial_state: options
-                .initial_state
-                .then(|| whole(&self.initial_state, &case.state())),
-            seq_idx: options.seq_idx.then(|| {
-                let handle = client.create_from_slice(i32::as_bytes(&self.seq_idx));
-                binding(&handle, &[case.batch, case.seq_len])
-            }),
-            delta_softplus: options.delta_softplus,
-            dtype,
-            index_dtype: ElemType::Int(IntKind::I32),
-        };
+        let inputs = self.inputs(device);
         let intervals = case.seq_len.div_ceil(CHECKPOINT_INTERVAL);
-        let y = device.poisoned(&case.sequence(), case.dtype);
-        let final_state = device.poisoned(&case.state(), FloatKind::F32);
+        let y = device.poisoned_batch(&case.sequence(), case.dtype);
+        let final_state = device.poisoned_batch(&case.state(), FloatKind::F32);
         let checkpoints = [case.batch, intervals, case.d_state, case.d_inner];
-        let checkpoints = device.poisoned(&checkpoints, FloatKind::F32);
+        let checkpoints = device.poisoned_batch(&checkpoints, FloatKind::F32);
         let outputs = ScanOutputs {
             y: y.binding(),
             final_state: final_state.binding(),
@@ -234,25 +246,25 @@ impl Numbers {
         };
         selective_scan(client, inputs.clone(), outputs, strategy).expect("the scan launches");
 
-        let sequence = || device.poisoned(&case.sequence(), case.dtype);
+        let sequence = || device.poisoned_batch(&case.sequence(), case.dtype);
         let channels = || device.poisoned(&[case.d_inner], FloatKind::F32);
         let (grad_u, grad_delta) = (sequence(), sequence());
         let grad_a = device.poisoned(&[case.d_inner, case.d_state], FloatKind::F32);
-        let grad_b = device.poisoned(&case.projection(), case.dtype);
-        let grad_c = device.poisoned(&case.projection(), case.dtype);
+        let grad_b = device.poisoned_batch(&case.projection(), case.dtype);
+        let grad_c = device.poisoned_batch(&case.projection(), case.dtype);
         let grad_d = options.d.then(channels);
         let grad_z = options.z.then(sequence);
         let grad_bias = options.delta_bias.then(channels);
         let grad_initial = options
             .initial_state
-            .then(|| device.poisoned(&case.state(), FloatKind::F32));
+            .then(|| device.poisoned_batch(&case.state(), FloatKind::F32));
         let target = |output: &Option<Output>| output.as_ref().map(Output::binding);
         let upstream = ScanUpstream {
             checkpoints: checkpoints.binding(),
             y: device.rows(&self.grad_y, case.sequence()),
             final_state: options
                 .grad_final_state
-                .then(|| whole(&self.grad_final_state, &case.state())),
+                .then(|| self.states(device, &self.grad_final_state)),
         };
         let gradients = ScanGradients {
             u: grad_u.binding(),
@@ -282,5 +294,45 @@ impl Numbers {
             ("grad_initial_state", grad_initial),
         ];
         read_all(client, named)
+    }
+
+    /// What the kernels read.
+    fn inputs(&self, device: &Uploader) -> ScanInputs {
+        let case = self.case;
+        let options = case.options;
+        let whole = |values: &[f32], shape: &[usize]| device.whole(values, shape, FloatKind::F32);
+        ScanInputs {
+            u: device.rows(&self.u, case.sequence()),
+            delta: device.rows(&self.delta, case.sequence()),
+            a: whole(&self.a, &[case.d_inner, case.d_state]),
+            b: device.rows(&self.b, case.projection()),
+            c: device.rows(&self.c, case.projection()),
+            d: options.d.then(|| whole(&self.d, &[case.d_inner])),
+            z: options.z.then(|| device.rows(&self.z, case.sequence())),
+            delta_bias: options
+                .delta_bias
+                .then(|| whole(&self.delta_bias, &[case.d_inner])),
+            initial_state: options
+                .initial_state
+                .then(|| self.states(device, &self.initial_state)),
+            seq_idx: options.seq_idx.then(|| {
+                let indices = i32::as_bytes(&self.seq_idx);
+                device.batched(indices, &[case.batch, case.seq_len])
+            }),
+            delta_softplus: options.delta_softplus,
+            dtype: ElemType::Float(case.dtype),
+            index_dtype: ElemType::Int(IntKind::I32),
+        }
+    }
+
+    fn states(&self, device: &Uploader, values: &[f32]) -> TensorBinding {
+        device.batched(f32::as_bytes(values), &self.case.state())
+    }
+
+    pub fn uploader<'a>(&self, client: &'a Client) -> Uploader<'a> {
+        Uploader {
+            padding: if self.case.sliced { 3 } else { 0 },
+            ..Uploader::new(client, self.case.dtype)
+        }
     }
 }

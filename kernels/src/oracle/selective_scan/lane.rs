@@ -156,7 +156,11 @@ impl Lane<'_> {
                 grads.a[a_start + n] += grad_state[n] * dt * decay * previous[n];
                 grad_u += grad_state[n] * dt * b;
                 grad_dt += grad_state[n] * (a * decay * previous[n] + b * u);
-                grad_state[n] *= if resets[t] { 0.0 } else { decay };
+                grad_state[n] = if resets[t] {
+                    0.0
+                } else {
+                    grad_state[n] * decay
+                };
             }
 
             let grad_delta = grad_dt * self.dt_slope(t);

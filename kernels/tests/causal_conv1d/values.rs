@@ -1,30 +1,16 @@
-//! The convolution's kernels against the f64 oracle, on the default device of the runtime built in.
-#![cfg(all(feature = "oracle", feature = "runtime"))]
-
-mod support;
+//! Values and gradients at small shapes, every option and size; what is refused.
 
 use cubecl::ir::{ElemType, FloatKind, IntKind};
 use mamba_kernels::KernelError;
 use mamba_kernels::causal_conv1d::{ConvOutputs, causal_conv1d};
-use support::conv::{Case, Numbers, Options};
-use support::{assert_close, client, has_type};
 
-/// f32, with room for another order of sums over 2 * 257 positions and another exponential.
-#[track_caller]
-fn check(case: Case) {
-    let numbers = Numbers::new(case);
-    assert_close(
-        &case,
-        &numbers.kernels(&client()),
-        &numbers.oracle(),
-        1e-5,
-        2e-6,
-    );
-}
+use crate::check;
+use crate::support::conv::{Case, Numbers, Options};
+use crate::support::{client, has_type};
 
 #[test]
 fn every_option_at_lengths_around_the_window_a_block_and_a_run() {
-    for seq_len in [1, 2, 3, 4, 5, 17, 32, 33, 130, 257] {
+    for seq_len in [1, 2, 3, 4, 5, 17, 32, 33, 130, 257, 4097] {
         check(Case::new([2, seq_len, 64, 4], Options::ALL));
     }
 }
@@ -89,16 +75,12 @@ fn slices_of_wider_rows_are_read_in_place() {
 
 #[test]
 fn half_precision_sequences_with_f32_arithmetic() {
-    // Half a unit in the last place where the result is stored, no more.
-    for (dtype, relative) in [(FloatKind::F16, 5e-4), (FloatKind::BF16, 4e-3)] {
+    for dtype in [FloatKind::F16, FloatKind::BF16] {
         if has_type(&client(), ElemType::Float(dtype)) {
-            let case = Case {
+            check(Case {
                 dtype,
                 ..Case::new([2, 35, 64, 4], Options::ALL)
-            };
-            let numbers = Numbers::new(case);
-            let got = numbers.kernels(&client());
-            assert_close(&case, &got, &numbers.oracle(), relative, 1e-5);
+            });
         }
     }
 }
@@ -124,15 +106,6 @@ fn a_large_batch() {
 fn nothing_to_compute_is_no_error() {
     for [batch, seq_len, channels] in [[2, 0, 64], [0, 5, 64], [2, 5, 0]] {
         check(Case::new([batch, seq_len, channels, 4], Options::ALL));
-    }
-}
-
-#[test]
-fn two_runs_agree_to_the_bit() {
-    let numbers = Numbers::new(Case::new([2, 257, 64, 4], Options::ALL));
-    let first = numbers.kernels(&client());
-    for _ in 0..2 {
-        assert_eq!(first, numbers.kernels(&client()));
     }
 }
 

@@ -1,0 +1,35 @@
+//! The gradient kernels against central differences of the forward kernels, in f32.
+
+use crate::support::conv::{Case, Numbers, Options};
+use crate::support::{Named, central_differences, client};
+
+/// The gradient of an input, and the input.
+type Input = (&'static str, fn(&mut Numbers) -> &mut Vec<f32>);
+
+const INPUTS: [Input; 4] = [
+    ("grad_x", |it| &mut it.x),
+    ("grad_weight", |it| &mut it.weight),
+    ("grad_bias", |it| &mut it.bias),
+    ("grad_initial_state", |it| &mut it.initial_state),
+];
+
+#[test]
+fn gradients_are_the_slopes_of_the_values() {
+    let mut numbers = Numbers::new(Case::new([1, 17, 3, 4], Options::ALL));
+    let kernels = |numbers: &Numbers| -> Vec<Named> { numbers.kernels(&client()) };
+    let weights = [&numbers.grad_y, &numbers.grad_final_state].map(Vec::clone);
+    let gradients = kernels(&numbers);
+    for (name, input) in INPUTS {
+        let found = gradients.iter().find(|it| it.0 == name);
+        let gradient = &found.expect("all options are there").1;
+        central_differences(name, &mut numbers, input, gradient, |numbers| {
+            let values = kernels(numbers);
+            assert_eq!([values[0].0, values[1].0], ["y", "final_state"]);
+            let loss = |index: usize| -> f64 {
+                let weighted = values[index].1.iter().zip(&weights[index]);
+                weighted.map(|(value, &weight)| value * weight as f64).sum()
+            };
+            loss(0) + loss(1)
+        });
+    }
+}
