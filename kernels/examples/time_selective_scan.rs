@@ -136,6 +136,8 @@ fn prove(client: &Client, strategy: Strategy, dtype: FloatKind) {
 /// for.
 fn memory_mib(client: &Client, problem: &Problem, strategy: Strategy) -> [[f64; 2]; 2] {
     client.memory_dedicated_allocation((), |()| {
+        // What was freed before would be handed out again, uncounted.
+        client.memory_cleanup().expect("nothing is recorded");
         let before = reserved(client);
         problem.forward(client, strategy, true);
         // What was freed goes back before the next buffer is made.

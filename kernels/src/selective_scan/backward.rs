@@ -55,6 +55,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     grad_channels: &mut Tensor<f32>,                  // [2, batch, chunks, groups, d_inner]
     mut grad_start: ComptimeOption<OwnedTensor<f32>>, // [batch, d_inner, d_state]
     chunk_len: u32,
+    #[comptime] ragged: bool, // whether a chunk may end inside a tile
     #[comptime] geometry: Geometry,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
@@ -271,7 +272,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     }
                 }
                 // No step is taken beyond the chunk, but what is NaN is no less so times zero.
-                if start + offset + tile > place.end {
+                if comptime!(ragged) {
                     #[unroll]
                     for j in 0..tile {
                         if start + offset + j >= place.end {

@@ -77,6 +77,8 @@ pub fn selective_scan_backward(
     ];
     let others = others.into_iter().chain(&ends).chain(&grad_start);
     let address = checked_address_type(client, inputs.tensors().chain(others))?;
+    // Chunks are whole tiles, but for the last one.
+    let ragged = !seq_len.is_multiple_of(geometry.tile);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         scan_backward_kernel::launch_unchecked(
@@ -109,6 +111,7 @@ pub fn selective_scan_backward(
             parts_channels.clone().into_tensor_arg(),
             grad_start.map(|it| it.into_tensor_arg()).into(),
             chunk_len as u32,
+            ragged,
             geometry,
             [inputs.dtype, inputs.index_dtype],
         );

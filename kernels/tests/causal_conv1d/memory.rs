@@ -10,7 +10,9 @@ use crate::support::{client, kinds};
 fn every_element_that_is_read_was_written() {
     let client = client();
     for dims in [[2, 257, 64, 4], [2, 35, 33, 3], [70, 2, 64, 4]] {
-        let poisoned = poison(&client);
+        let Some(poisoned) = poison(&client) else {
+            return;
+        };
         check(Case::new(dims, Options::ALL));
         assert_eq!(poisoned, reserved(&client), "memory that was not poisoned");
     }
