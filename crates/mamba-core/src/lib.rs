@@ -50,6 +50,7 @@
 #![recursion_limit = "256"]
 
 mod block;
+pub mod compilation;
 pub mod device;
 mod generate;
 mod init;

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{compare, evaluate, generate, info, train};
+use mamba_core::compilation;
+use mamba_train::cache::cache_dir;
 
 /// Train, evaluate and sample Mamba and transformer language models.
 #[derive(Parser)]
@@ -31,6 +33,8 @@ enum Command {
 fn main() -> ExitCode {
     mamba_core::memory::keep_freed();
     let arguments = Arguments::parse();
+    let kernels = cache_dir().ok().map(|dir| dir.join("kernels"));
+    compilation::configure(kernels.as_deref());
     let outcome = match arguments.command {
         Command::Train(arguments) => train::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
