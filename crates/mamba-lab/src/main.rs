@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use commands::{compare, evaluate, generate, info, train};
 use mamba_core::compilation;
 use mamba_train::cache::cache_dir;
+use mamba_train::{compiling, logging};
 
 /// Train, evaluate and sample Mamba and transformer language models.
 #[derive(Parser)]
@@ -33,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     mamba_core::memory::keep_freed();
     let arguments = Arguments::parse();
+    logging::install();
     let kernels = cache_dir().ok().map(|dir| dir.join("kernels"));
     compilation::configure(kernels.as_deref());
     let outcome = match arguments.command {
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(arguments),
         Command::Info(arguments) => info::run(arguments),
     };
+    compiling::hide();
     match outcome {
         Ok(code) => code,
         // Whoever read our output has had enough.

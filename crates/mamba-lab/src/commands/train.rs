@@ -10,6 +10,7 @@ use burn::train::Interrupter;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use mamba_core::{Sampler, SamplingConfig};
+use mamba_train::compiling;
 use mamba_train::interrupt::stop_on_ctrl_c;
 use mamba_train::load::load_run;
 use mamba_train::run::{DEFAULT_RUNS, RunFolder};
@@ -153,7 +154,7 @@ struct Reporter {
 impl Reporter {
     fn report(&mut self, event: TrainEvent) {
         match event {
-            TrainEvent::Notice(line) => eprintln!("{line}"),
+            TrainEvent::Notice(line) => compiling::beside(|| eprintln!("{line}")),
             TrainEvent::Started {
                 folder,
                 data,
@@ -161,7 +162,7 @@ impl Reporter {
                 step,
                 total_steps,
                 train_tokens,
-            } => {
+            } => compiling::beside(|| {
                 eprintln!("{data}: {train_tokens} training tokens");
                 eprintln!("Model of {parameters} parameters");
                 match step {
@@ -174,7 +175,7 @@ impl Reporter {
                         folder.path().display()
                     ),
                 }
-            }
+            }),
             TrainEvent::Evaluating { split, done, total } => {
                 if self
                     .bar
@@ -254,12 +255,12 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
         ..Default::default()
     })?;
     let prompt = run.tokenizer.encode(&settings.prompt)?;
-    write!(out, "\nA sample: {}", settings.prompt)?;
+    let intro = format!("\nA sample: {}", settings.prompt);
     let limit = generate::Limit {
         tokens: settings.tokens,
         stop: &[],
     };
-    generate::stream(&run, &prompt, sampler, limit, device, out)?;
+    generate::stream(&run, &intro, &prompt, sampler, limit, device, out)?;
     writeln!(out)?;
     stderr().flush()?;
     Ok(())
