@@ -52,6 +52,7 @@
 mod block;
 pub mod compilation;
 pub mod device;
+pub mod failure;
 mod generate;
 mod init;
 mod language_model;

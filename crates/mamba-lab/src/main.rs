@@ -3,6 +3,7 @@
 
 mod commands;
 mod experiments;
+mod failure;
 mod progress;
 
 use std::io;
@@ -10,7 +11,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{compare, evaluate, generate, info, train};
-use mamba_core::compilation;
+use failure::{Failed, guard};
+use mamba_core::{compilation, device};
 use mamba_train::cache::cache_dir;
 use mamba_train::{compiling, logging};
 
@@ -35,16 +37,24 @@ fn main() -> ExitCode {
     mamba_core::memory::keep_freed();
     let arguments = Arguments::parse();
     logging::install();
+    failure::install_hook();
     let kernels = cache_dir().ok().map(|dir| dir.join("kernels"));
     compilation::configure(kernels.as_deref());
-    let outcome = match arguments.command {
-        Command::Train(arguments) => train::run(arguments),
-        Command::Evaluate(arguments) => evaluate::run(arguments),
-        Command::Compare(arguments) => compare::run(arguments),
-        Command::Generate(arguments) => generate::run(arguments),
-        Command::Info(arguments) => info::run(arguments),
-    };
+    let outcome = guard(
+        "free some of it, or choose another device with --device",
+        || match arguments.command {
+            Command::Train(arguments) => train::run(arguments),
+            Command::Evaluate(arguments) => evaluate::run(arguments),
+            Command::Compare(arguments) => compare::run(arguments),
+            Command::Generate(arguments) => generate::run(arguments),
+            Command::Info(arguments) => info::run(arguments),
+        },
+    );
     compiling::hide();
+    // A device that failed is not asked again.
+    if !outcome.as_ref().is_err_and(Failed::is_in) {
+        device::finish();
+    }
     match outcome {
         Ok(code) => code,
         // Whoever read our output has had enough.

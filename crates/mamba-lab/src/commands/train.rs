@@ -18,6 +18,7 @@ use mamba_train::summary::{Scores, Summary};
 use mamba_train::train::{Display, Outcome, Start, TrainEvent, TrainOptions, train};
 
 use super::{generate, start_device};
+use crate::failure::guard;
 use crate::{experiments, progress};
 
 /// Train a model and leave everything about it in a run folder.
@@ -89,8 +90,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         interrupter,
     };
     let mut reporter = Reporter::default();
-    let outcome = train(start, options, |event| reporter.report(event))?;
+    let outcome = guard(
+        "lower data.batch_size or data.seq_len, as in `--set data.batch_size=8`; training.grad_accum makes up for a \
+         smaller batch",
+        || train(start, options, |event| reporter.report(event)),
+    );
     reporter.finish();
+    let outcome = outcome.map_err(|error| name_checkpoint(error, reporter.folder.as_ref()))?;
     match outcome {
         Outcome::Finished { folder, summary } => {
             finished(&folder, &summary, &device)?;
@@ -113,6 +119,22 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             // The convention for a program ended by Ctrl-C.
             Ok(ExitCode::from(130))
         }
+    }
+}
+
+/// Adds to `error` where the run's last checkpoint is, if there is one.
+fn name_checkpoint(error: anyhow::Error, folder: Option<&RunFolder>) -> anyhow::Error {
+    let last = folder.and_then(|folder| {
+        let checkpoints = folder.checkpoints();
+        let step = *checkpoints.steps().ok()?.last()?;
+        Some((step, checkpoints.step_folder(step)))
+    });
+    match last {
+        Some((step, path)) => error.context(format!(
+            "training stopped, the checkpoint of step {step} is kept in {}",
+            path.display()
+        )),
+        None => error,
     }
 }
 
@@ -148,6 +170,7 @@ fn start(arguments: &Arguments) -> Result<Start> {
 /// Tells what goes on before and after the time of the dashboard.
 #[derive(Default)]
 struct Reporter {
+    folder: Option<RunFolder>,
     bar: Option<(&'static str, ProgressBar)>,
 }
 
@@ -163,6 +186,7 @@ impl Reporter {
                 total_steps,
                 train_tokens,
             } => compiling::beside(|| {
+                self.folder = Some(folder.clone());
                 eprintln!("{data}: {train_tokens} training tokens");
                 eprintln!("Model of {parameters} parameters");
                 match step {
