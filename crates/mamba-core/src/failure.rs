@@ -11,6 +11,12 @@ pub enum DeviceFailure {
         /// The size of the allocation, where the backend told it.
         bytes: Option<u64>,
     },
+    /// An allocation is larger than any that the device makes.
+    #[error("the device makes no single buffer{}", size(*.bytes))]
+    TooLarge {
+        /// The size of the allocation, where the backend told it.
+        bytes: Option<u64>,
+    },
     /// A library, a GPU or a fitting driver is missing; the text says which, and what to do.
     #[error("{0}")]
     Missing(&'static str),
@@ -27,23 +33,31 @@ fn wanted(bytes: Option<u64>) -> String {
     })
 }
 
-const OUT_OF_MEMORY: [&str; 9] = [
+fn size(bytes: Option<u64>) -> String {
+    bytes.map_or(" that large".into(), |bytes| {
+        format!(" of {} MiB", bytes.div_ceil(1 << 20))
+    })
+}
+
+const TOO_LARGE: [&str; 2] = [
+    "can't allocate buffer of size",
+    "greater than the maximum buffer size",
+];
+
+const OUT_OF_MEMORY: [&str; 6] = [
     "out of device memory",
     "out of memory",
     "out-of-memory",
     "out_of_memory",
     "outofmemory",
-    "error_out_of_device_memory",
     "not enough memory",
-    "can't allocate buffer of size",
-    "greater than the maximum buffer size",
 ];
 
 /// What precedes the size in such a message.
 const BEFORE_SIZE: [&str; 3] = ["memory allocating ", "buffer of size: ", "buffer size "];
 
 /// Parts of messages, in lower case, and what they mean.
-const MISSING: [(&str, &str); 14] = [
+const MISSING: [(&str, &str); 15] = [
     (
         "load the \"cuda\" shared library",
         "there is no NVIDIA driver (libcuda) on this machine: install one, or choose another device with --device",
@@ -52,6 +66,11 @@ const MISSING: [(&str, &str); 14] = [
         "load the \"nvrtc\" shared library",
         "the compiler of the CUDA toolkit (libnvrtc) is not found: install the toolkit, or put its lib64 folder into \
          LD_LIBRARY_PATH",
+    ),
+    (
+        "adapterunavailable",
+        "there is no such GPU, or no driver of its graphics interface: leave out its number, or install the driver \
+         (for Linux, that of Vulkan)",
     ),
     (
         "cuda installation not found",
@@ -118,18 +137,20 @@ impl DeviceFailure {
     /// The failure that a backend's message tells of, if it is one of those known here.
     pub fn recognise(message: &str) -> Option<Self> {
         let lower = message.to_lowercase();
-        if OUT_OF_MEMORY.iter().any(|sign| lower.contains(sign)) {
-            return Some(Self::OutOfMemory {
-                bytes: BEFORE_SIZE
-                    .iter()
-                    .find_map(|before| number_after(&lower, before)),
-            });
+        let tells = |signs: &[&str]| signs.iter().any(|sign| lower.contains(sign));
+        let bytes = BEFORE_SIZE
+            .iter()
+            .find_map(|before| number_after(&lower, before));
+        if tells(&TOO_LARGE) {
+            return Some(Self::TooLarge { bytes });
+        }
+        if tells(&OUT_OF_MEMORY) {
+            return Some(Self::OutOfMemory { bytes });
         }
         if let Some((_, meaning)) = MISSING.iter().find(|(sign, _)| lower.contains(sign)) {
             return Some(Self::Missing(meaning));
         }
-        let lost = LOST.iter().any(|sign| lower.contains(sign));
-        lost.then(|| Self::Lost(innermost(message)))
+        tells(&LOST).then(|| Self::Lost(innermost(message)))
     }
 }
 
@@ -175,6 +196,14 @@ mod tests {
         ] {
             assert_eq!(told(message), "the device is out of memory");
         }
+    }
+
+    #[test]
+    fn a_buffer_too_large_is_told_with_its_size() {
+        assert_eq!(
+            told("can't allocate buffer of size: 2147483648\nNo backtrace available"),
+            "the device makes no single buffer of 2048 MiB"
+        );
     }
 
     #[test]

@@ -38,7 +38,9 @@ pub struct Failed {
 impl Display for Failed {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.failure {
-            DeviceFailure::OutOfMemory { .. } => write!(f, "{}: {}", self.failure, self.advice),
+            DeviceFailure::OutOfMemory { .. } | DeviceFailure::TooLarge { .. } => {
+                write!(f, "{}: {}", self.failure, self.advice)
+            }
             _ => write!(f, "{}", self.failure),
         }
     }
@@ -54,7 +56,7 @@ impl Failed {
 }
 
 /// Runs `work`, whose errors and panics become a [`Failed`] where they tell of a failing device; `advice` is for one
-/// that is out of memory.
+/// that has not the memory.
 pub fn guard<T>(advice: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let failed = |failure| Failed { failure, advice }.into();
     match panic::catch_unwind(AssertUnwindSafe(work)) {

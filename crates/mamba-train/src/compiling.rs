@@ -13,8 +13,9 @@ use crate::logging::kernels_compiled;
 
 /// How often the line is brought up to date.
 const TICK: Duration = Duration::from_millis(250);
-/// When a line is first written where it cannot be replaced; the pauses double from there.
+/// When a line is first written where it cannot be replaced; from there the pauses double, up to a minute.
 const FIRST_PLAIN_LINE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// One line a process, as it has one standard error.
 static SHOWN: Mutex<Option<Shown>> = Mutex::new(None);
@@ -52,7 +53,7 @@ pub fn show() {
                 on_thread.tick();
             } else if elapsed >= next {
                 eprintln!("{line}");
-                next = 2 * elapsed;
+                next = elapsed + elapsed.min(LONGEST_PAUSE);
             }
         }
     };

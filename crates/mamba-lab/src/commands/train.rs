@@ -91,8 +91,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     let mut reporter = Reporter::default();
     let outcome = guard(
-        "lower data.batch_size or data.seq_len, as in `--set data.batch_size=8`; training.grad_accum makes up for a \
-         smaller batch",
+        "lower data.batch_size or data.seq_len, by --set or, to resume, in the run's config.toml; training.grad_accum \
+         makes up for a smaller batch",
         || train(start, options, |event| reporter.report(event)),
     );
     reporter.finish();
