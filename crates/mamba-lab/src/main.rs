@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     let kernels = cache_dir().ok().map(|dir| dir.join("kernels"));
     compilation::configure(kernels.as_deref());
     let outcome = guard(
-        "free some of it, or choose another device with --device",
+        "free memory there, choose another device with --device, or lower data.batch_size in the run's config.toml",
         || match arguments.command {
             Command::Train(arguments) => train::run(arguments),
             Command::Evaluate(arguments) => evaluate::run(arguments),

@@ -91,7 +91,7 @@ fn line(count: usize, elapsed: Duration, kept: Option<&Path>) -> String {
         format!(" (kept in {} for the next start)", path.display())
     });
     format!(
-        "compiling kernels: {count} so far, {} s{kept}",
+        "starting: {count} kernels compiled, {} s{kept}",
         elapsed.as_secs()
     )
 }
@@ -105,11 +105,11 @@ mod tests {
         let elapsed = Duration::from_millis(21_900);
         assert_eq!(
             line(37, elapsed, None),
-            "compiling kernels: 37 so far, 21 s"
+            "starting: 37 kernels compiled, 21 s"
         );
         assert_eq!(
-            line(1, elapsed, Some(Path::new("/c/kernels/default.db"))),
-            "compiling kernels: 1 so far, 21 s (kept in /c/kernels/default.db for the next start)"
+            line(37, elapsed, Some(Path::new("/c/kernels/default.db"))),
+            "starting: 37 kernels compiled, 21 s (kept in /c/kernels/default.db for the next start)"
         );
     }
 
