@@ -1,8 +1,13 @@
 //! Devices by name, as users give them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
+
+use crate::failure::{DeviceFailure, innermost};
+
+/// Devices that were started in this process.
+static STARTED: Mutex<Vec<Device>> = Mutex::new(Vec::new());
 
 /// Why a device cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,7 +125,13 @@ pub fn start(name: &str) -> Result<Device, DeviceError> {
     .join();
     std::panic::set_hook(hook);
     match outcome {
-        Ok(4.0) => Ok(device),
+        Ok(4.0) => {
+            STARTED
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(device.clone());
+            Ok(device)
+        }
         Ok(sum) => Err(DeviceError::Unusable {
             name: name.into(),
             reason: format!("it computed 2 + 2 as {sum}"),
@@ -131,8 +142,23 @@ pub fn start(name: &str) -> Result<Device, DeviceError> {
                 .lock()
                 .ok()
                 .and_then(|mut first| first.take().flatten())
-                .unwrap_or_else(|| "its driver gave no reason".into()),
+                .map_or("its driver gave no reason".into(), |message| {
+                    let failure = DeviceFailure::recognise(&message);
+                    failure.map_or_else(|| innermost(&message), |failure| failure.to_string())
+                }),
         }),
+    }
+}
+
+/// Waits until the devices that [`start`]ed have done all they were given; for a program, before it ends.
+///
+/// A GPU is given work in advance. CUDA's driver shuts down while the process exits, and CubeCL's thread panics
+/// if it then still has something to hand on.
+pub fn finish() {
+    let started = std::mem::take(&mut *STARTED.lock().unwrap_or_else(PoisonError::into_inner));
+    for device in started {
+        // A device that failed was told of where its results were read.
+        let _ = device.sync();
     }
 }
 

@@ -50,7 +50,9 @@
 #![recursion_limit = "256"]
 
 mod block;
+pub mod compilation;
 pub mod device;
+pub mod failure;
 mod generate;
 mod init;
 mod language_model;

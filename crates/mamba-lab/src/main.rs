@@ -3,6 +3,7 @@
 
 mod commands;
 mod experiments;
+mod failure;
 mod progress;
 
 use std::io;
@@ -10,6 +11,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{compare, evaluate, generate, info, train};
+use failure::{Failed, guard};
+use mamba_core::{compilation, device};
+use mamba_train::cache::cache_dir;
+use mamba_train::{compiling, logging};
 
 /// Train, evaluate and sample Mamba and transformer language models.
 #[derive(Parser)]
@@ -31,13 +36,25 @@ enum Command {
 fn main() -> ExitCode {
     mamba_core::memory::keep_freed();
     let arguments = Arguments::parse();
-    let outcome = match arguments.command {
-        Command::Train(arguments) => train::run(arguments),
-        Command::Evaluate(arguments) => evaluate::run(arguments),
-        Command::Compare(arguments) => compare::run(arguments),
-        Command::Generate(arguments) => generate::run(arguments),
-        Command::Info(arguments) => info::run(arguments),
-    };
+    logging::install();
+    failure::install_hook();
+    let kernels = cache_dir().ok().map(|dir| dir.join("kernels"));
+    compilation::configure(kernels.as_deref());
+    let outcome = guard(
+        "free memory there, choose another device with --device, or lower data.batch_size in the run's config.toml",
+        || match arguments.command {
+            Command::Train(arguments) => train::run(arguments),
+            Command::Evaluate(arguments) => evaluate::run(arguments),
+            Command::Compare(arguments) => compare::run(arguments),
+            Command::Generate(arguments) => generate::run(arguments),
+            Command::Info(arguments) => info::run(arguments),
+        },
+    );
+    compiling::hide();
+    // A device that failed is not asked again.
+    if !outcome.as_ref().is_err_and(Failed::is_in) {
+        device::finish();
+    }
     match outcome {
         Ok(code) => code,
         // Whoever read our output has had enough.

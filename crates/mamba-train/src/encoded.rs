@@ -61,7 +61,7 @@ impl EncodedCorpus {
         if let Some(path) = path.as_ref().filter(|path| path.exists()) {
             match Self::open(path, &key) {
                 Ok(corpus) => return Ok(corpus),
-                Err(error) => tracing::debug!("encoding {} again: {error:#}", path.display()),
+                Err(error) => log::debug!("encoding {} again: {error:#}", path.display()),
             }
         }
         let tokens = tokenizer.encode_corpus(text, convention)?;
@@ -77,7 +77,7 @@ impl EncodedCorpus {
         {
             Ok(mapped) => Ok(mapped),
             Err(error) => {
-                tracing::warn!("the encoded corpus stays in memory, uncached: {error:#}");
+                log::warn!("the encoded corpus stays in memory, uncached: {error:#}");
                 Ok(corpus)
             }
         }

@@ -44,7 +44,8 @@ pub(crate) struct LossMean {
 impl LossMean {
     pub(crate) fn push(&mut self, loss: Tensor<1>, tokens: usize) -> Result<()> {
         self.pending.push((loss, tokens));
-        if self.pending.len() >= READ_EVERY {
+        // The first one is waited for: it tells that the kernels are compiled.
+        if self.tokens == 0 || self.pending.len() >= READ_EVERY {
             self.read()
         } else {
             Ok(())

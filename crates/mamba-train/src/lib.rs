@@ -5,8 +5,10 @@
 
 pub mod cache;
 pub mod checkpoint;
+pub mod compiling;
 pub mod corpus;
 pub mod curve;
+mod dashboard;
 pub mod data;
 pub mod encoded;
 pub mod evaluate;
@@ -17,6 +19,7 @@ pub mod history;
 pub mod interrupt;
 pub mod learner;
 pub mod load;
+pub mod logging;
 pub mod optimizer;
 pub mod renderer;
 pub mod run;

@@ -10,6 +10,8 @@ use burn::train::renderer::{
     MetricsRendererTraining,
 };
 
+use crate::compiling;
+
 /// What the [`PlainRenderer`] cannot learn from burn-train's events.
 #[derive(Clone, Copy, Debug)]
 pub struct PlainOptions {
@@ -122,8 +124,10 @@ impl<W: Write> PlainRenderer<W> {
 
     fn print(&mut self, line: &str) {
         // A reader that has gone away must not end the training.
-        if let Err(error) = writeln!(self.out, "{line}").and_then(|()| self.out.flush()) {
-            tracing::debug!("cannot print progress: {error}");
+        let printed =
+            compiling::beside(|| writeln!(self.out, "{line}").and_then(|()| self.out.flush()));
+        if let Err(error) = printed {
+            log::debug!("cannot print progress: {error}");
         }
     }
 }
@@ -154,7 +158,13 @@ impl<W: Write + Send + Sync> MetricsRendererTraining for PlainRenderer<W> {
             return;
         };
         match self.name(entry) {
-            "Loss" => self.interval.loss.push(value),
+            "Loss" => {
+                // The first step is done: what it needs is compiled.
+                if self.interval.loss.count == 0 {
+                    compiling::hide();
+                }
+                self.interval.loss.push(value);
+            }
             "Tokens/s" => self.interval.throughput.push(value),
             "Learning Rate" => self.interval.learning_rate = value,
             _ => {}

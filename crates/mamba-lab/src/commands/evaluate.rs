@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use mamba_train::compiling;
 use mamba_train::corpus::Split;
 use mamba_train::data::load_split;
 use mamba_train::evaluate::evaluate;
@@ -46,14 +47,18 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let windows = load_split(&data, &run.tokenizer, arguments.split)?;
     let batches = TokenLoader::sequential(windows, data.batch_size, &device);
-    let bar = progress::bar("evaluating", 0);
+    compiling::show();
+    let mut bar = None;
     let evaluation = evaluate(&run.model, &batches, |done, total| {
-        bar.set_length(total as u64);
+        compiling::hide();
+        let bar = bar.get_or_insert_with(|| progress::bar("evaluating", total));
         bar.set_position(done as u64);
         true
     })?
     .context("the split holds no batch")?;
-    bar.finish_and_clear();
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
 
     let mut out = stdout().lock();
     let (split, tokens) = (arguments.split.name(), evaluation.tokens);

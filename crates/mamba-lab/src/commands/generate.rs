@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::Args;
 use mamba_core::{Sampler, SamplingConfig};
+use mamba_train::compiling;
 use mamba_train::load::{LoadedRun, Weights, load_run};
 
 use super::{run_path, start_device};
@@ -89,13 +90,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let tokens = run.tokenizer.encode(&prompt)?;
     let mut out = stdout().lock();
-    write!(out, "{prompt}")?;
-    out.flush()?;
     let limit = Limit {
         tokens: arguments.tokens,
         stop: &arguments.stop,
     };
-    let statistics = stream(&run, &tokens, sampler, limit, &device, &mut out)?;
+    let statistics = stream(&run, &prompt, &tokens, sampler, limit, &device, &mut out)?;
     writeln!(out)?;
     eprintln!("{statistics}");
     Ok(ExitCode::SUCCESS)
@@ -110,10 +109,11 @@ pub struct Limit<'a> {
     pub stop: &'a [String],
 }
 
-/// Generates and writes each piece of text as soon as it is certain: its characters are complete
-/// and it cannot be the beginning of a stop text.
+/// Writes `intro` once the first token is there, then each piece of text as soon as it is certain: its
+/// characters are complete and it cannot be the beginning of a stop text.
 pub fn stream(
     run: &LoadedRun,
+    intro: &str,
     prompt: &[u32],
     sampler: Sampler,
     limit: Limit<'_>,
@@ -121,7 +121,14 @@ pub fn stream(
     out: &mut impl Write,
 ) -> Result<String> {
     let start = Instant::now();
-    let generator = run.model.generate(prompt, sampler, device)?;
+    compiling::show();
+    let mut generator = run.model.generate(prompt, sampler, device)?.peekable();
+    if limit.tokens > 0 {
+        generator.peek();
+    }
+    compiling::hide();
+    write!(out, "{intro}")?;
+    out.flush()?;
     let mut decoder = run.tokenizer.decode_stream();
     let mut text = StopFilter::new(limit.stop);
     let mut first = None;

@@ -10,6 +10,7 @@ use burn::train::Interrupter;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use mamba_core::{Sampler, SamplingConfig};
+use mamba_train::compiling;
 use mamba_train::interrupt::stop_on_ctrl_c;
 use mamba_train::load::load_run;
 use mamba_train::run::{DEFAULT_RUNS, RunFolder};
@@ -17,6 +18,7 @@ use mamba_train::summary::{Scores, Summary};
 use mamba_train::train::{Display, Outcome, Start, TrainEvent, TrainOptions, train};
 
 use super::{generate, start_device};
+use crate::failure::guard;
 use crate::{experiments, progress};
 
 /// Train a model and leave everything about it in a run folder.
@@ -88,8 +90,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         interrupter,
     };
     let mut reporter = Reporter::default();
-    let outcome = train(start, options, |event| reporter.report(event))?;
+    let outcome = guard(
+        "lower data.batch_size or data.seq_len, by --set or, to resume, in the run's config.toml; training.grad_accum \
+         makes up for a smaller batch",
+        || train(start, options, |event| reporter.report(event)),
+    );
     reporter.finish();
+    let outcome = outcome.map_err(|error| name_checkpoint(error, reporter.folder.as_ref()))?;
     match outcome {
         Outcome::Finished { folder, summary } => {
             finished(&folder, &summary, &device)?;
@@ -112,6 +119,22 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             // The convention for a program ended by Ctrl-C.
             Ok(ExitCode::from(130))
         }
+    }
+}
+
+/// Adds to `error` where the run's last checkpoint is, if there is one.
+fn name_checkpoint(error: anyhow::Error, folder: Option<&RunFolder>) -> anyhow::Error {
+    let last = folder.and_then(|folder| {
+        let checkpoints = folder.checkpoints();
+        let step = *checkpoints.steps().ok()?.last()?;
+        Some((step, checkpoints.step_folder(step)))
+    });
+    match last {
+        Some((step, path)) => error.context(format!(
+            "training stopped, the checkpoint of step {step} is kept in {}",
+            path.display()
+        )),
+        None => error,
     }
 }
 
@@ -147,13 +170,14 @@ fn start(arguments: &Arguments) -> Result<Start> {
 /// Tells what goes on before and after the time of the dashboard.
 #[derive(Default)]
 struct Reporter {
+    folder: Option<RunFolder>,
     bar: Option<(&'static str, ProgressBar)>,
 }
 
 impl Reporter {
     fn report(&mut self, event: TrainEvent) {
         match event {
-            TrainEvent::Notice(line) => eprintln!("{line}"),
+            TrainEvent::Notice(line) => compiling::beside(|| eprintln!("{line}")),
             TrainEvent::Started {
                 folder,
                 data,
@@ -161,7 +185,8 @@ impl Reporter {
                 step,
                 total_steps,
                 train_tokens,
-            } => {
+            } => compiling::beside(|| {
+                self.folder = Some(folder.clone());
                 eprintln!("{data}: {train_tokens} training tokens");
                 eprintln!("Model of {parameters} parameters");
                 match step {
@@ -174,7 +199,7 @@ impl Reporter {
                         folder.path().display()
                     ),
                 }
-            }
+            }),
             TrainEvent::Evaluating { split, done, total } => {
                 if self
                     .bar
@@ -254,12 +279,12 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
         ..Default::default()
     })?;
     let prompt = run.tokenizer.encode(&settings.prompt)?;
-    write!(out, "\nA sample: {}", settings.prompt)?;
+    let intro = format!("\nA sample: {}", settings.prompt);
     let limit = generate::Limit {
         tokens: settings.tokens,
         stop: &[],
     };
-    generate::stream(&run, &prompt, sampler, limit, device, out)?;
+    generate::stream(&run, &intro, &prompt, sampler, limit, device, out)?;
     writeln!(out)?;
     stderr().flush()?;
     Ok(())

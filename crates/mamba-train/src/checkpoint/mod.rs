@@ -111,7 +111,8 @@ impl Checkpoints {
         Ok(Checkpoint { state, folder })
     }
 
-    pub(crate) fn step_folder(&self, step: usize) -> PathBuf {
+    /// The folder of the checkpoint made after `step`, whether it exists or not.
+    pub fn step_folder(&self, step: usize) -> PathBuf {
         self.folder.join(format!("step-{step:08}"))
     }
 

@@ -154,7 +154,7 @@ impl CheckpointWriter {
         }
         fs::rename(&partial, &folder)
             .with_context(|| format!("cannot rename {}", partial.display()))?;
-        tracing::info!("saved {}", folder.display());
+        log::info!("saved {}", folder.display());
         self.prune(keep_best)
     }
 

@@ -13,16 +13,15 @@ use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{LearningRateMetric, MetricDefinition, NumericEntry};
 use burn::train::renderer::MetricsRenderer;
 use burn::train::renderer::tui::TuiMetricsRendererWrapper;
-use burn::train::{
-    ApplicationLoggerInstaller, FileApplicationLoggerInstaller, Learner, SupervisedTraining,
-    TrainingStrategy,
-};
+use burn::train::{ApplicationLoggerInstaller, Learner, SupervisedTraining, TrainingStrategy};
 use mamba_core::LanguageModel;
 
 use super::{Display, Outcome, TrainEvent, TrainOptions};
 use crate::cache::write_atomic;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, Part, SaveAlways};
+use crate::compiling;
 use crate::curve::write_curve;
+use crate::dashboard::Late;
 use crate::data::Splits;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::experiment::Experiment;
@@ -33,6 +32,7 @@ use crate::learner::{
     TokenLoader, TokenLossMetric, TrainState,
 };
 use crate::load::load_training;
+use crate::logging::{LogFile, kernels_compiled};
 use crate::optimizer::build_optimizer;
 use crate::renderer::{PlainOptions, PlainRenderer};
 use crate::run::RunFolder;
@@ -57,6 +57,9 @@ impl Session {
         let state = checkpoint
             .as_ref()
             .map_or_else(TrainState::default, |c| c.state.clone());
+        if self.display() != Display::Quiet {
+            compiling::show();
+        }
         let learner = self.learner(checkpoint)?;
         let parameters = learner.model().num_params();
         on_event(TrainEvent::Started {
@@ -295,20 +298,26 @@ impl Session {
                 let interrupter = self.options.interrupter.clone();
                 let epochs_done = self.plan.epoch(state.step) - 1;
                 let checkpoint = (epochs_done > 0).then_some(epochs_done);
-                Box::new(TuiMetricsRendererWrapper::new(interrupter, checkpoint))
+                let open = move || -> Box<dyn MetricsRenderer> {
+                    Box::new(TuiMetricsRendererWrapper::new(interrupter, checkpoint))
+                };
+                if kernels_compiled() > 0 {
+                    Box::new(Late::new(open))
+                } else {
+                    compiling::hide();
+                    open()
+                }
             }
             Display::Quiet => Box::new(PlainRenderer::with_output(options, io::sink())),
             Display::Plain | Display::Auto => Box::new(PlainRenderer::new(options)),
         }
     }
 
-    /// Sends log messages to a file while the dashboard owns the terminal.
+    /// Sends log messages to a file of the run.
     fn application_logger(&self) -> Option<Box<dyn ApplicationLoggerInstaller>> {
         match self.display() {
             Display::Quiet => None,
-            _ => Some(Box::new(FileApplicationLoggerInstaller::new(
-                self.folder.log(),
-            ))),
+            _ => Some(Box::new(LogFile(self.folder.log()))),
         }
     }
 }
