@@ -190,6 +190,7 @@ fn half_precisions_of_many_tiles() {
         ] {
             check([520, 1096, 392], stored, [kind, kind]);
             check([1160, 136, 2056], stored, [kind, FloatKind::F32]);
+            check([1, 200, 72], stored, [kind, kind]);
         }
     }
 }

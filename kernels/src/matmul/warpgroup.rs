@@ -170,10 +170,12 @@ pub(super) fn launch(
 /// How the copy engine reads a factor, `[rows or columns, inner]`: boxes of `[TILE, INNER]`, or of `[INNER, TILE / 2]` where the
 /// inner axis is not contiguous.
 fn tiles(factor: TensorBinding, across: bool, kind: ElemType) -> TensorMapArg<Tiled> {
-    let (factor, tile_size) = match across {
+    let (mut factor, tile_size) = match across {
         true => (transposed(factor), shape![INNER, TILE / 2]),
         false => (factor, shape![TILE, INNER]),
     };
+    // Of a single row, any stride may have been given.
+    factor.strides = [factor.shape[1], 1].into_iter().collect();
     TensorMapArg::new(TiledArgs { tile_size }, factor.into_tensor_arg(), kind)
         .with_swizzle(TensorMapSwizzle::B128)
 }
