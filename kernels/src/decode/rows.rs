@@ -10,12 +10,15 @@ use super::model::{Model, Sizes};
 use super::narrow::{WHOLE_ROWS, narrow_product};
 use super::pack::{Packed, transposed};
 use crate::KernelError;
-use crate::matmul::{Elements, matmul};
+use crate::matmul::{Elements, fills_warpgroups, matmul};
 use crate::pointwise::sigmoid;
 use crate::rms_norm::{NormInputs, Update, add_rms_norm};
 use crate::tensors::address_type;
 
 const UNITS: u32 = 128;
+
+/// Rows from which on tiles of the head's product read it less often than fragments do.
+const MANY_ROWS: usize = 32;
 
 /// Vectors of the residual stream, `[rows, d_model]`, f32, and what the layer before adds to them.
 pub(super) struct Stream {
@@ -239,15 +242,18 @@ fn product(
     result: TensorBinding,
     out: ElemType,
 ) -> Result<(), KernelError> {
-    if narrow_product(client, &rows, matrix, &result, out) {
+    let turned = transposed(matrix.values.clone());
+    let wide = matrix.dtype.size() == 2
+        && rows.shape[0] >= MANY_ROWS
+        && fills_warpgroups(client, &rows, &turned);
+    if !wide && narrow_product(client, &rows, matrix, &result, out) {
         return Ok(());
     }
     let elements = Elements {
         factors: matrix.dtype,
         out,
     };
-    let matrix = transposed(matrix.values.clone());
-    matmul(client, rows, matrix, result, elements)
+    matmul(client, rows, turned, result, elements)
 }
 
 fn single() -> ElemType {

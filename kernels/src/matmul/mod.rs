@@ -170,6 +170,19 @@ pub fn matmul_onto(
     Err(KernelError::NotCovered("a product and a sum in one launch"))
 }
 
+/// Whether columns alone fill a device that has warpgroup instructions for these factors.
+#[allow(unused_variables)] // without CUDA C++ there are none
+pub(crate) fn fills_warpgroups(client: &Client, lhs: &TensorBinding, rhs: &TensorBinding) -> bool {
+    #[cfg(feature = "cuda-cpp")]
+    {
+        let tiles = rhs.shape[1] / warpgroup::TILE;
+        let processors = processors(&client.properties().hardware);
+        tiles >= 2 * processors && warpgroup::covers(client, lhs, rhs)
+    }
+    #[cfg(not(feature = "cuda-cpp"))]
+    false
+}
+
 /// Rows, inner and columns.
 fn check(
     lhs: &TensorBinding,
