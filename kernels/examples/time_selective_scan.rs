@@ -13,12 +13,10 @@ mod timing;
 
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
-use cubecl::prelude::*;
 use mamba_kernels::selective_scan::{
     CHECKPOINT_INTERVAL, ScanGradients, ScanInputs, ScanOutputs, ScanUpstream, Strategy,
     selective_scan, selective_scan_backward,
 };
-use support::pool::reserved;
 use support::scan::{Case, Numbers, Options, SHAPES};
 use timing::{Peer, against, empty, filled, sampled_ms, spread};
 
@@ -77,10 +75,7 @@ fn main() {
         }
     }
 
-    println!(
-        "B x D x L x N, dtype: forward ms (peer, GB/s); with backward ms (peer); MiB beside the inputs, \
-         forward to save for a gradient (scratch); with backward (scratch)"
-    );
+    println!("B x D x L x N, dtype: forward ms (peer, GB/s); with backward ms (peer)");
     for (dims, peer) in shapes {
         for (kind, peer) in KINDS.into_iter().zip(peer) {
             if !has(&client, kind) {
@@ -88,7 +83,6 @@ fn main() {
                 continue;
             }
             let problem = Problem::new(&client, dims, kind);
-            let [alone, with_backward] = memory_mib(&client, &problem, strategy);
             let forward = sampled_ms(&client, || problem.forward(&client, strategy, false));
             let both = sampled_ms(&client, || {
                 problem.forward(&client, strategy, true);
@@ -99,15 +93,11 @@ fn main() {
             let bytes = values * ElemType::Float(kind).size();
             let gb_per_s = bytes as f64 / forward[1] / 1e6;
             println!(
-                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s); {} ({}); {:.0} MiB ({:.0}); {:.0} MiB ({:.0})",
+                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s); {} ({})",
                 spread(forward),
                 against(forward, peer[0]),
                 spread(both),
-                against(both, peer[1]),
-                alone[0],
-                alone[1],
-                with_backward[0],
-                with_backward[1],
+                against(both, peer[1])
             );
         }
     }
@@ -129,30 +119,6 @@ fn prove(client: &Client, strategy: Strategy, dtype: FloatKind) {
     let allowed = if dtype == FloatKind::BF16 { 4e-3 } else { 2e-5 };
     let worst = support::worst_error(&got, &numbers.oracle(), allowed);
     println!("values and gradients of {case:?} are within {worst:.1e} of the oracle");
-}
-
-/// What a scan that saves for a gradient and what its gradients take beside the inputs and the gradient of
-/// `y` at most, in MiB; and what of either is the kernels' own. Every buffer is as large as it was asked
-/// for.
-fn memory_mib(client: &Client, problem: &Problem, strategy: Strategy) -> [[f64; 2]; 2] {
-    client.memory_dedicated_allocation((), |()| {
-        // What was freed before would be handed out again, uncounted.
-        client.memory_cleanup().expect("nothing is recorded");
-        let before = reserved(client);
-        problem.forward(client, strategy, true);
-        // What was freed goes back before the next buffer is made.
-        let forward = reserved(client) - before;
-        problem.backward(client, strategy);
-        let backward = reserved(client) - before;
-        let outputs = problem.output_bytes();
-        let both = outputs + problem.gradient_bytes() + backward.max(forward);
-        [[outputs + forward, forward], [both, backward]]
-            .map(|bytes| bytes.map(|it| it as f64 / f64::from(1 << 20)))
-    })
-}
-
-fn bytes<'a>(tensors: impl Iterator<Item = &'a TensorBinding>) -> u64 {
-    tensors.map(|it| it.handle.size()).sum()
 }
 
 /// The buffers of one shape, with z, D, delta bias and softplus.
@@ -224,28 +190,6 @@ impl Problem {
                 initial_state: None,
             },
         }
-    }
-
-    fn output_bytes(&self) -> u64 {
-        let outputs = &self.outputs;
-        bytes(
-            [&outputs.y, &outputs.final_state]
-                .into_iter()
-                .chain(&outputs.checkpoints),
-        )
-    }
-
-    fn gradient_bytes(&self) -> u64 {
-        let gradients = &self.gradients;
-        let needed = [
-            &gradients.u,
-            &gradients.delta,
-            &gradients.a,
-            &gradients.b,
-            &gradients.c,
-        ];
-        let optional = [&gradients.d, &gradients.z, &gradients.delta_bias];
-        bytes(needed.into_iter().chain(optional.into_iter().flatten()))
     }
 
     fn forward(&self, client: &Client, strategy: Strategy, save: bool) {
