@@ -13,7 +13,6 @@ use clap::{Parser, Subcommand};
 use commands::{compare, evaluate, generate, info, train};
 use failure::{Failed, guard};
 use mamba_core::{compilation, device};
-use mamba_train::cache::cache_dir;
 use mamba_train::{compiling, logging};
 
 /// Train, evaluate and sample Mamba and transformer language models.
@@ -38,8 +37,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     logging::install();
     failure::install_hook();
-    let kernels = cache_dir().ok().map(|dir| dir.join("kernels"));
-    compilation::configure(kernels.as_deref());
+    compilation::configure();
     let outcome = guard(
         "free memory there, choose another device with --device, or lower data.batch_size in the run's config.toml",
         || match arguments.command {

@@ -1,13 +1,11 @@
 //! The line on standard error that tells that kernels are being compiled.
 
-use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mamba_core::compilation;
 
 use crate::logging::kernels_compiled;
 
@@ -47,7 +45,7 @@ pub fn show() {
             if count == before {
                 continue;
             }
-            let line = line(count, elapsed, compilation::kept_in());
+            let line = line(count, elapsed);
             if !on_thread.is_hidden() {
                 on_thread.set_message(line);
                 on_thread.tick();
@@ -86,12 +84,9 @@ pub fn beside<T>(print: impl FnOnce() -> T) -> T {
     }
 }
 
-fn line(count: usize, elapsed: Duration, kept: Option<&Path>) -> String {
-    let kept = kept.map_or(String::new(), |path| {
-        format!(" (kept in {} for the next start)", path.display())
-    });
+fn line(count: usize, elapsed: Duration) -> String {
     format!(
-        "starting: {count} kernels compiled, {} s{kept}",
+        "starting: {count} kernels compiled, {} s",
         elapsed.as_secs()
     )
 }
@@ -101,16 +96,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_says_where_kernels_are_kept_if_they_are() {
+    fn the_line_counts() {
         let elapsed = Duration::from_millis(21_900);
-        assert_eq!(
-            line(37, elapsed, None),
-            "starting: 37 kernels compiled, 21 s"
-        );
-        assert_eq!(
-            line(37, elapsed, Some(Path::new("/c/kernels/default.db"))),
-            "starting: 37 kernels compiled, 21 s (kept in /c/kernels/default.db for the next start)"
-        );
+        assert_eq!(line(37, elapsed), "starting: 37 kernels compiled, 21 s");
     }
 
     #[test]
