@@ -17,9 +17,9 @@ const MARK: &str = "FlipKernel";
 /// Norm, four products, convolution, recurrence, residual; `-exp(A_log)` in two; copies of the three columns of `x_proj`.
 const FORWARD: usize = 13;
 
-/// With the gradients of the input and all parameters, and the sum that stands for a loss. Thirteen of them put gradients of
+/// With the gradients of the input and all parameters, and the sum that stands for a loss. Seven of them put gradients of
 /// slices together, three cut the product of the longest inner axis.
-const WITH_BACKWARD: usize = 58;
+const WITH_BACKWARD: usize = 52;
 
 /// Sizes at which the gate can be read in place wherever wgpu runs, and `B` and `C` nowhere.
 fn block(device: &Device) -> Block {
