@@ -231,16 +231,16 @@ fn warpgroup_kernel<F: Float, O: Float, V: Size>(
 
     if UNIT_POS < comptime!(CONSUMERS as u32) {
         let group = UNIT_POS / 128;
+        let lane = UNIT_POS % comptime!(PLANE as u32);
         let sums = multiply(
             left + group * comptime!(BLOCK as u32),
             right,
             full,
             empty,
             steps,
-            u32::cast_from(UNIT_POS % comptime!(PLANE as u32) == 0),
+            u32::cast_from(lane == 0),
             form,
         );
-        let lane = UNIT_POS % comptime!(PLANE as u32);
         let upper = row + UNIT_POS / comptime!(PLANE as u32) * 16 + lane / 4;
         let left_column = column + lane % 4 * 2;
         let plane = (CUBE_POS_Z as usize) * rows as usize;
