@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::mamba1::Mamba1;
+use crate::mamba2::Mamba2;
 use crate::norm::Norm;
 use crate::state::LayerState;
 use crate::transformer::{Attention, Mlp};
@@ -15,6 +16,8 @@ use crate::transformer::{Attention, Mlp};
 pub enum MixerKind {
     /// The selective state space of [`Mamba1`].
     Mamba1,
+    /// The state-space duality of [`Mamba2`].
+    Mamba2,
     /// Causal self-[`Attention`].
     Attention,
     /// A position-wise [`Mlp`].
@@ -27,6 +30,8 @@ pub enum MixerKind {
 pub enum Mixer {
     /// Selective state space.
     Mamba1(Mamba1),
+    /// State-space duality.
+    Mamba2(Mamba2),
     /// Causal self-attention.
     Attention(Attention),
     /// Position-wise feed-forward.
@@ -58,6 +63,7 @@ impl Block {
         let input = self.norm.forward(x.clone());
         let output = match &self.mixer {
             Mixer::Mamba1(mixer) => return mixer.mix(input, None, seq_idx, Some(x)).0,
+            Mixer::Mamba2(mixer) => return mixer.mix(input, None, seq_idx, Some(x)).0,
             Mixer::Attention(mixer) => mixer.forward_sequence(input, seq_idx),
             Mixer::Mlp(mixer) => mixer.forward(input),
         };
@@ -82,6 +88,10 @@ impl Block {
                 let (output, state) = mixer.mix(input, Some(state), None, Some(x));
                 return (output, LayerState::Mamba1(state));
             }
+            (Mixer::Mamba2(mixer), LayerState::Mamba2(state)) => {
+                let (output, state) = mixer.mix(input, Some(state), None, Some(x));
+                return (output, LayerState::Mamba2(state));
+            }
             (Mixer::Attention(mixer), LayerState::Attention(cache)) if seq_len == 1 => {
                 let (output, cache) = mixer.step(input.squeeze_dim(1), cache);
                 (output.unsqueeze_dim(1), LayerState::Attention(cache))
@@ -102,6 +112,7 @@ impl Block {
     pub fn initial_state(&self, batch: usize, device: &Device) -> LayerState {
         match &self.mixer {
             Mixer::Mamba1(mixer) => LayerState::Mamba1(mixer.initial_state(batch, device)),
+            Mixer::Mamba2(mixer) => LayerState::Mamba2(mixer.initial_state(batch, device)),
             Mixer::Attention(mixer) => LayerState::Attention(mixer.empty_cache(batch, device)),
             Mixer::Mlp(_) => LayerState::Stateless,
         }

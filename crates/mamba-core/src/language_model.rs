@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, assert_shape, s};
 
 use crate::block::{Block, Mixer, MixerKind};
 use crate::mamba1::Mamba1Config;
+use crate::mamba2::Mamba2Config;
 use crate::norm::{Norm, NormConfig, NormKind};
 use crate::ops::{LinearCrossEntropy, Strategy, embed, linear, linear_cross_entropy, token_losses};
 use crate::precision::Precision;
@@ -48,6 +49,9 @@ pub struct LanguageModelConfig {
     /// Of the `mamba1` mixers.
     #[config(default = "Mamba1Config::new(0)")]
     pub mamba1: Mamba1Config,
+    /// Of the `mamba2` mixers.
+    #[config(default = "Mamba2Config::new(0)")]
+    pub mamba2: Mamba2Config,
     /// Of the `attention` mixers.
     #[config(default = "AttentionConfig::new(0, 4)")]
     pub attention: AttentionConfig,
@@ -69,6 +73,13 @@ impl LanguageModelConfig {
             .with_vocab_size(50_280)
             .with_d_model(768)
             .with_n_layer(24)
+    }
+
+    /// The official Mamba-2-130M: 24 layers of width 768, vocabulary of GPT-NeoX.
+    pub fn mamba2_130m() -> Self {
+        Self::mamba_130m()
+            .with_pad_vocab_size_multiple(16)
+            .with_pattern(vec![MixerKind::Mamba2])
     }
 
     /// Rows of the embedding: the vocabulary rounded up to a multiple of
@@ -95,6 +106,7 @@ impl LanguageModelConfig {
         }
         let widths = [
             ("mamba1", self.mamba1.d_model),
+            ("mamba2", self.mamba2.d_model),
             ("attention", self.attention.d_model),
             ("mlp", self.mlp.d_model),
         ];
@@ -120,6 +132,11 @@ impl LanguageModelConfig {
         }
         if !(0.0 < self.mamba1.dt_min && self.mamba1.dt_min <= self.mamba1.dt_max) {
             return Err("mamba1.dt_min must be above 0 and at most mamba1.dt_max".into());
+        }
+        if self.pattern.contains(&MixerKind::Mamba2) {
+            let mut mamba2 = self.mamba2.clone();
+            mamba2.d_model = self.d_model;
+            mamba2.validate().map_err(|it| format!("mamba2.{it}"))?;
         }
         if self.norm_epsilon.is_nan() || self.norm_epsilon <= 0.0 {
             return Err(format!(
@@ -186,6 +203,11 @@ impl LanguageModelConfig {
                 let mut config = self.mamba1.clone();
                 config.d_model = self.d_model;
                 Mixer::Mamba1(config.init(device).rescale_residual(factor))
+            }
+            MixerKind::Mamba2 => {
+                let mut config = self.mamba2.clone();
+                config.d_model = self.d_model;
+                Mixer::Mamba2(config.init(device).rescale_residual(factor))
             }
             MixerKind::Attention => {
                 let mut config = self.attention.clone();

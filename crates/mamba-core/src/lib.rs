@@ -9,6 +9,9 @@
 //! | `d_state` | N | states a channel | 16 |
 //! | `d_conv` | | width of the causal convolution | 4 |
 //! | `dt_rank` | R | rank of the time-step projection, `ceil(d_model / 16)` | 48 |
+//! | `nheads` | H | heads of Mamba-2, `d_inner / headdim` | 24 |
+//! | `headdim` | P | channels a head | 64 |
+//! | `ngroups` | G | groups of heads that share B and C | 1 |
 //! | `delta`, `dt` | Δ | time step, before and after softplus | |
 //! | `a`, `b`, `c`, `d` | A, B, C, D | decay, input, output and skip of the recurrence | |
 //!
@@ -57,6 +60,7 @@ mod generate;
 mod init;
 mod language_model;
 mod mamba1;
+mod mamba2;
 pub mod memory;
 mod norm;
 pub mod ops;
@@ -69,7 +73,8 @@ pub use block::{Block, Mixer, MixerKind};
 pub use generate::{GenerateError, Generator};
 pub use language_model::{LanguageModel, LanguageModelConfig};
 pub use mamba1::{DtInit, Mamba1, Mamba1Config};
+pub use mamba2::{Mamba2, Mamba2Config};
 pub use norm::{Norm, NormConfig, NormKind};
 pub use precision::Precision;
 pub use sampling::{Sampler, SamplingConfig, SamplingError};
-pub use state::{LanguageModelState, LayerState, Mamba1State};
+pub use state::{LanguageModelState, LayerState, Mamba1State, Mamba2State};

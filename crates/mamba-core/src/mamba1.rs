@@ -2,11 +2,11 @@
 
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
-use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData, assert_shape};
+use burn::nn::Linear;
+use burn::tensor::{Device, Int, Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
 
-use crate::init::rescale;
+use crate::init::{inverse_softplus_of_time_steps, rescale, torch_linear};
 use crate::ops::{
     CausalConv1d, SelectiveScan, causal_conv1d, halves, linear, project, project_onto,
     selective_scan, thirds,
@@ -117,12 +117,12 @@ impl Mamba1Config {
             max: bound,
         };
         Mamba1 {
-            in_proj: projection(d_model, 2 * d_inner, self.bias, device),
+            in_proj: torch_linear(d_model, 2 * d_inner, self.bias, device),
             conv_weight: conv.init([d_inner, self.d_conv], device),
             conv_bias: self.conv_bias.then(|| conv.init([d_inner], device)),
-            x_proj: projection(d_inner, dt_rank + 2 * d_state, false, device),
+            x_proj: torch_linear(d_inner, dt_rank + 2 * d_state, false, device),
             dt_proj: self.init_dt_proj(device),
-            a_log: parameter(
+            a_log: Param::from_tensor(
                 Tensor::<1, Int>::arange(1..d_state as i64 + 1, device)
                     .float()
                     .log()
@@ -130,7 +130,7 @@ impl Mamba1Config {
                     .repeat_dim(0, d_inner),
             ),
             d: Initializer::Ones.init([d_inner], device),
-            out_proj: projection(d_inner, d_model, self.bias, device),
+            out_proj: torch_linear(d_inner, d_model, self.bias, device),
         }
     }
 
@@ -146,40 +146,16 @@ impl Mamba1Config {
             },
             DtInit::Constant => Initializer::Constant { value: scale },
         };
-        let (low, high) = (self.dt_min.ln(), self.dt_max.ln());
-        let uniform = Tensor::<1>::random([d_inner], Distribution::Uniform(0.0, 1.0), device);
-        let dt = (uniform * (high - low) + low)
-            .exp()
-            .clamp_min(self.dt_init_floor);
-        // The inverse of softplus: dt + ln(1 - exp(-dt)), in f64 since exp(-dt) is close to 1.
-        let bias: Vec<f32> = dt
-            .into_data()
-            .iter::<f64>()
-            .map(|dt| (dt + (-(-dt).exp_m1()).ln()) as f32)
-            .collect();
         Linear {
             weight: weight.init([dt_rank, d_inner], device),
-            bias: Some(parameter(Tensor::from_data(
-                TensorData::new(bias, [d_inner]),
+            bias: Some(inverse_softplus_of_time_steps(
+                d_inner,
+                self.dt_min..=self.dt_max,
+                self.dt_init_floor,
                 device,
-            ))),
+            )),
         }
     }
-}
-
-/// A linear layer that starts like PyTorch's, with a bias of zero as the official model has it.
-fn projection(d_input: usize, d_output: usize, bias: bool, device: &Device) -> Linear {
-    let linear = LinearConfig::new(d_input, d_output)
-        .with_bias(false)
-        .init(device);
-    Linear {
-        bias: bias.then(|| Initializer::Zeros.init([d_output], device)),
-        ..linear
-    }
-}
-
-fn parameter<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
-    Param::from_tensor(tensor)
 }
 
 /// The selective state-space mixer of Mamba-1.

@@ -36,11 +36,31 @@ impl Mamba1State {
     }
 }
 
+/// What one [`Mamba2`](crate::Mamba2) mixer remembers: a constant amount, however long the
+/// sequence has been.
+#[derive(Clone, Debug)]
+pub struct Mamba2State {
+    /// The last `d_conv - 1` inputs of the convolution, oldest first,
+    /// `[batch, d_conv - 1, d_ssm + 2 ngroups d_state]`.
+    pub conv: Tensor<3>,
+    /// The state of the recurrence, `[batch, nheads, headdim, d_state]`.
+    pub ssm: Tensor<4>,
+}
+
+impl Mamba2State {
+    /// Bytes held, in f32.
+    pub fn num_bytes(&self) -> usize {
+        4 * (self.conv.shape().num_elements() + self.ssm.shape().num_elements())
+    }
+}
+
 /// What one layer of a [`LanguageModel`](crate::LanguageModel) remembers.
 #[derive(Clone, Debug)]
 pub enum LayerState {
     /// Of a Mamba-1 mixer.
     Mamba1(Mamba1State),
+    /// Of a Mamba-2 mixer.
+    Mamba2(Mamba2State),
     /// Of an attention mixer.
     Attention(KvCache),
     /// Of an MLP, which looks at one position only.
@@ -52,6 +72,7 @@ impl LayerState {
     pub fn num_bytes(&self) -> usize {
         match self {
             Self::Mamba1(state) => state.num_bytes(),
+            Self::Mamba2(state) => state.num_bytes(),
             Self::Attention(cache) => cache.num_bytes(),
             Self::Stateless => 0,
         }

@@ -9,9 +9,20 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::FloatDType;
 
+mod ssd;
+
 #[cfg(feature = "fusion")]
 use super::meta;
 use super::portable;
+
+pub use ssd::{
+    GatedNormGrads, GatedNormInputs, GatedNormOptions, SsdGrads, SsdInputs, SsdOptions, SsdOutputs,
+};
+#[cfg(feature = "fusion")]
+pub use ssd::{
+    GatedNormGradsMetadata, GatedNormInputsMetadata, SsdGradsMetadata, SsdInputsMetadata,
+    SsdOutputsMetadata,
+};
 
 /// A float tensor that a caller may leave out.
 #[derive(ExtensionType, Clone, Debug)]
@@ -244,6 +255,39 @@ pub trait MambaOps: Backend {
         #[extension_type] grad_final_state: OptionalFloat<Self>,
     ) -> ConvGrads<Self> {
         portable::causal_conv1d::backward::<Self>(inputs, grad_y, grad_final_state)
+    }
+
+    /// Runs the recurrence of Mamba-2 in chunks; keeps the states that backward starts from when
+    /// `save_checkpoints` is set.
+    #[fusion(meta = meta::ssd)]
+    fn ssd(#[extension_type] inputs: SsdInputs<Self>, save_checkpoints: bool) -> SsdOutputs<Self> {
+        portable::ssd::forward::<Self>(inputs, save_checkpoints)
+    }
+
+    /// Gradients of [`MambaOps::ssd`] from its checkpoints.
+    #[fusion(meta = meta::ssd_backward)]
+    fn ssd_backward(
+        #[extension_type] inputs: SsdInputs<Self>,
+        checkpoints: FloatTensor<Self>,
+        grad_y: FloatTensor<Self>,
+        #[extension_type] grad_final_state: OptionalFloat<Self>,
+    ) -> SsdGrads<Self> {
+        portable::ssd::backward::<Self>(inputs, checkpoints, grad_y, grad_final_state)
+    }
+
+    /// The normalisation and gate of Mamba-2; the result is of the type of `x`.
+    #[fusion(meta = meta::gated_rms_norm)]
+    fn gated_rms_norm(#[extension_type] inputs: GatedNormInputs<Self>) -> FloatTensor<Self> {
+        portable::gated_rms_norm::forward::<Self>(inputs)
+    }
+
+    /// Gradients of [`MambaOps::gated_rms_norm`].
+    #[fusion(meta = meta::gated_rms_norm_backward)]
+    fn gated_rms_norm_backward(
+        #[extension_type] inputs: GatedNormInputs<Self>,
+        grad_y: FloatTensor<Self>,
+    ) -> GatedNormGrads<Self> {
+        portable::gated_rms_norm::backward::<Self>(inputs, grad_y)
     }
 
     /// Negative log-likelihood of each target, `[tokens]`, f32; zero where the target is negative. The

@@ -4,9 +4,10 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, FloatDType, Shape};
 
 use super::extension::{
-    ConvGradsMetadata, ConvInputsMetadata, ConvOutputsMetadata, LossGradsMetadata,
-    NormGradsMetadata, OptionalFloatMetadata, PartsMetadata, SCAN_CHECKPOINT_INTERVAL,
-    ScanGradsMetadata, ScanInputsMetadata, ScanOutputsMetadata,
+    ConvGradsMetadata, ConvInputsMetadata, ConvOutputsMetadata, GatedNormGradsMetadata,
+    GatedNormInputsMetadata, LossGradsMetadata, NormGradsMetadata, OptionalFloatMetadata,
+    PartsMetadata, SCAN_CHECKPOINT_INTERVAL, ScanGradsMetadata, ScanInputsMetadata,
+    ScanOutputsMetadata, SsdGradsMetadata, SsdInputsMetadata, SsdOutputsMetadata,
 };
 
 fn single<const D: usize>(dims: [usize; D]) -> TensorSpec {
@@ -44,6 +45,56 @@ pub(super) fn scan_backward(
         z: inputs.z.clone(),
         delta_bias: inputs.delta_bias.clone(),
         initial_state: inputs.initial_state.clone(),
+    }
+}
+
+pub(super) fn ssd(inputs: &SsdInputsMetadata, save_checkpoints: &bool) -> SsdOutputsMetadata {
+    let [batch, seq_len, d_ssm] = inputs.x.shape.dims();
+    let [nheads] = inputs.a.shape.dims();
+    let [_, _, columns] = inputs.b.shape.dims();
+    let (headdim, d_state) = (d_ssm / nheads, columns / inputs.options.ngroups);
+    let chunks = seq_len.div_ceil(inputs.options.chunk_size);
+    let checkpoints = single([batch, chunks, nheads, headdim, d_state]);
+    SsdOutputsMetadata {
+        y: inputs.x.clone(),
+        final_state: single([batch, nheads, headdim, d_state]),
+        checkpoints: match save_checkpoints {
+            true => OptionalFloatMetadata::Present(checkpoints),
+            false => OptionalFloatMetadata::Absent,
+        },
+    }
+}
+
+pub(super) fn ssd_backward(
+    inputs: &SsdInputsMetadata,
+    _checkpoints: &TensorSpec,
+    _grad_y: &TensorSpec,
+    _grad_final_state: &OptionalFloatMetadata,
+) -> SsdGradsMetadata {
+    SsdGradsMetadata {
+        x: inputs.x.clone(),
+        dt: inputs.dt.clone(),
+        a: inputs.a.clone(),
+        b: inputs.b.clone(),
+        c: inputs.c.clone(),
+        d: inputs.d.clone(),
+        dt_bias: inputs.dt_bias.clone(),
+        initial_state: inputs.initial_state.clone(),
+    }
+}
+
+pub(super) fn gated_rms_norm(inputs: &GatedNormInputsMetadata) -> TensorSpec {
+    inputs.x.clone()
+}
+
+pub(super) fn gated_rms_norm_backward(
+    inputs: &GatedNormInputsMetadata,
+    _grad_y: &TensorSpec,
+) -> GatedNormGradsMetadata {
+    GatedNormGradsMetadata {
+        x: inputs.x.clone(),
+        z: inputs.z.clone(),
+        gamma: inputs.gamma.clone(),
     }
 }
 

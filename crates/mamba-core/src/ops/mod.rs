@@ -3,6 +3,8 @@
 //! | op | what it computes | what survives on the tape for backward |
 //! |---|---|---|
 //! | [`selective_scan`] | the state-space recurrence of Mamba-1 | its inputs and `d_inner * d_state / 8` bytes a token, `/ 4` on Flex |
+//! | [`ssd`] | the state-space recurrence of Mamba-2 | its inputs and `nheads * headdim * d_state * 4 / chunk_size` bytes a token |
+//! | [`gated_rms_norm`] | gate and normalisation of Mamba-2 | its inputs |
 //! | [`causal_conv1d`] | depthwise convolution over time, SiLU | its inputs |
 //! | [`linear_cross_entropy`] | head and loss without the logits | the two gradients, no logits |
 //! | [`linear`], [`rms_norm`] | what Burn has too, in one pass on the CPU and on GPUs | their inputs |
@@ -24,6 +26,7 @@ mod embed;
     allow(deprecated, reason = "NdArray, as in `backends`")
 )]
 pub mod extension;
+mod gated_rms_norm;
 mod linear;
 mod linear_cross_entropy;
 #[cfg(feature = "fusion")]
@@ -33,11 +36,13 @@ pub mod reference;
 mod rms_norm;
 mod selective_scan;
 mod split;
+mod ssd;
 
 #[cfg(feature = "cube")]
 pub(crate) use backends::decoder;
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
 pub(crate) use embed::embed;
+pub use gated_rms_norm::{GatedRmsNorm, gated_rms_norm};
 pub use linear::linear;
 pub(crate) use linear::{project, project_onto};
 pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy, token_losses};
@@ -45,6 +50,7 @@ pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_to;
 pub use selective_scan::{SelectiveScan, selective_scan};
 pub(crate) use split::{halves, thirds};
+pub use ssd::{Skip, Ssd, ssd};
 
 use burn::backend::{DispatchDevice, DispatchTensor};
 use burn::tensor::{DType, Device, Int, Tensor};

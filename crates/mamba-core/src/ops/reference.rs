@@ -7,7 +7,9 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::portable;
-use super::{CausalConv1d, LinearCrossEntropy, SelectiveScan, float_primitive};
+use super::{
+    CausalConv1d, GatedRmsNorm, LinearCrossEntropy, SelectiveScan, Ssd, float_primitive,
+};
 
 /// [`selective_scan`](super::selective_scan), one position after the other.
 pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
@@ -26,6 +28,32 @@ pub fn selective_scan_parallel(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
         Tensor::from_dispatch(outputs.y),
         Tensor::from_dispatch(outputs.final_state),
     )
+}
+
+/// [`ssd`](super::ssd()) as products of matrices within chunks, and states passed on between them: listing 1 of Dao and
+/// Gu 2024.
+pub fn ssd(ssd: Ssd) -> (Tensor<3>, Tensor<4>) {
+    let outputs = portable::ssd::forward::<Dispatch>(ssd.into_inputs(), false);
+    (
+        Tensor::from_dispatch(outputs.y),
+        Tensor::from_dispatch(outputs.final_state),
+    )
+}
+
+/// [`ssd`](super::ssd()) one position after the other: a second path that shares no product with the first.
+pub fn ssd_sequential(ssd: Ssd) -> (Tensor<3>, Tensor<4>) {
+    let outputs = portable::ssd::forward_sequential::<Dispatch>(ssd.into_inputs());
+    (
+        Tensor::from_dispatch(outputs.y),
+        Tensor::from_dispatch(outputs.final_state),
+    )
+}
+
+/// [`gated_rms_norm`](super::gated_rms_norm) step by step.
+pub fn gated_rms_norm(norm: GatedRmsNorm) -> Tensor<3> {
+    Tensor::from_dispatch(portable::gated_rms_norm::forward::<Dispatch>(
+        norm.into_inputs(),
+    ))
 }
 
 /// [`causal_conv1d`](super::causal_conv1d) as a sum of shifted products.

@@ -4,10 +4,12 @@
 //! concrete backend they are its default when it has no kernel. The gradients are written by hand.
 
 pub(crate) mod causal_conv1d;
+pub(crate) mod gated_rms_norm;
 pub(crate) mod linear_cross_entropy;
 mod prim;
 pub(crate) mod rms_norm;
 pub(crate) mod selective_scan;
+pub(crate) mod ssd;
 
 use prim::Prim;
 

@@ -4,7 +4,7 @@ use std::ops::{Add, Mul, Sub};
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{FloatDType, Slice};
+use burn::tensor::{FloatDType, Slice, TensorData};
 
 /// A float primitive of backend `B`. Clones share storage; binary operators broadcast axes of
 /// length 1.
@@ -56,6 +56,35 @@ impl<B: Backend> Prim<B> {
         ))
     }
 
+    /// Values by their place in row-major order, on the device of this tensor.
+    pub(crate) fn constant<const D: usize>(
+        &self,
+        dims: [usize; D],
+        value: impl Fn(usize) -> f32,
+    ) -> Self {
+        let len = dims.iter().product();
+        let values: Vec<f32> = (0..len).map(value).collect();
+        let device = self.0.device();
+        Self(B::float_from_data(TensorData::new(values, dims), &device))
+    }
+
+    /// Entries, all axes together.
+    pub(crate) fn len(&self) -> usize {
+        self.0.shape().num_elements()
+    }
+
+    /// 1 where two tensors of whole numbers are equal, else 0.
+    pub(crate) fn equals(&self, other: &Self) -> Self {
+        (self - other).abs().clamp(0.0, 1.0).one_minus()
+    }
+
+    /// 1 where a value is not negative, else 0.
+    pub(crate) fn is_positive(&self) -> Self {
+        Self(B::float_sign(self.0.clone()))
+            .shift(1.0)
+            .clamp(0.0, 1.0)
+    }
+
     pub(crate) fn reshape<const D: usize>(&self, dims: [usize; D]) -> Self {
         Self(B::float_reshape(self.0.clone(), dims.into()))
     }
@@ -81,6 +110,23 @@ impl<B: Backend> Prim<B> {
 
     pub(crate) fn transpose(&self) -> Self {
         Self(B::float_transpose(self.0.clone()))
+    }
+
+    pub(crate) fn swap(&self, first: usize, second: usize) -> Self {
+        Self(B::float_swap_dims(self.0.clone(), first, second))
+    }
+
+    pub(crate) fn expand<const D: usize>(&self, dims: [usize; D]) -> Self {
+        Self(B::float_expand(self.0.clone(), dims.into()))
+    }
+
+    /// The product of the last two axes, for each index of the others.
+    pub(crate) fn matmul(&self, other: &Self) -> Self {
+        Self(B::float_matmul(self.0.clone(), other.0.clone()))
+    }
+
+    pub(crate) fn cumsum(&self, dim: usize) -> Self {
+        Self(B::float_cumsum(self.0.clone(), dim))
     }
 
     pub(crate) fn sum_dim(&self, dim: usize) -> Self {

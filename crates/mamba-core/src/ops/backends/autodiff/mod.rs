@@ -2,11 +2,13 @@
 
 mod causal_conv1d;
 mod embed;
+mod gated_rms_norm;
 mod linear;
 mod linear_cross_entropy;
 mod rms_norm;
 mod selective_scan;
 mod split;
+mod ssd;
 
 use std::sync::{Arc, Mutex};
 
@@ -19,8 +21,9 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use crate::ops::extension::{
-    ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, OptionalInt,
-    Parts, ScanGrads, ScanInputs, ScanOutputs,
+    ConvGrads, ConvInputs, ConvOutputs, GatedNormGrads, GatedNormInputs, LossGrads, MambaOps,
+    NormGrads, OptionalFloat, OptionalInt, Parts, ScanGrads, ScanInputs, ScanOutputs, SsdGrads,
+    SsdInputs, SsdOutputs,
 };
 
 type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
@@ -141,6 +144,30 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
         _grad_final_state: OptionalFloat<Self>,
     ) -> ConvGrads<Self> {
         no_second_order("causal_conv1d")
+    }
+
+    fn ssd(inputs: SsdInputs<Self>, save_checkpoints: bool) -> SsdOutputs<Self> {
+        ssd::ssd::<B, C>(inputs, save_checkpoints)
+    }
+
+    fn ssd_backward(
+        _inputs: SsdInputs<Self>,
+        _checkpoints: FloatTensor<Self>,
+        _grad_y: FloatTensor<Self>,
+        _grad_final_state: OptionalFloat<Self>,
+    ) -> SsdGrads<Self> {
+        no_second_order("ssd")
+    }
+
+    fn gated_rms_norm(inputs: GatedNormInputs<Self>) -> FloatTensor<Self> {
+        gated_rms_norm::gated_rms_norm::<B, C>(inputs)
+    }
+
+    fn gated_rms_norm_backward(
+        _inputs: GatedNormInputs<Self>,
+        _grad_y: FloatTensor<Self>,
+    ) -> GatedNormGrads<Self> {
+        no_second_order("gated_rms_norm")
     }
 
     fn token_losses(
