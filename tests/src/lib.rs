@@ -4,5 +4,7 @@
 
 pub mod devices;
 pub mod fixtures;
+pub mod hugging_face;
+pub mod mixers;
 pub mod tensors;
 pub mod tolerances;

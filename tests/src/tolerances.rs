@@ -47,10 +47,16 @@ pub const LINEAR_CROSS_ENTROPY_F32_GRADIENT: Tolerance = Tolerance::new(5e-6, 2e
 /// Linear layers and norms in f32, values and gradients, against Burn's: sums of up to 2100 products.
 pub const LAYER_F32: Tolerance = Tolerance::new(1e-5, 2e-5);
 
-/// Values of a whole Mamba-1 block in f32: output and both final states.
-pub const MAMBA1_BLOCK_F32: Tolerance = Tolerance::new(2e-5, 5e-6);
-/// Gradients of a whole Mamba-1 block in f32.
-pub const MAMBA1_BLOCK_F32_GRADIENT: Tolerance = Tolerance::new(5e-5, 1e-5);
+/// Values of the SSD recurrence in f32: `y` and the final state. Products of chunks add up in another order than a
+/// recurrence does, and their decays are exponentials of sums of up to 130 time steps.
+pub const SSD_F32: Tolerance = Tolerance::new(2e-5, 1e-5);
+/// Gradients of the SSD recurrence in f32; that of a time step is what is left of sums over its chunk.
+pub const SSD_F32_GRADIENT: Tolerance = Tolerance::new(5e-5, 3e-5);
+
+/// Values of a whole Mamba-1 or Mamba-2 block in f32: output and both final states.
+pub const MIXER_F32: Tolerance = Tolerance::new(2e-5, 5e-6);
+/// Gradients of a whole Mamba-1 or Mamba-2 block in f32.
+pub const MIXER_F32_GRADIENT: Tolerance = Tolerance::new(5e-5, 1e-5);
 
 /// Logits and loss of a small language model in f32, against fixtures that are themselves in f32.
 pub const LANGUAGE_MODEL_F32: Tolerance = Tolerance::new(5e-5, 2e-5);

@@ -143,12 +143,7 @@ impl Mamba2Config {
         }
         let ranges = [
             ("dt_min", "dt_max", self.dt_min, self.dt_max),
-            (
-                "a_init_min",
-                "a_init_max",
-                self.a_init_min,
-                self.a_init_max,
-            ),
+            ("a_init_min", "a_init_max", self.a_init_min, self.a_init_max),
         ];
         for (low, high, least, most) in ranges {
             if !(0.0 < least && least <= most) {

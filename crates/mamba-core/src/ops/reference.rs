@@ -7,9 +7,7 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::portable;
-use super::{
-    CausalConv1d, GatedRmsNorm, LinearCrossEntropy, SelectiveScan, Ssd, float_primitive,
-};
+use super::{CausalConv1d, GatedRmsNorm, LinearCrossEntropy, SelectiveScan, Ssd, float_primitive};
 
 /// [`selective_scan`](super::selective_scan), one position after the other.
 pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {

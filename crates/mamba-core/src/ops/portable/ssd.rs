@@ -198,9 +198,8 @@ impl<B: Backend> Chunks<B> {
             }
         };
         let x = sizes.chunked(&Prim(inputs.x.clone()), nheads);
-        let heads = |x: &FloatTensor<B>| {
-            sizes.for_heads(&sizes.chunked(&Prim(x.clone()), sizes.ngroups))
-        };
+        let heads =
+            |x: &FloatTensor<B>| sizes.for_heads(&sizes.chunked(&Prim(x.clone()), sizes.ngroups));
         Self {
             scaled: &x * &dt,
             b: heads(&inputs.b),
@@ -309,9 +308,7 @@ fn skip<B: Backend>(y: Prim<B>, x: &Prim<B>, d: &OptionalFloat<B>) -> Prim<B> {
 pub(crate) fn forward<B: Backend>(inputs: SsdInputs<B>, save_checkpoints: bool) -> SsdOutputs<B> {
     let parts = Chunks::new(&inputs);
     // The listing's step 2: what each chunk adds to the state.
-    let added = (&parts.scaled * &parts.leave)
-        .transpose()
-        .matmul(&parts.b);
+    let added = (&parts.scaled * &parts.leave).transpose().matmul(&parts.b);
     // Its step 3: the states before the chunks.
     let mut state = initial_state(&inputs, &parts.sizes);
     let mut states = Vec::with_capacity(parts.sizes.chunks);
@@ -402,8 +399,8 @@ pub(crate) fn backward<B: Backend>(
 
     let (scores, products) = (parts.scores(), grad_y.matmul(&parts.scaled.transpose()));
     let mixing = &scores * &parts.decay;
-    let grad_scaled = mixing.transpose().matmul(&grad_y)
-        + (&parts.b.matmul(&after.transpose()) * &parts.leave);
+    let grad_scaled =
+        mixing.transpose().matmul(&grad_y) + (&parts.b.matmul(&after.transpose()) * &parts.leave);
     let grad_scores = &products * &parts.decay;
     let from_state = &grad_y.matmul(&before) * &parts.enter;
     let to_state = &parts.scaled.matmul(&after) * &parts.leave;
@@ -419,9 +416,7 @@ pub(crate) fn backward<B: Backend>(
         (&to_state * &parts.b).sum_dim(4),
     );
     let kept = &(&after * &before).sum_dim(4).sum_dim(3) * &parts.pass;
-    let end = grad_y.constant([1, 1, 1, chunk, 1], |t| {
-        f32::from(u8::from(t + 1 == chunk))
-    });
+    let end = grad_y.constant([1, 1, 1, chunk, 1], |t| f32::from(u8::from(t + 1 == chunk)));
     let grad_cum = &(&(&pairs.sum_dim(4) - &pairs.sum_dim(3).transpose()) + &(&entered - &left))
         + &(&(&left.sum_dim(3) + &kept) * &end);
     // `dt a` enters the sums of its own position and of all later ones.

@@ -39,8 +39,7 @@ impl<B: MambaOps> Backward<B, 8> for Ssd {
         let [x, dt, a, b, c] = state
             .required
             .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let [d, dt_bias, initial_state] =
-            state.optional.map(|id| retrieve::<B>(checkpointer, id));
+        let [d, dt_bias, initial_state] = state.optional.map(|id| retrieve::<B>(checkpointer, id));
         let inputs = SsdInputs {
             x,
             dt,
@@ -54,11 +53,10 @@ impl<B: MambaOps> Backward<B, 8> for Ssd {
             options: state.options,
         };
         let grad_final_state = take::<B>(&state.grad_final_state);
-        let result =
-            B::ssd_backward(inputs, state.checkpoints, grad_y, grad_final_state);
+        let result = B::ssd_backward(inputs, state.checkpoints, grad_y, grad_final_state);
         let required = [result.x, result.dt, result.a, result.b, result.c].map(Some);
-        let optional = [result.d, result.dt_bias, result.initial_state]
-            .map(OptionalFloat::into_option);
+        let optional =
+            [result.d, result.dt_bias, result.initial_state].map(OptionalFloat::into_option);
         let results = required.into_iter().chain(optional);
         for (parent, grad) in ops.parents.into_iter().zip(results) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
@@ -106,11 +104,7 @@ pub(super) fn ssd<B: MambaOps, C: CheckpointStrategy>(
         )
     };
     let slot = Slot::<B>::default();
-    let (y, final_state, checkpoints) = match Ssd
-        .prepare::<C>(guards)
-        .compute_bound()
-        .stateful()
-    {
+    let (y, final_state, checkpoints) = match Ssd.prepare::<C>(guards).compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let required = [0, 1, 2, 3, 4].map(|i| prep.checkpoint(nodes[i]));
             let optional = [0, 1, 2].map(|i| present[i].then(|| prep.checkpoint(nodes[5 + i])));
