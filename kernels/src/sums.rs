@@ -114,3 +114,25 @@ fn sum_kernel<F: Float>(
         }
     }
 }
+
+/// The sum of a vector over the units of a cube, a power of two, in one order.
+#[cube]
+pub(crate) fn cube_sum<N: Size>(value: Vector<f32, N>, #[comptime] units: usize) -> Vector<f32, N> {
+    let mut shared = Shared::<[Vector<f32, N>]>::new_slice(units);
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 1..comptime!(units.ilog2() as usize + 1) {
+        let half = comptime!(units >> step);
+        if unit < half {
+            let other = shared[unit + half];
+            shared[unit] += other;
+        }
+        sync_cube();
+    }
+    let sum = shared[0];
+    // The next sums go to the same place.
+    sync_cube();
+    sum
+}

@@ -11,6 +11,7 @@
 mod causal_conv1d;
 #[cfg(test)]
 mod finite_differences;
+mod gated_rms_norm;
 mod linear_cross_entropy;
 mod pointwise;
 mod rms_norm;
@@ -20,6 +21,9 @@ mod selective_scan;
 pub use causal_conv1d::{
     CausalConv1dGradients, CausalConv1dInputs, CausalConv1dOutput, causal_conv1d,
     causal_conv1d_backward,
+};
+pub use gated_rms_norm::{
+    GatedRmsNormGradients, GatedRmsNormInputs, gated_rms_norm, gated_rms_norm_backward,
 };
 pub use linear_cross_entropy::{
     LinearCrossEntropyGradients, LinearCrossEntropyInputs, linear_cross_entropy,

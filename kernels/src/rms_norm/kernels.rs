@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::UNITS;
+use crate::sums::cube_sum;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn rms_norm_kernel<F: Float>(
@@ -34,7 +35,7 @@ pub(super) fn rms_norm_kernel<F: Float>(
         values[k] = value;
         square += value * value;
     }
-    let sum = cube_sum::<Const<1>>(Vector::new(square)).extract(0usize);
+    let sum = cube_sum::<Const<1>>(Vector::new(square), UNITS).extract(0usize);
     let scale = 1.0f32 / (sum / columns as f32 + epsilon).sqrt();
     #[unroll]
     for k in 0..owned {
@@ -101,7 +102,7 @@ pub(super) fn rms_norm_backward_kernel<F: Float>(
         }
         let mut pair = Vector::<f32, Const<2>>::new(square);
         pair.insert(1usize, dot);
-        let totals = cube_sum::<Const<2>>(pair);
+        let totals = cube_sum::<Const<2>>(pair, UNITS);
         let scale = 1.0f32 / (totals.extract(0usize) / columns as f32 + epsilon).sqrt();
         let back = scale * scale * scale * totals.extract(1usize) / columns as f32;
         #[unroll]
@@ -130,26 +131,4 @@ fn read(tensor: &Tensor<f32>, row: usize, column: usize, columns: usize) -> f32 
         value = tensor[row + column];
     }
     value
-}
-
-/// The sum of a vector over the units of a cube, in one order.
-#[cube]
-fn cube_sum<N: Size>(value: Vector<f32, N>) -> Vector<f32, N> {
-    let mut shared = Shared::<[Vector<f32, N>]>::new_slice(UNITS);
-    let unit = UNIT_POS as usize;
-    shared[unit] = value;
-    sync_cube();
-    #[unroll]
-    for step in 1..comptime!(UNITS.ilog2() as usize + 1) {
-        let half = comptime!(UNITS >> step);
-        if unit < half {
-            let other = shared[unit + half];
-            shared[unit] += other;
-        }
-        sync_cube();
-    }
-    let sum = shared[0];
-    // The next row's sums go to the same place.
-    sync_cube();
-    sum
 }
