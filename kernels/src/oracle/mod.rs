@@ -17,6 +17,7 @@ mod pointwise;
 mod rms_norm;
 mod runs;
 mod selective_scan;
+mod ssd;
 
 pub use causal_conv1d::{
     CausalConv1dGradients, CausalConv1dInputs, CausalConv1dOutput, causal_conv1d,
@@ -35,6 +36,7 @@ pub use selective_scan::{
     SelectiveScanGradients, SelectiveScanInputs, SelectiveScanOutput, selective_scan,
     selective_scan_backward,
 };
+pub use ssd::{SsdGradients, SsdInputs, SsdOutput, ssd, ssd_backward, ssd_quadratic};
 
 /// Panics unless `slice` holds one value for each entry of a tensor of `shape`.
 fn assert_len<T>(function: &str, name: &str, slice: &[T], shape: &[usize]) {
@@ -51,4 +53,8 @@ fn assert_optional_len<T>(function: &str, name: &str, slice: Option<&[T]>, shape
     if let Some(slice) = slice {
         assert_len(function, name, slice, shape);
     }
+}
+
+fn dot_product(left: &[f64], right: &[f64]) -> f64 {
+    left.iter().zip(right).map(|(l, r)| l * r).sum()
 }
