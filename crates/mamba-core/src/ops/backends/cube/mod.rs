@@ -3,9 +3,11 @@
 mod columns;
 mod decode;
 mod embed;
+mod gated_norm;
 mod linear;
 mod loss;
 mod norm;
+mod ssd;
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -18,8 +20,9 @@ use cubecl::prelude::{ElemType, TensorBinding};
 use mamba_kernels::{KernelError, causal_conv1d, selective_scan};
 
 use crate::ops::extension::{
-    ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, OptionalInt,
-    Parts, SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs, ScanOutputs,
+    ConvGrads, ConvInputs, ConvOutputs, GatedNormGrads, GatedNormInputs, LossGrads, MambaOps,
+    NormGrads, OptionalFloat, OptionalInt, Parts, SCAN_CHECKPOINT_INTERVAL, ScanGrads, ScanInputs,
+    ScanOutputs, SsdGrads, SsdInputs, SsdOutputs,
 };
 use crate::ops::portable::{self, cast};
 
@@ -359,6 +362,30 @@ impl MambaOps for CubeBackend {
             bias: bias.into(),
             initial_state: initial_state.into(),
         }
+    }
+
+    fn ssd(inputs: SsdInputs<Self>, save_checkpoints: bool) -> SsdOutputs<Self> {
+        ssd::forward(inputs, save_checkpoints)
+    }
+
+    fn ssd_backward(
+        inputs: SsdInputs<Self>,
+        checkpoints: CubeTensor,
+        grad_y: CubeTensor,
+        grad_final_state: OptionalFloat<Self>,
+    ) -> SsdGrads<Self> {
+        ssd::backward(inputs, checkpoints, grad_y, grad_final_state)
+    }
+
+    fn gated_rms_norm(inputs: GatedNormInputs<Self>) -> CubeTensor {
+        gated_norm::forward(inputs)
+    }
+
+    fn gated_rms_norm_backward(
+        inputs: GatedNormInputs<Self>,
+        grad_y: CubeTensor,
+    ) -> GatedNormGrads<Self> {
+        gated_norm::backward(inputs, grad_y)
     }
 
     fn token_losses(
