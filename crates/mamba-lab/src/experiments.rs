@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use mamba_train::experiment::Experiment;
 
 /// Name and text of every experiment that comes with the program.
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 7] = [
     (
         "quickstart",
         include_str!("../../../experiments/quickstart.toml"),
@@ -22,6 +22,18 @@ const BUILT_IN: [(&str, &str); 4] = [
     (
         "mamba-wikitext2",
         include_str!("../../../experiments/mamba-wikitext2.toml"),
+    ),
+    (
+        "mamba2-wikitext2",
+        include_str!("../../../experiments/mamba2-wikitext2.toml"),
+    ),
+    (
+        "transformer-wikitext2",
+        include_str!("../../../experiments/transformer-wikitext2.toml"),
+    ),
+    (
+        "hybrid-wikitext2",
+        include_str!("../../../experiments/hybrid-wikitext2.toml"),
     ),
 ];
 
@@ -39,4 +51,17 @@ pub fn load(which: &str, overrides: &[String]) -> Result<Experiment> {
         );
     }
     Experiment::load(path, overrides)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_experiment_is_valid_and_carries_its_name() {
+        for (name, _) in BUILT_IN {
+            let experiment = load(name, &[]).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            assert_eq!(experiment.name, name);
+        }
+    }
 }

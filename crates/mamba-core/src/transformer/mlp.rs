@@ -18,6 +18,7 @@ pub enum Activation {
     /// `x Φ(x)` with the error function.
     GeluExact,
     /// `silu(gate) * up`, as in Llama.
+    #[serde(rename = "swiglu", alias = "swi_glu")]
     SwiGlu,
 }
 

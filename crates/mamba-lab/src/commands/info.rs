@@ -57,14 +57,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             writeln!(out, "\n{}", run.model)?;
         }
         None => {
-            writeln!(
-                out,
-                "\nSizes of a Mamba-1 (vocabulary 50,280, tied head, f32):"
-            )?;
-            for (name, d_model, n_layer) in OFFICIAL {
-                let config = LanguageModelConfig::mamba_130m()
-                    .with_d_model(d_model)
-                    .with_n_layer(n_layer);
+            writeln!(out, "\nSizes of the official models (tied head, f32):")?;
+            for (name, family, d_model, n_layer) in OFFICIAL {
+                let config = family().with_d_model(d_model).with_n_layer(n_layer);
                 let parameters = num_parameters(&config, &device);
                 let (millions, mebibytes) = (parameters as f64 / 1e6, (parameters * 4) >> 20);
                 writeln!(
@@ -77,13 +72,22 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Name, `d_model` and `n_layer` of the official checkpoints.
-const OFFICIAL: [(&str, usize, usize); 5] = [
-    ("mamba-130m", 768, 24),
-    ("mamba-370m", 1024, 48),
-    ("mamba-790m", 1536, 48),
-    ("mamba-1.4b", 2048, 48),
-    ("mamba-2.8b", 2560, 64),
+type Family = fn() -> LanguageModelConfig;
+const MAMBA1: Family = LanguageModelConfig::mamba_130m;
+const MAMBA2: Family = LanguageModelConfig::mamba2_130m;
+
+/// Name, family, `d_model` and `n_layer` of the official checkpoints.
+const OFFICIAL: [(&str, Family, usize, usize); 10] = [
+    ("mamba-130m", MAMBA1, 768, 24),
+    ("mamba-370m", MAMBA1, 1024, 48),
+    ("mamba-790m", MAMBA1, 1536, 48),
+    ("mamba-1.4b", MAMBA1, 2048, 48),
+    ("mamba-2.8b", MAMBA1, 2560, 64),
+    ("mamba2-130m", MAMBA2, 768, 24),
+    ("mamba2-370m", MAMBA2, 1024, 48),
+    ("mamba2-780m", MAMBA2, 1536, 48),
+    ("mamba2-1.3b", MAMBA2, 2048, 48),
+    ("mamba2-2.7b", MAMBA2, 2560, 64),
 ];
 
 /// Counts without allocating the whole model: all layers are alike.

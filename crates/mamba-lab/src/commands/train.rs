@@ -27,7 +27,8 @@ use crate::{experiments, progress};
 /// dashboard, q stops the run; elsewhere Ctrl-C does. Both save a checkpoint to resume from.
 #[derive(Args)]
 pub struct Arguments {
-    /// A TOML file, or one of quickstart, tutorial-mamba, tutorial-transformer, mamba-wikitext2.
+    /// A TOML file, or one of quickstart, tutorial-mamba, tutorial-transformer, mamba-wikitext2,
+    /// mamba2-wikitext2, transformer-wikitext2, hybrid-wikitext2.
     #[arg(default_value = "quickstart")]
     experiment: String,
     /// Change a setting, as in `--set model.mamba1.d_state=32`; may be repeated.
