@@ -75,3 +75,31 @@ pub fn numbers<const D: usize>(seed: u64, shape: [usize; D], device: &Device) ->
         .collect();
     Tensor::from_data(TensorData::new(numbers, shape), device)
 }
+
+/// The values of a tensor, its tape left out, in double precision.
+pub fn doubles<const D: usize>(tensor: &Tensor<D>) -> Vec<f64> {
+    values(tensor.clone().inner())
+        .into_iter()
+        .map(f64::from)
+        .collect()
+}
+
+/// Asserts that `got` is close to what the oracle gave.
+#[track_caller]
+pub fn check<const D: usize>(name: &str, got: Tensor<D>, want: &[f64], tolerance: Tolerance) {
+    let want = want.iter().map(|value| *value as f32).collect();
+    let want = Array::new(&got.dims(), want);
+    assert_close(name, &values(got), &want, tolerance);
+}
+
+/// Sequence numbers with runs of unequal length, one of them of length 1.
+pub fn runs(batch: usize, seq_len: usize) -> Vec<i64> {
+    let run = |t: usize| (t >= seq_len / 3) as i64 + (t > seq_len / 3) as i64;
+    (0..batch).flat_map(|_| (0..seq_len).map(run)).collect()
+}
+
+/// Sequence numbers on a device.
+pub fn sequence_tensor(ids: &[i64], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
+    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    Tensor::from_data(TensorData::new(ids, shape), device)
+}

@@ -1,44 +1,15 @@
 //! The operations at awkward sizes against the f64 oracle, and against finite differences.
 #![recursion_limit = "256"]
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use mamba_core::ops::{
     CausalConv1d, LinearCrossEntropy, SelectiveScan, Strategy, causal_conv1d, linear_cross_entropy,
     selective_scan,
 };
 use mamba_kernels::oracle;
 use mamba_tests::devices::device;
-use mamba_tests::fixtures::Array;
-use mamba_tests::tensors::{numbers, values};
-use mamba_tests::tolerances::{self, Tolerance, assert_close};
-
-fn doubles<const D: usize>(tensor: &Tensor<D>) -> Vec<f64> {
-    values(tensor.clone().inner())
-        .into_iter()
-        .map(f64::from)
-        .collect()
-}
-
-fn floats(shape: &[usize], doubles: &[f64]) -> Array<f32> {
-    Array::new(shape, doubles.iter().map(|value| *value as f32).collect())
-}
-
-/// Sequence numbers with runs of unequal length, one of them of length 1.
-fn runs(batch: usize, seq_len: usize) -> Vec<i64> {
-    let run = |t: usize| (t >= seq_len / 3) as i64 + (t > seq_len / 3) as i64;
-    (0..batch).flat_map(|_| (0..seq_len).map(run)).collect()
-}
-
-fn sequence_tensor(ids: &[i64], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
-    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-    Tensor::from_data(TensorData::new(ids, shape), device)
-}
-
-#[track_caller]
-fn check<const D: usize>(name: &str, got: Tensor<D>, want: &[f64], tolerance: Tolerance) {
-    let want = floats(&got.dims(), want);
-    assert_close(name, &values(got), &want, tolerance);
-}
+use mamba_tests::tensors::{check, doubles, numbers, runs, sequence_tensor, values};
+use mamba_tests::tolerances;
 
 /// Lengths around a checkpoint of the scan; states and channels that fill no vector.
 const SCANS: [[usize; 4]; 6] = [

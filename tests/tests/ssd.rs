@@ -8,9 +8,12 @@ use mamba_core::ops::{
     GatedRmsNorm, SelectiveScan, Skip, Ssd, Strategy, gated_rms_norm, reference, selective_scan,
     ssd,
 };
+use mamba_kernels::oracle;
 use mamba_tests::devices::{autodiff_devices, device};
 use mamba_tests::fixtures::{self, Array, Fixture};
-use mamba_tests::tensors::{assert_fixture, assert_same, float, int, numbers, values};
+use mamba_tests::tensors::{
+    assert_fixture, assert_same, check, doubles, float, int, numbers, runs, sequence_tensor, values,
+};
 use mamba_tests::tolerances::{SSD_F32, SSD_F32_GRADIENT, assert_close};
 
 type Path = fn(Ssd) -> (Tensor<3>, Tensor<4>);
@@ -210,6 +213,104 @@ fn tied_parameters_make_it_the_scan_of_mamba_1() {
         want_state,
         SSD_F32,
     );
+}
+
+/// Batch, length, heads, channels a head, groups, states: lengths around chunks, sizes that fill no vector or tile.
+const SIZES: [[usize; 6]; 6] = [
+    [2, 1, 3, 5, 1, 7],
+    [1, 17, 4, 16, 4, 16],
+    [2, 33, 2, 3, 1, 1],
+    [1, 130, 6, 8, 3, 24],
+    [1, 65, 2, 64, 2, 40],
+    [1, 257, 2, 20, 1, 100],
+];
+
+#[test]
+fn the_recurrence_equals_the_oracle_at_awkward_sizes() {
+    let device = device().autodiff();
+    for [batch, seq_len, nheads, headdim, ngroups, d_state] in SIZES {
+        for full in [false, true] {
+            let leaf =
+                |seed, columns| numbers(seed, [batch, seq_len, columns], &device).require_grad();
+            let leaf1 = |seed| numbers::<1>(seed, [nheads], &device).require_grad();
+            let state_dims = [batch, nheads, headdim, d_state];
+            let (x, dt) = (leaf(1, nheads * headdim), leaf(2, nheads));
+            let (b, c) = (leaf(3, ngroups * d_state), leaf(4, ngroups * d_state));
+            let a = (numbers::<1>(5, [nheads], &device) - 1.5)
+                .detach()
+                .require_grad();
+            let (d, bias) = (leaf1(6), leaf1(7));
+            let initial = numbers::<4>(8, state_dims, &device).require_grad();
+            let ids = runs(batch, seq_len);
+            let grad_y = numbers(9, [batch, seq_len, nheads * headdim], &device);
+            let grad_state = numbers::<4>(10, state_dims, &device);
+
+            let (y, state) = ssd(Ssd {
+                d: full.then(|| Skip::PerHead(d.clone())),
+                dt_bias: full.then(|| bias.clone()),
+                initial_state: full.then(|| initial.clone()),
+                seq_idx: full.then(|| sequence_tensor(&ids, [batch, seq_len], &device)),
+                ngroups,
+                chunk_size: 64,
+                strategy: Strategy::Fused,
+                ..Ssd::new(x.clone(), dt.clone(), a.clone(), b.clone(), c.clone())
+            });
+            let loss =
+                (y.clone() * grad_y.clone()).sum() + (state.clone() * grad_state.clone()).sum();
+            let gradients = loss.backward();
+
+            let (xd, dtd, ad) = (doubles(&x), doubles(&dt), doubles(&a));
+            let (bd, cd, dd) = (doubles(&b), doubles(&c), doubles(&d));
+            let (biasd, initiald) = (doubles(&bias), doubles(&initial));
+            let inputs = oracle::SsdInputs {
+                batch,
+                seq_len,
+                nheads,
+                headdim,
+                ngroups,
+                d_state,
+                x: &xd,
+                dt: &dtd,
+                a: &ad,
+                b: &bd,
+                c: &cd,
+                d: full.then_some(&dd[..]),
+                dt_bias: full.then_some(&biasd[..]),
+                initial_state: full.then_some(&initiald[..]),
+                seq_idx: full.then_some(&ids[..]),
+                dt_softplus: true,
+                dt_limit: (0.0, f64::INFINITY),
+            };
+            let want = oracle::ssd(&inputs);
+            let (grad_y, grad_state) = (doubles(&grad_y), doubles(&grad_state));
+            let grads = oracle::ssd_backward(&inputs, &grad_y, Some(&grad_state));
+            let sizes = [batch, seq_len, nheads, headdim, ngroups, d_state];
+            let name = |part: &str| format!("{sizes:?}, full {full}: {part}");
+            check(&name("y"), y.inner(), &want.y, SSD_F32);
+            check(&name("state"), state.inner(), &want.final_state, SSD_F32);
+            for (part, leaf, want) in [
+                ("x", &x, &grads.x),
+                ("dt", &dt, &grads.dt),
+                ("b", &b, &grads.b),
+                ("c", &c, &grads.c),
+            ] {
+                let got = leaf.grad(&gradients).unwrap();
+                check(&name(part), got, want, SSD_F32_GRADIENT);
+            }
+            let optional = [("a", &a, Some(&grads.a)), ("d", &d, grads.d.as_ref())];
+            let bias = ("bias", &bias, grads.dt_bias.as_ref());
+            for (part, leaf, want) in optional.into_iter().chain([bias]) {
+                if let Some(want) = want {
+                    let got = leaf.grad(&gradients).unwrap();
+                    check(&name(part), got, want, SSD_F32_GRADIENT);
+                }
+            }
+            if let Some(want) = &grads.initial_state {
+                let got = initial.grad(&gradients).unwrap();
+                check(&name("initial state"), got, want, SSD_F32_GRADIENT);
+            }
+        }
+    }
 }
 
 fn check_norm(group_size: usize, norm_before_gate: bool) {
