@@ -78,6 +78,11 @@ fn mamba1_in_bf16() {
 }
 
 #[test]
+fn mamba2_in_bf16() {
+    bf16_follows_f32(&[MixerKind::Mamba2]);
+}
+
+#[test]
 fn a_transformer_in_bf16() {
     bf16_follows_f32(&[MixerKind::Attention, MixerKind::Mlp]);
 }
