@@ -134,6 +134,13 @@ impl Fixture {
         names
     }
 
+    /// All settings, as they are written.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// The setting `key`, such as a dimension or a flag.
     ///
     /// # Panics
@@ -186,7 +193,8 @@ pub fn names(prefix: &str) -> Vec<String> {
     names
 }
 
-fn folder() -> PathBuf {
+/// Where all fixtures lie.
+pub fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures"))
 }
 

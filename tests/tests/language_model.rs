@@ -9,21 +9,14 @@ use mamba_core::{
     Sampler, SamplingConfig,
 };
 use mamba_tests::devices::device;
-use mamba_tests::hugging_face::{Weights, gpt2, llama, mamba1, mamba2};
+use mamba_tests::fixtures::Fixture;
+use mamba_tests::hugging_face;
 use mamba_tests::tensors::{assert_fixture, assert_same, int};
 use mamba_tests::tolerances::{LANGUAGE_MODEL_F32, LANGUAGE_MODEL_F32_GRADIENT};
 
-type Build = fn(&Weights) -> LanguageModel;
-const MODELS: [(&str, Build); 4] = [
-    ("mamba1_lm", mamba1),
-    ("mamba2_lm", mamba2),
-    ("gpt2_lm", gpt2),
-    ("llama_lm", llama),
-];
-
 /// Inputs and targets of next-token prediction.
-fn next_tokens(weights: &Weights) -> (Tensor<2, Int>, Tensor<2, Int>) {
-    let ids = int::<2>(weights.fixture.ints("input_ids"), &weights.device);
+fn next_tokens(fixture: &Fixture, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
+    let ids = int::<2>(fixture.ints("input_ids"), device);
     let [_, length] = ids.dims();
     (
         ids.clone().slice(s![.., ..length - 1]),
@@ -33,48 +26,35 @@ fn next_tokens(weights: &Weights) -> (Tensor<2, Int>, Tensor<2, Int>) {
 
 #[test]
 fn logits_and_loss_equal_transformers() {
-    for (name, build) in MODELS {
-        let weights = Weights::load(name, &device());
-        let model = build(&weights);
-        let ids = int::<2>(weights.fixture.ints("input_ids"), &weights.device);
+    let device = device();
+    for (name, _) in hugging_face::MODELS {
+        let (model, _, fixture) = hugging_face::model(name, &device);
+        let ids = int::<2>(fixture.ints("input_ids"), &device);
         let logits = model.logits(model.hidden(ids, None));
-        assert_fixture(name, &weights.fixture, "logits", logits, LANGUAGE_MODEL_F32);
-        let (inputs, targets) = next_tokens(&weights);
+        assert_fixture(name, &fixture, "logits", logits, LANGUAGE_MODEL_F32);
+        let (inputs, targets) = next_tokens(&fixture, &device);
         let loss = model.loss(inputs.clone(), targets.clone());
-        let want = Tensor::from_data(
-            weights.fixture.floats("loss").values.as_slice(),
-            &weights.device,
-        );
+        let want = Tensor::from_data(fixture.floats("loss").values.as_slice(), &device);
         assert_same(name, loss.clone(), want, LANGUAGE_MODEL_F32);
-        let (scores, _) = model.score(inputs, targets, model.initial_state(2, &weights.device));
+        let (scores, _) = model.score(inputs, targets, model.initial_state(2, &device));
         assert_same(name, scores.mean(), loss, LANGUAGE_MODEL_F32);
     }
 }
 
 #[test]
 fn gradients_of_the_embedding_equal_transformers() {
-    for (name, build, key) in [
-        (
-            "mamba1_lm",
-            mamba1 as Build,
-            "grad.backbone.embeddings.weight",
-        ),
-        ("mamba2_lm", mamba2, "grad.backbone.embeddings.weight"),
-        ("gpt2_lm", gpt2, "grad.transformer.wte.weight"),
-        ("llama_lm", llama, "grad.model.embed_tokens.weight"),
+    let device = device().autodiff();
+    for (name, key) in [
+        ("mamba1_lm", "grad.backbone.embeddings.weight"),
+        ("mamba2_lm", "grad.backbone.embeddings.weight"),
+        ("gpt2_lm", "grad.transformer.wte.weight"),
+        ("llama_lm", "grad.model.embed_tokens.weight"),
     ] {
-        let weights = Weights::load(name, &device().autodiff());
-        let model = build(&weights);
-        let (inputs, targets) = next_tokens(&weights);
+        let (model, _, fixture) = hugging_face::model(name, &device);
+        let (inputs, targets) = next_tokens(&fixture, &device);
         let gradients = model.loss(inputs, targets).backward();
         let gradient = model.embedding.grad(&gradients).unwrap();
-        assert_fixture(
-            name,
-            &weights.fixture,
-            key,
-            gradient,
-            LANGUAGE_MODEL_F32_GRADIENT,
-        );
+        assert_fixture(name, &fixture, key, gradient, LANGUAGE_MODEL_F32_GRADIENT);
     }
 }
 
@@ -88,11 +68,11 @@ fn greedy() -> Sampler {
 
 #[test]
 fn greedy_tokens_equal_transformers() {
-    for (name, build) in MODELS {
-        let weights = Weights::load(name, &device());
-        let model = build(&weights);
-        let ids = weights.fixture.ints("input_ids");
-        let want = weights.fixture.ints("greedy_ids");
+    let device = device();
+    for (name, _) in hugging_face::MODELS {
+        let (model, _, fixture) = hugging_face::model(name, &device);
+        let ids = fixture.ints("input_ids");
+        let want = fixture.ints("greedy_ids");
         let length = ids.shape[1];
         let count = want.shape[1];
         for row in 0..2 {
@@ -101,7 +81,7 @@ fn greedy_tokens_equal_transformers() {
                 .map(|id| *id as u32)
                 .collect();
             let got: Vec<i64> = model
-                .generate(&prompt, greedy(), &weights.device)
+                .generate(&prompt, greedy(), &device)
                 .unwrap()
                 .take(count)
                 .map(|token| i64::from(token.unwrap()))
@@ -195,8 +175,7 @@ fn bad_prompts_are_refused() {
             vocab_size: 29
         }
     ));
-    let weights = Weights::load("gpt2_lm", &device);
-    let model = gpt2(&weights);
+    let (model, _, _) = hugging_face::model("gpt2_lm", &device);
     let last = model
         .generate(&[1; 31], greedy(), &device)
         .unwrap()

@@ -53,6 +53,7 @@
 #![recursion_limit = "256"]
 
 mod block;
+pub mod checkpoint;
 pub mod compilation;
 pub mod device;
 pub mod failure;

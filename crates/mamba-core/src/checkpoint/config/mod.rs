@@ -1,0 +1,95 @@
+//! `config.json` and the configuration of a language model.
+
+mod mamba;
+mod transformer;
+mod write;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::CheckpointError;
+use crate::language_model::LanguageModelConfig;
+use mamba::{Mamba, Mamba2, Original};
+use transformer::{Gpt2, Llama};
+
+pub(super) use write::written;
+
+pub(super) const FILE: &str = "config.json";
+
+/// Who names the tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// Mamba-1 and Mamba-2.
+    Mamba,
+    Gpt2,
+    Llama,
+}
+
+/// A model and the family of its files.
+pub(super) struct Described {
+    pub config: LanguageModelConfig,
+    pub family: Family,
+}
+
+/// Reads the folder's `config.json`.
+pub(super) fn read(folder: &Path) -> Result<Described, CheckpointError> {
+    let path = folder.join(FILE);
+    let text = fs::read_to_string(&path).map_err(|source| CheckpointError::File {
+        path: path.clone(),
+        source,
+    })?;
+    let file = File { path };
+    let fields: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| file.wrong(error.to_string()))?;
+    let described = match fields.get("model_type").and_then(Value::as_str) {
+        Some("mamba") => file.parse::<Mamba>(fields)?.describe(&file)?,
+        Some("mamba2") => file.parse::<Mamba2>(fields)?.describe(&file)?,
+        Some("gpt2") => file.parse::<Gpt2>(fields)?.describe(&file)?,
+        Some("llama") => file.parse::<Llama>(fields)?.describe(&file)?,
+        Some(other) => return Err(file.unsupported(format!("model_type = {other}"))),
+        None if fields.contains_key("ssm_cfg") => {
+            file.parse::<Original>(fields)?.describe(&file)?
+        }
+        None => return Err(file.wrong("it has neither model_type nor ssm_cfg".into())),
+    };
+    let problem = described.config.validate().err();
+    match problem {
+        Some(problem) => Err(file.wrong(problem)),
+        None => Ok(described),
+    }
+}
+
+struct File {
+    path: PathBuf,
+}
+
+impl File {
+    fn parse<T: DeserializeOwned>(&self, fields: Map<String, Value>) -> Result<T, CheckpointError> {
+        serde_json::from_value(Value::Object(fields)).map_err(|error| self.wrong(error.to_string()))
+    }
+
+    fn wrong(&self, problem: String) -> CheckpointError {
+        CheckpointError::Config {
+            path: self.path.clone(),
+            problem,
+        }
+    }
+
+    fn unsupported(&self, feature: String) -> CheckpointError {
+        CheckpointError::Unsupported {
+            path: self.path.clone(),
+            feature,
+        }
+    }
+
+    /// Refuses what is not computed here.
+    fn expect(&self, field: &str, holds: bool) -> Result<(), CheckpointError> {
+        match holds {
+            true => Ok(()),
+            false => Err(self.unsupported(format!("the value of {field}"))),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! A language model's configuration as `transformers` reads it.
+
+use serde_json::{Value, json};
+
+use super::Family;
+use crate::block::MixerKind;
+use crate::checkpoint::CheckpointError;
+use crate::language_model::LanguageModelConfig;
+use crate::norm::NormKind;
+use crate::transformer::Activation;
+
+/// `config.json` of a model that has a counterpart, and the family of its files.
+pub(in crate::checkpoint) fn written(
+    config: &LanguageModelConfig,
+) -> Result<(Value, Family), CheckpointError> {
+    use MixerKind::{Attention, Mamba1, Mamba2, Mlp};
+    match (&config.pattern[..], config.norm) {
+        ([Mamba1], NormKind::RmsNorm) if config.max_positions == 0 => {
+            Ok((mamba(config), Family::Mamba))
+        }
+        ([Mamba2], NormKind::RmsNorm) if config.max_positions == 0 => {
+            Ok((mamba2(config)?, Family::Mamba))
+        }
+        ([Attention, Mlp], NormKind::LayerNorm) => Ok((gpt2(config)?, Family::Gpt2)),
+        ([Attention, Mlp], NormKind::RmsNorm) => Ok((llama(config)?, Family::Llama)),
+        _ => Err(CheckpointError::NoCounterpart(format!(
+            "no published architecture has layers {:?} with this norm and these positions",
+            config.pattern
+        ))),
+    }
+}
+
+fn require(what: &str, holds: bool) -> Result<(), CheckpointError> {
+    match holds {
+        true => Ok(()),
+        false => Err(CheckpointError::NoCounterpart(what.into())),
+    }
+}
+
+fn mamba(config: &LanguageModelConfig) -> Value {
+    let mixer = &config.mamba1;
+    json!({
+        "architectures": ["MambaForCausalLM"],
+        "model_type": "mamba",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layer,
+        "state_size": mixer.d_state,
+        "conv_kernel": mixer.d_conv,
+        "expand": mixer.expand,
+        "intermediate_size": mixer.expand * config.d_model,
+        "time_step_rank": match mixer.dt_rank {
+            0 => config.d_model.div_ceil(16),
+            rank => rank,
+        },
+        "use_bias": mixer.bias,
+        "use_conv_bias": mixer.conv_bias,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": config.norm_epsilon,
+        "residual_in_fp32": true,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": "float32",
+    })
+}
+
+fn mamba2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
+    let mixer = &config.mamba2;
+    require(
+        "mamba2.norm_before_gate has no counterpart",
+        !mixer.norm_before_gate,
+    )?;
+    require("mamba2.rmsnorm = false has no counterpart", mixer.rmsnorm)?;
+    require("mamba2.d_has_hdim has no counterpart", !mixer.d_has_hdim)?;
+    let d_inner = mixer.expand * config.d_model;
+    let whole = mixer.d_ssm.is_none_or(|d_ssm| d_ssm == d_inner);
+    require("mamba2.d_ssm has no counterpart", whole)?;
+    require(
+        "norm_epsilon must be 1e-5, that of the mixers' norms",
+        config.norm_epsilon == 1e-5,
+    )?;
+    // JSON has no infinity, and a limit far beyond any time step is none.
+    let most = mixer.dt_limit_max.unwrap_or(f64::from(f32::MAX));
+    Ok(json!({
+        "architectures": ["Mamba2ForCausalLM"],
+        "model_type": "mamba2",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layer,
+        "num_heads": d_inner / mixer.headdim,
+        "head_dim": mixer.headdim,
+        "state_size": mixer.d_state,
+        "n_groups": mixer.ngroups,
+        "conv_kernel": mixer.d_conv,
+        "expand": mixer.expand,
+        "chunk_size": mixer.chunk_size,
+        "use_bias": mixer.bias,
+        "use_conv_bias": mixer.conv_bias,
+        "rms_norm": true,
+        "norm_before_gate": false,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": config.norm_epsilon,
+        "time_step_limit": [mixer.dt_limit_min, most],
+        "residual_in_fp32": true,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": "float32",
+    }))
+}
+
+fn gpt2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
+    let (attention, mlp) = (&config.attention, &config.mlp);
+    require(
+        "learned positions are needed (max_positions)",
+        config.max_positions > 0,
+    )?;
+    require(
+        "attention.rotary_dim has no counterpart in GPT-2",
+        attention.rotary_dim == 0,
+    )?;
+    let whole = attention
+        .num_kv_heads
+        .is_none_or(|heads| heads == attention.num_heads)
+        && attention
+            .head_dim
+            .is_none_or(|width| width * attention.num_heads == config.d_model);
+    require(
+        "attention.num_kv_heads and head_dim have no counterpart in GPT-2",
+        whole,
+    )?;
+    let biased = attention.qkv_bias && attention.out_bias && mlp.bias;
+    require("every linear layer of GPT-2 has a bias", biased)?;
+    let activation = match mlp.activation {
+        Activation::Gelu => "gelu_new",
+        Activation::GeluExact => "gelu",
+        Activation::SwiGlu => {
+            return Err(CheckpointError::NoCounterpart(
+                "mlp.activation = swiglu in GPT-2".into(),
+            ));
+        }
+    };
+    Ok(json!({
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_positions,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layer,
+        "n_head": attention.num_heads,
+        "n_inner": mlp.d_hidden.unwrap_or(4 * config.d_model),
+        "activation_function": activation,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": "float32",
+    }))
+}
+
+fn llama(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
+    let (attention, mlp) = (&config.attention, &config.mlp);
+    let head_dim = attention
+        .head_dim
+        .unwrap_or(config.d_model / attention.num_heads);
+    let rotary = attention.rotary_dim == head_dim && !attention.rotary_interleaved;
+    require(
+        "positions must be rotary over whole heads",
+        rotary && config.max_positions == 0,
+    )?;
+    let plain = !attention.qkv_bias && !attention.out_bias && !mlp.bias;
+    require("biases have no counterpart in Llama", plain)?;
+    require(
+        "mlp.activation must be swiglu",
+        mlp.activation == Activation::SwiGlu,
+    )?;
+    let mut sized = mlp.clone();
+    sized.d_model = config.d_model;
+    Ok(json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": sized.d_hidden(),
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads.unwrap_or(attention.num_heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": attention.rotary_base,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": "float32",
+    }))
+}

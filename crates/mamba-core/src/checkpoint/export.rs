@@ -1,0 +1,99 @@
+//! Writing a model in Hugging Face's layout.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use burn::store::ModuleSnapshot;
+use burn::store::bridge;
+use safetensors::{Dtype, View};
+
+use super::CheckpointError;
+use super::config::{self, written};
+use super::names::Names;
+use super::tensors::WEIGHTS;
+use crate::language_model::{LanguageModel, LanguageModelConfig};
+
+/// Writes `config.json` and `model.safetensors` in f32 to `folder`, which is made if it is not there. Rows of the embedding past
+/// the vocabulary are left out.
+///
+/// # Errors
+///
+/// If the model has no counterpart among the published architectures, a file of these names is there already, or it cannot be
+/// written.
+pub fn save(
+    model: &LanguageModel,
+    config: &LanguageModelConfig,
+    folder: &Path,
+) -> Result<(), CheckpointError> {
+    let (json, family) = written(config)?;
+    let mut sized = config.clone();
+    sized.mlp.d_model = config.d_model;
+    sized.mlp.d_hidden = Some(sized.mlp.d_hidden());
+    let mut rules: BTreeMap<_, _> = Names::WRITTEN
+        .rules(&sized, family)
+        .into_iter()
+        .map(|rule| (rule.ours.clone(), rule))
+        .collect();
+
+    let mut tensors = Vec::new();
+    for parameter in model.collect(None, None, true) {
+        let name = parameter.name.clone();
+        let rule = rules
+            .remove(&name)
+            .ok_or_else(|| CheckpointError::NoCounterpart(format!("its parameter {name}")))?;
+        let data = bridge::into_data(parameter)
+            .map_err(|error| CheckpointError::NoCounterpart(format!("{name}: {error}")))?;
+        for (name, mut shape, mut values) in rule.export(data) {
+            if matches!(rule.ours.as_str(), "embedding" | "head") {
+                shape[0] = config.vocab_size;
+                values.truncate(shape[0] * shape[1]);
+            }
+            tensors.push((name, Single { shape, values }));
+        }
+    }
+
+    let failed = |path: &Path, source| CheckpointError::File {
+        path: path.to_path_buf(),
+        source,
+    };
+    fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
+    let (weights, described) = (folder.join(WEIGHTS), folder.join(config::FILE));
+    for path in [&weights, &described] {
+        if path.exists() {
+            return Err(failed(path, std::io::ErrorKind::AlreadyExists.into()));
+        }
+    }
+    let metadata = [("format".to_string(), "pt".to_string())].into();
+    safetensors::serialize_to_file(tensors, Some(metadata), &weights)
+        .map_err(|error| failed(&weights, std::io::Error::other(error)))?;
+    let mut text = serde_json::to_string_pretty(&json).expect("JSON of plain values");
+    text.push('\n');
+    fs::write(&described, text).map_err(|source| failed(&described, source))
+}
+
+/// A tensor of f32.
+struct Single {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl View for Single {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = self.values.iter().flat_map(|value| value.to_le_bytes());
+        bytes.collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * size_of::<f32>()
+    }
+}

@@ -1,0 +1,137 @@
+//! How a tensor of theirs becomes one of ours, and back.
+
+use burn::store::bridge::{self, map_data};
+use burn::store::burn_pack::Tensor as Packed;
+use burn::tensor::{DType, Shape, TensorData};
+
+use super::CheckpointError;
+
+/// Between the tensors of a file and one of ours.
+#[derive(Clone, Debug)]
+pub(super) enum Layout {
+    /// As it is.
+    Same,
+    /// `[d_output, d_input]` to `[d_input, d_output]`: PyTorch's linear layers.
+    Transposed,
+    /// `[channels, 1, width]` to `[channels, width]`: PyTorch's depthwise filters.
+    Depthwise,
+    /// Several linear layers of one input, transposed and side by side: the output sizes of each.
+    Joined(Vec<usize>),
+}
+
+/// Where one of our parameters comes from.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    /// Its path in the module, variants of enums left out.
+    pub ours: String,
+    /// One name, or those of the parts that are joined.
+    pub theirs: Vec<String>,
+    pub layout: Layout,
+}
+
+impl Rule {
+    pub fn new(ours: impl Into<String>, theirs: impl Into<String>, layout: Layout) -> Self {
+        Self {
+            ours: ours.into(),
+            theirs: vec![theirs.into()],
+            layout,
+        }
+    }
+
+    /// The parameter in f32, read from the files when it is applied.
+    pub fn import(&self, parts: Vec<Packed>) -> Result<Packed, CheckpointError> {
+        let name = self.ours.clone();
+        let mut parts = parts.into_iter();
+        let first = parts.next().expect("a rule names a tensor at least");
+        let shape = first.shape.to_vec();
+        let tensor = match (&self.layout, &shape[..]) {
+            (Layout::Transposed, &[rows, columns]) => {
+                let shape = Shape::from([columns, rows]);
+                map_data(first, name, DType::F32, shape, move |data| {
+                    transposed(single(data), [rows, columns])
+                })
+            }
+            (Layout::Depthwise, &[channels, 1, width]) => {
+                let shape = Shape::from([channels, width]);
+                map_data(first, name, DType::F32, shape, move |data| {
+                    TensorData::new(values(single(data)), [channels, width])
+                })
+            }
+            (Layout::Joined(_), &[_, columns]) => {
+                let rest: Vec<Packed> = parts.collect();
+                let all = rest
+                    .iter()
+                    .all(|it| it.shape.len() == 2 && it.shape[1] == columns);
+                if !all {
+                    // Its shape tells what is wrong when it is applied.
+                    return Ok(renamed(first, name));
+                }
+                let rows = shape[0] + rest.iter().map(|it| it.shape[0]).sum::<usize>();
+                let whole = Shape::from([columns, rows]);
+                bridge::deferred(name, DType::F32, whole, None, move || {
+                    let mut stacked = Vec::with_capacity(rows * columns);
+                    for part in std::iter::once(&first).chain(&rest) {
+                        stacked.extend(values(single(bridge::to_data(part)?)));
+                    }
+                    let stacked = TensorData::new(stacked, [rows, columns]);
+                    Ok(transposed(stacked, [rows, columns]))
+                })
+            }
+            // A wrong rank goes on as it is, and its shape tells when it is applied.
+            _ => renamed(first, name),
+        };
+        Ok(tensor)
+    }
+
+    /// What the parameter is called and holds in a file: names, shapes and values.
+    pub fn export(&self, data: TensorData) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let shape = data.shape().to_vec();
+        let data = single(data);
+        match (&self.layout, &shape[..]) {
+            (Layout::Transposed, &[rows, columns]) => {
+                let back = values(transposed(data, [rows, columns]));
+                vec![(self.theirs[0].clone(), vec![columns, rows], back)]
+            }
+            (Layout::Depthwise, &[channels, width]) => {
+                vec![(
+                    self.theirs[0].clone(),
+                    vec![channels, 1, width],
+                    values(data),
+                )]
+            }
+            (Layout::Joined(sizes), &[rows, columns]) => {
+                let whole = values(transposed(data, [rows, columns]));
+                let mut begin = 0;
+                let parts = self.theirs.iter().zip(sizes).map(|(name, size)| {
+                    let part = whole[begin * rows..(begin + size) * rows].to_vec();
+                    begin += size;
+                    (name.clone(), vec![*size, rows], part)
+                });
+                parts.collect()
+            }
+            _ => vec![(self.theirs[0].clone(), shape, values(data))],
+        }
+    }
+}
+
+fn renamed(tensor: Packed, name: String) -> Packed {
+    let shape = tensor.shape.clone();
+    map_data(tensor, name, DType::F32, shape, single)
+}
+
+fn single(data: TensorData) -> TensorData {
+    data.convert::<f32>()
+}
+
+fn values(data: TensorData) -> Vec<f32> {
+    data.try_into_vec::<f32>().expect("converted to f32 before")
+}
+
+fn transposed(data: TensorData, [rows, columns]: [usize; 2]) -> TensorData {
+    let from = values(data);
+    let mut to = Vec::with_capacity(from.len());
+    for column in 0..columns {
+        to.extend((0..rows).map(|row| from[row * columns + column]));
+    }
+    TensorData::new(to, [columns, rows])
+}

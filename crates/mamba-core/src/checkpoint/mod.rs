@@ -1,0 +1,81 @@
+//! Pretrained models in the formats that they are published in: reading and writing folders of Hugging Face's layout.
+//!
+//! A folder holds `config.json` and the weights: `model.safetensors`, shards that `model.safetensors.index.json` lists, or the
+//! older `pytorch_model.bin`. What is read:
+//!
+//! | `model_type` | models | written, too |
+//! |---|---|---|
+//! | none, with `d_model` and `ssm_cfg` | `state-spaces/mamba-*`, `state-spaces/mamba2-*` as their authors publish them | |
+//! | `mamba` | `state-spaces/mamba-*-hf` | yes |
+//! | `mamba2` | Mamba-2 and Codestral-style models | yes |
+//! | `gpt2` | `openai-community/gpt2*` | yes |
+//! | `llama` | Llama-style transformers without scaled positions | yes |
+//!
+//! Parameters are f32 in memory, whatever their type in the file. Every tensor is accounted for: what is missing, left over or
+//! of another shape is an error that lists it.
+
+mod config;
+mod error;
+mod export;
+mod layout;
+mod names;
+mod tensors;
+
+use std::path::Path;
+
+use burn::store::ModuleSnapshot;
+use burn::tensor::Device;
+
+use crate::language_model::{LanguageModel, LanguageModelConfig};
+use config::Described;
+use tensors::Tensors;
+
+pub use error::CheckpointError;
+pub use export::save;
+
+/// Reads the model in `folder` to `device`, and its configuration.
+///
+/// # Errors
+///
+/// If a file is missing or damaged, the configuration describes a model that this crate does not have, or the weights are not
+/// exactly those of the configuration.
+pub fn load(
+    folder: &Path,
+    device: &Device,
+) -> Result<(LanguageModel, LanguageModelConfig), CheckpointError> {
+    let Described { config, family } = config::read(folder)?;
+    let mut tensors = Tensors::open(folder)?;
+    let rules = names::rules(&config, family, &tensors);
+    let mut found = Vec::with_capacity(rules.len());
+    let mut missing = Vec::new();
+    for rule in rules {
+        match tensors.take(&rule) {
+            Some(parts) => found.push(rule.import(parts)?),
+            None => missing.extend(rule.theirs.into_iter().filter(|it| !tensors.has(it))),
+        }
+    }
+    let mut model = config.init(device);
+    let result = model.apply(found, None, None, true);
+    let mut misshapen: Vec<String> = result.errors.iter().map(ToString::to_string).collect();
+    // A parameter without a rule would keep its random beginning.
+    misshapen.extend(
+        result
+            .unused
+            .iter()
+            .map(|it| format!("{it} is no parameter of the model")),
+    );
+    let unnamed = result.missing.into_iter().map(|(path, _)| path);
+    if missing.is_empty() {
+        missing.extend(unnamed);
+    }
+    let unused = tensors.left_over(&config, family);
+    if !(missing.is_empty() && unused.is_empty() && misshapen.is_empty()) {
+        return Err(CheckpointError::Tensors {
+            folder: folder.to_path_buf(),
+            missing,
+            unused,
+            misshapen,
+        });
+    }
+    Ok((model, config))
+}

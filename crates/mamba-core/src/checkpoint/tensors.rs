@@ -1,0 +1,125 @@
+//! The tensors of a folder, by name; values are read when they are needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use burn::store::burn_pack::Tensor as Packed;
+use burn::store::{ModuleStore, PytorchStore, SafetensorsStore};
+use serde::Deserialize;
+
+use super::CheckpointError;
+use super::config::Family;
+use super::layout::Rule;
+use crate::language_model::LanguageModelConfig;
+
+pub(super) const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const PYTORCH: &str = "pytorch_model.bin";
+
+/// Tensors that no rule has taken yet.
+pub(super) struct Tensors(BTreeMap<String, Packed>);
+
+/// Which file holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Tensors {
+    /// Of the first format that the folder has, safetensors before PyTorch.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let (whole, index, pytorch) = (
+            folder.join(WEIGHTS),
+            folder.join(INDEX),
+            folder.join(PYTORCH),
+        );
+        if whole.is_file() {
+            Ok(Self(safetensors(&whole)?))
+        } else if index.is_file() {
+            let mut tensors = BTreeMap::new();
+            for shard in shards(folder, &index)? {
+                tensors.extend(safetensors(&shard)?);
+            }
+            Ok(Self(tensors))
+        } else if pytorch.is_file() {
+            let mut store = PytorchStore::from_file(&pytorch);
+            Ok(Self(all(&mut store, &pytorch)?))
+        } else {
+            let folder = folder.to_path_buf();
+            Err(CheckpointError::NoWeights { folder })
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// The tensors that a rule names, unless one is missing.
+    pub fn take(&mut self, rule: &Rule) -> Option<Vec<Packed>> {
+        if !rule.theirs.iter().all(|name| self.has(name)) {
+            return None;
+        }
+        Some(
+            rule.theirs
+                .iter()
+                .flat_map(|name| self.0.remove(name))
+                .collect(),
+        )
+    }
+
+    /// What no rule took, but for copies and constants that some files hold.
+    pub fn left_over(&self, config: &LanguageModelConfig, family: Family) -> Vec<String> {
+        let names = self.0.keys().filter(|name| {
+            let tied_head = config.tie_embeddings && name.ends_with("lm_head.weight");
+            let masks = family == Family::Gpt2
+                && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
+            let rotations = name.ends_with("rotary_emb.inv_freq");
+            !(tied_head || masks || rotations)
+        });
+        names.cloned().collect()
+    }
+}
+
+/// The files of an index, which lie beside it.
+fn shards(folder: &Path, index: &Path) -> Result<BTreeSet<PathBuf>, CheckpointError> {
+    let text = fs::read_to_string(index).map_err(|source| CheckpointError::File {
+        path: index.to_path_buf(),
+        source,
+    })?;
+    let wrong = |problem: String| CheckpointError::Config {
+        path: index.to_path_buf(),
+        problem,
+    };
+    let Index { weight_map } = serde_json::from_str(&text).map_err(|it| wrong(it.to_string()))?;
+    let files: BTreeSet<String> = weight_map.into_values().collect();
+    let files = files.into_iter().map(|name| {
+        let mut components = Path::new(&name).components();
+        let plain = matches!(components.next(), Some(Component::Normal(_)));
+        match plain && components.next().is_none() {
+            true => Ok(folder.join(name)),
+            false => Err(wrong(format!("{name} is no name of a file beside it"))),
+        }
+    });
+    files.collect()
+}
+
+fn safetensors(path: &Path) -> Result<BTreeMap<String, Packed>, CheckpointError> {
+    // The store would say it less clearly.
+    fs::metadata(path).map_err(|source| CheckpointError::File {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    all(&mut SafetensorsStore::from_file(path), path)
+}
+
+fn all<S: ModuleStore>(
+    store: &mut S,
+    path: &Path,
+) -> Result<BTreeMap<String, Packed>, CheckpointError> {
+    let tensors = store.get_all_tensors();
+    tensors.cloned().map_err(|error| CheckpointError::Damaged {
+        path: path.to_path_buf(),
+        problem: error.to_string(),
+    })
+}
