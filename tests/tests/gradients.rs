@@ -1,7 +1,7 @@
 //! The operations at awkward sizes against the f64 oracle, and against finite differences.
 #![recursion_limit = "256"]
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use mamba_core::ops::{
     CausalConv1d, LinearCrossEntropy, SelectiveScan, Strategy, causal_conv1d, linear_cross_entropy,
     selective_scan,

@@ -10,7 +10,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{compare, evaluate, generate, info, train};
+use commands::{compare, convert, evaluate, generate, info, train};
 use failure::{Failed, guard};
 use mamba_core::{compilation, device};
 use mamba_train::{compiling, logging};
@@ -29,6 +29,7 @@ enum Command {
     Evaluate(evaluate::Arguments),
     Compare(compare::Arguments),
     Generate(generate::Arguments),
+    Convert(convert::Arguments),
     Info(info::Arguments),
 }
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             Command::Evaluate(arguments) => evaluate::run(arguments),
             Command::Compare(arguments) => compare::run(arguments),
             Command::Generate(arguments) => generate::run(arguments),
+            Command::Convert(arguments) => convert::run(arguments),
             Command::Info(arguments) => info::run(arguments),
         },
     );

@@ -1,27 +1,27 @@
-//! A trained model from its run folder alone.
+//! A trained model from its folder alone: a run, or a pretrained model in Hugging Face's layout.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use burn::module::Module;
 use burn::store::ModuleRecord;
 use burn::tensor::Device;
-use mamba_core::{LanguageModel, Precision};
+use mamba_core::{LanguageModel, Precision, checkpoint};
 
 use crate::experiment::Experiment;
 use crate::learner::LmTraining;
 use crate::run::RunFolder;
 use crate::tokenizer::Tokenizer;
 
-/// What a run folder holds for use.
+/// What a folder holds for use.
 #[derive(Debug)]
 pub struct LoadedRun {
-    /// The resolved experiment.
+    /// The resolved experiment; of a pretrained model the defaults, with its configuration and tokenizer.
     pub experiment: Experiment,
     /// The model, for inference on the device it was loaded to: in the precision it was trained in where that
     /// device has it, else in f32.
     pub model: LanguageModel,
-    /// The tokenizer the model was trained with.
+    /// The tokenizer that the model was trained with.
     pub tokenizer: Tokenizer,
     /// Where the weights come from.
     pub weights: Weights,
@@ -34,6 +34,59 @@ pub enum Weights {
     Final,
     /// The last checkpoint of an unfinished run, made after this step.
     Checkpoint(usize),
+    /// A pretrained model.
+    Pretrained,
+}
+
+/// What a folder of Hugging Face's layout holds beside the weights.
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+
+/// Loads the run or the pretrained model at `path` to `device`.
+///
+/// # Errors
+///
+/// As [`load_run`] and [`load_pretrained`].
+pub fn load_model(path: &Path, device: &Device) -> Result<LoadedRun> {
+    match path.join(CONFIG).is_file() {
+        true => load_pretrained(path, device),
+        false => load_run(path, device),
+    }
+}
+
+/// Loads the pretrained model in the folder `path` to `device`, with its `tokenizer.json`.
+///
+/// # Errors
+///
+/// When a file is missing or damaged, the model is none of ours, or the tokenizer is another model's.
+pub fn load_pretrained(path: &Path, device: &Device) -> Result<LoadedRun> {
+    let tokenizer = path.join(TOKENIZER);
+    ensure!(
+        tokenizer.is_file(),
+        "{} holds no {TOKENIZER}: put the model's there (that of Mamba and Mamba-2 is EleutherAI/gpt-neox-20b's)",
+        path.display()
+    );
+    let spec = tokenizer.display().to_string();
+    let tokenizer = Tokenizer::from_file(&tokenizer)?;
+    let (model, config) = checkpoint::load(path, device)?;
+    ensure!(
+        tokenizer.vocab_size() <= config.padded_vocab_size(),
+        "{spec} has {} entries and the model {}: it is another model's",
+        tokenizer.vocab_size(),
+        config.padded_vocab_size()
+    );
+    let mut experiment = Experiment::default();
+    if config.max_positions > 0 {
+        experiment.data.seq_len = experiment.data.seq_len.min(config.max_positions);
+    }
+    experiment.model = config;
+    experiment.data.tokenizer = spec;
+    Ok(LoadedRun {
+        experiment,
+        model,
+        tokenizer,
+        weights: Weights::Pretrained,
+    })
 }
 
 /// Loads the run at `path` to `device`.

@@ -11,7 +11,7 @@ use mamba_train::corpus::Split;
 use mamba_train::data::load_split;
 use mamba_train::evaluate::evaluate;
 use mamba_train::learner::TokenLoader;
-use mamba_train::load::load_run;
+use mamba_train::load::load_model;
 
 use super::{run_path, start_device};
 use crate::progress;
@@ -19,7 +19,7 @@ use crate::progress;
 /// Measure the loss and perplexity of a trained model on one split of its corpus.
 #[derive(Args)]
 pub struct Arguments {
-    /// A run: its folder, or its name below artifacts/runs.
+    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
     run: String,
     /// train, valid or test.
     #[arg(long, default_value = "test", value_parser = parse_split)]
@@ -40,7 +40,7 @@ fn parse_split(name: &str) -> Result<Split, String> {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let device = start_device(arguments.device.as_deref())?;
-    let run = load_run(&run_path(&arguments.run), &device)?;
+    let run = load_model(&run_path(&arguments.run), &device)?;
     let mut data = run.experiment.data.clone();
     if let Some(folder) = arguments.data_dir {
         data.data_dir = Some(folder);

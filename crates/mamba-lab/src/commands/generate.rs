@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use clap::Args;
 use mamba_core::{Sampler, SamplingConfig};
 use mamba_train::compiling;
-use mamba_train::load::{LoadedRun, Weights, load_run};
+use mamba_train::load::{LoadedRun, Weights, load_model};
 
 use super::{run_path, start_device};
 
@@ -18,7 +18,7 @@ use super::{run_path, start_device};
 /// The text goes to standard output as it comes, everything else to standard error.
 #[derive(Args)]
 pub struct Arguments {
-    /// A run: its folder, or its name below artifacts/runs.
+    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
     run: String,
     /// The text to continue; read from standard input if left out.
     prompt: Option<String>,
@@ -84,7 +84,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     );
 
     let device = start_device(arguments.device.as_deref())?;
-    let run = load_run(&run_path(&arguments.run), &device)?;
+    let run = load_model(&run_path(&arguments.run), &device)?;
     if let Weights::Checkpoint(step) = run.weights {
         eprintln!("The run is not finished: using its checkpoint after step {step}");
     }

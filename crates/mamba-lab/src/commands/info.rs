@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use clap::Args;
 use mamba_core::{LanguageModelConfig, device};
 use mamba_train::hardware::Hardware;
-use mamba_train::load::load_run;
+use mamba_train::load::load_model;
 
 use super::run_path;
 
@@ -53,7 +53,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 
     match arguments.run {
         Some(run) => {
-            let run = load_run(&run_path(&run), &device)?;
+            let run = load_model(&run_path(&run), &device)?;
             writeln!(out, "\n{}", run.model)?;
         }
         None => {

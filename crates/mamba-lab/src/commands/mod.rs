@@ -1,6 +1,7 @@
 //! One file a subcommand: its arguments, and a call into the library that does the work.
 
 pub mod compare;
+pub mod convert;
 pub mod evaluate;
 pub mod generate;
 pub mod info;

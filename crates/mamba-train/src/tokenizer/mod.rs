@@ -164,6 +164,24 @@ impl Tokenizer {
         )
     }
 
+    /// The tokenizer in the `tokenizer.json` format; none for bytes, which have no such form.
+    ///
+    /// # Errors
+    ///
+    /// Where the tokenizer cannot be written as JSON.
+    pub fn to_json(&self) -> Result<Option<String>> {
+        match &self.kind {
+            Kind::Bytes => Ok(None),
+            Kind::Hub(hub) => match &hub.json {
+                Some(json) => Ok(Some(json.clone())),
+                None => {
+                    let json = hub.inner.to_string(false);
+                    Ok(Some(json.map_err(|error| anyhow!(error))?))
+                }
+            },
+        }
+    }
+
     /// The tokenizer [saved](Self::save) in a run folder.
     ///
     /// # Errors

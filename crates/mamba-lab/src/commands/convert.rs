@@ -1,0 +1,41 @@
+//! `mamba-lab convert`
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use mamba_core::checkpoint;
+use mamba_train::load::load_model;
+
+use super::{run_path, start_device};
+
+/// Write a trained model in Hugging Face's layout, which `transformers` loads.
+///
+/// The folder gets config.json, model.safetensors in f32 and, where the tokenizer has that form,
+/// tokenizer.json. Nothing in it is overwritten.
+#[derive(Args)]
+pub struct Arguments {
+    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
+    run: String,
+    /// Where the files go; made if it is not there.
+    folder: PathBuf,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let device = start_device(None)?;
+    let run = load_model(&run_path(&arguments.run), &device)?;
+    let folder = &arguments.folder;
+    checkpoint::save(&run.model, &run.experiment.model, folder)?;
+    let tokenizer = folder.join("tokenizer.json");
+    if let Some(json) = run.tokenizer.to_json()? {
+        fs::write(&tokenizer, json)
+            .with_context(|| format!("cannot write {}", tokenizer.display()))?;
+    }
+    eprintln!(
+        "{} holds the model in Hugging Face's layout",
+        folder.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
