@@ -1,7 +1,8 @@
 //! Choosing the next token from the logits of one sequence.
 //!
 //! Plain Rust on a slice, so that it works behind any backend. The filters come in the order of
-//! Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
+//! Hugging Face's `generate`: repetition penalty (then the frequency and presence penalties of the OpenAI interface), temperature,
+//! top-k, top-p, min-p, typical.
 
 mod config;
 mod error;
@@ -23,7 +24,7 @@ pub struct Sampler {
     config: SamplingConfig,
     rng: SplitMix64,
     filters: Filters,
-    /// The distinct tokens of the history, kept to reuse its memory.
+    /// The tokens of the history in order, kept to reuse its memory.
     seen: Vec<u32>,
 }
 
@@ -48,7 +49,7 @@ impl Sampler {
         &self.config
     }
 
-    /// Chooses a token by its logit. The repetition penalty of the tokens in `history` is left in
+    /// Chooses a token by its logit. The penalties of the tokens in `history` are left in
     /// `logits`. A logit of negative infinity forbids its token.
     ///
     /// One random number is drawn a call, none if greedy, whatever the logits are.
@@ -83,11 +84,16 @@ impl Sampler {
             top_k,
             top_p,
             min_p,
+            typical_p,
+            frequency_penalty,
+            presence_penalty,
             repetition_penalty,
             seed: _,
         } = self.config;
-        let all = top_k.is_none() && top_p == 1.0 && min_p == 0.0 && repetition_penalty == 1.0;
-        all.then_some(temperature)
+        let all = top_k.is_none() && top_p == 1.0 && min_p == 0.0 && typical_p == 1.0;
+        let plain =
+            repetition_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0;
+        (all && plain).then_some(temperature)
     }
 
     /// The next random number, in `[0, 1)`.
@@ -98,27 +104,34 @@ impl Sampler {
     }
 
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
-        let penalty = self.config.repetition_penalty;
-        if penalty == 1.0 {
+        let SamplingConfig {
+            repetition_penalty: repeated,
+            frequency_penalty: each,
+            presence_penalty: once,
+            ..
+        } = self.config;
+        if repeated == 1.0 && each == 0.0 && once == 0.0 {
             return Ok(());
         }
-        // Each token once, however often it was said.
         self.seen.clear();
         self.seen.extend_from_slice(history);
         self.seen.sort_unstable();
-        self.seen.dedup();
 
         let vocab_size = logits.len();
-        for &token in &self.seen {
+        for run in self.seen.chunk_by(|a, b| a == b) {
+            let (token, count) = (run[0], run.len() as f32);
             let logit = logits
                 .get_mut(token as usize)
                 .ok_or(SamplingError::UnknownToken { token, vocab_size })?;
-            // The bounds keep an extreme penalty from making infinities.
-            if *logit > 0.0 {
-                *logit = (*logit / penalty).min(f32::MAX);
-            } else if logit.is_finite() {
-                *logit = (*logit * penalty).max(f32::MIN);
+            if !logit.is_finite() {
+                continue;
             }
+            let scaled = match *logit > 0.0 {
+                true => *logit / repeated,
+                false => *logit * repeated,
+            };
+            // The bounds keep an extreme penalty from making infinities.
+            *logit = (scaled - count * each - once).clamp(f32::MIN, f32::MAX);
         }
         Ok(())
     }

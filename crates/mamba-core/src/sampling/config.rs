@@ -13,6 +13,13 @@ pub struct SamplingConfig {
     pub top_p: f32,
     /// Drop tokens less likely than this fraction of the most likely one. Default: 0
     pub min_p: f32,
+    /// Of the tokens whose surprise is nearest to the expected one, keep the fewest whose probabilities reach this sum: Meister et
+    /// al. 2022, "Locally Typical Sampling". Default: 1
+    pub typical_p: f32,
+    /// Taken off the logit of a token for each time it occurs in the history. Default: 0
+    pub frequency_penalty: f32,
+    /// Taken off the logit of a token that occurs in the history. Default: 0
+    pub presence_penalty: f32,
     /// Logits of tokens in the history are divided by this if positive, multiplied if negative.
     /// Default: 1
     pub repetition_penalty: f32,
@@ -27,6 +34,9 @@ impl Default for SamplingConfig {
             top_k: None,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
             repetition_penalty: 1.0,
             seed: 0,
         }
@@ -66,6 +76,24 @@ impl SamplingConfig {
                 "min_p",
                 "at least 0 and below 1",
                 self.min_p,
+            ),
+            (
+                self.typical_p > 0.0 && self.typical_p <= 1.0,
+                "typical_p",
+                "above 0 and at most 1",
+                self.typical_p,
+            ),
+            (
+                finite(self.frequency_penalty),
+                "frequency_penalty",
+                "a finite number (0 is none)",
+                self.frequency_penalty,
+            ),
+            (
+                finite(self.presence_penalty),
+                "presence_penalty",
+                "a finite number (0 is none)",
+                self.presence_penalty,
             ),
             (
                 finite(self.repetition_penalty) && self.repetition_penalty > 0.0,

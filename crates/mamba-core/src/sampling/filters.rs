@@ -59,7 +59,34 @@ impl Filters {
         if config.min_p > 0.0 {
             self.candidates.retain(|c| c.weight >= config.min_p);
         }
+        if config.typical_p < 1.0 {
+            self.keep_typical(f64::from(config.typical_p));
+        }
         &self.candidates
+    }
+
+    /// Keeps the candidates nearest to the expected surprise, as many as it takes to reach `typical_p`.
+    fn keep_typical(&mut self, typical_p: f64) {
+        let total: f64 = self.candidates.iter().map(|c| f64::from(c.weight)).sum();
+        let surprise = |c: &Candidate| -(f64::from(c.weight) / total).ln();
+        // What has no probability is no surprise, but infinitely far.
+        let possible = self.candidates.iter().filter(|c| c.weight > 0.0);
+        let expected: f64 = possible
+            .map(|c| f64::from(c.weight) / total * surprise(c))
+            .sum();
+        let distance = |c: &Candidate| (surprise(c) - expected).abs();
+        self.candidates.sort_unstable_by(|a, b| {
+            let by_distance = distance(a).total_cmp(&distance(b));
+            by_distance.then_with(|| a.order(b))
+        });
+        let mut reached = 0.0;
+        let kept = self.candidates.iter().take_while(|c| {
+            let more = reached < typical_p * total;
+            reached += f64::from(c.weight);
+            more
+        });
+        let kept = kept.count();
+        self.candidates.truncate(kept);
     }
 
     fn kth_largest(&mut self, logits: &[f32], k: usize) -> f32 {

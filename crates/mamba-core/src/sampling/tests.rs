@@ -337,3 +337,29 @@ fn a_config_out_of_range_is_named() {
         );
     }
 }
+
+#[test]
+fn typical_keeps_what_is_nearest_to_the_expected_surprise() {
+    // Surprises of 0.69, 1.39, 1.90 and 2.30 where 1.21 is expected: the second token comes first, then the first.
+    let logits = [0.5f32, 0.25, 0.15, 0.1].map(f32::ln);
+    for (typical_p, want) in [(0.2, &[1][..]), (0.5, &[0, 1]), (0.8, &[0, 1, 2])] {
+        let config = SamplingConfig {
+            typical_p,
+            ..Default::default()
+        };
+        assert_eq!(survivors(config, &logits), want, "{typical_p}");
+    }
+}
+
+#[test]
+fn frequency_counts_and_presence_does_not() {
+    let mut greedy = sampler(SamplingConfig {
+        temperature: 0.0,
+        frequency_penalty: 1.0,
+        presence_penalty: 0.5,
+        ..Default::default()
+    });
+    let mut logits = [1.0, 1.0, 1.0, f32::NEG_INFINITY];
+    let token = greedy.sample(&mut logits, &[0, 1, 0, 3]).unwrap();
+    assert_eq!((token, logits), (2, [-1.5, -0.5, 1.0, f32::NEG_INFINITY]));
+}

@@ -37,6 +37,25 @@ pub struct Arguments {
     /// Sample among tokens at least this likely relative to the most likely one.
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
+    /// Sample among the tokens whose surprise is nearest to the expected one, that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    typical_p: f32,
+    /// Taken off a token's logit for each time it has occurred.
+    #[arg(
+        long,
+        value_name = "PENALTY",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    frequency_penalty: f32,
+    /// Taken off a token's logit once it has occurred.
+    #[arg(
+        long,
+        value_name = "PENALTY",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    presence_penalty: f32,
     /// Above 1, makes tokens that have occurred less likely.
     #[arg(long, value_name = "PENALTY", default_value_t = 1.0)]
     repetition_penalty: f32,
@@ -57,6 +76,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         top_k: arguments.top_k,
         top_p: arguments.top_p,
         min_p: arguments.min_p,
+        typical_p: arguments.typical_p,
+        frequency_penalty: arguments.frequency_penalty,
+        presence_penalty: arguments.presence_penalty,
         repetition_penalty: arguments.repetition_penalty,
         seed: arguments.seed,
     })?;
