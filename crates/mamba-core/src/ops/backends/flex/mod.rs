@@ -1,6 +1,7 @@
 //! Flex: the fused loops of [`crate::ops::cpu`] on the tensors' own memory.
 
 mod inputs;
+mod ssd;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
@@ -11,8 +12,8 @@ use crate::ops::cpu::{
     Added, causal_conv1d, linear, linear_cross_entropy, rms_norm, selective_scan,
 };
 use crate::ops::extension::{
-    ConvGrads, ConvInputs, ConvOutputs, LossGrads, MambaOps, NormGrads, OptionalFloat, ScanGrads,
-    ScanInputs, ScanOutputs,
+    ConvGrads, ConvInputs, ConvOutputs, GatedNormGrads, GatedNormInputs, LossGrads, MambaOps,
+    NormGrads, OptionalFloat, ScanGrads, ScanInputs, ScanOutputs, SsdGrads, SsdInputs, SsdOutputs,
 };
 use inputs::{Conv, Loss, Norm, RowTensor, Scan, WeightTensor, Whole, whole};
 
@@ -129,6 +130,30 @@ impl MambaOps for Flex {
                 .map(|grad| tensor(grad, [batch, width - 1, channels]))
                 .into(),
         }
+    }
+
+    fn ssd(inputs: SsdInputs<Self>, save_checkpoints: bool) -> SsdOutputs<Self> {
+        ssd::forward(inputs, save_checkpoints)
+    }
+
+    fn ssd_backward(
+        inputs: SsdInputs<Self>,
+        checkpoints: FloatTensor<Self>,
+        grad_y: FloatTensor<Self>,
+        grad_final_state: OptionalFloat<Self>,
+    ) -> SsdGrads<Self> {
+        ssd::backward(inputs, checkpoints, grad_y, grad_final_state)
+    }
+
+    fn gated_rms_norm(inputs: GatedNormInputs<Self>) -> FloatTensor<Self> {
+        ssd::gated_norm(inputs)
+    }
+
+    fn gated_rms_norm_backward(
+        inputs: GatedNormInputs<Self>,
+        grad_y: FloatTensor<Self>,
+    ) -> GatedNormGrads<Self> {
+        ssd::gated_norm_backward(inputs, grad_y)
     }
 
     fn token_losses(
