@@ -8,7 +8,7 @@
 )]
 
 pub mod causal_conv1d;
-
+pub mod gated_rms_norm;
 mod linear;
 pub mod linear_cross_entropy;
 mod matrix;

@@ -31,8 +31,7 @@ pub fn forward(inputs: &SsdInputs, save_checkpoints: bool) -> SsdOutputs {
     let (p, n) = (dims.headdim, dims.d_state);
     let mut y = Output::new(dims.rows(), dims.d_inner());
     let mut final_state = Output::new(dims.batch * dims.nheads * p, n);
-    let mut checkpoints =
-        save_checkpoints.then(|| Output::new(dims.checkpoint_len() / p, p));
+    let mut checkpoints = save_checkpoints.then(|| Output::new(dims.checkpoint_len() / p, p));
     let sinks = Sinks {
         y: y.columns(),
         final_state: final_state.columns(),

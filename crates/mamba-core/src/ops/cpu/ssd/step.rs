@@ -1,10 +1,7 @@
 //! A sequence of one position: one step of the recurrence, bound by reading and writing the states.
 
 use super::super::rows::{Columns, Output, Rows};
-use super::super::simd::{
-    Kernel, LANES, Lanes, Vector, dispatch,
-    math::softplus,
-};
+use super::super::simd::{Kernel, LANES, Lanes, Vector, dispatch, math::softplus};
 use super::{SsdDims, SsdInputs, SsdOutputs, positions::decay};
 use rayon::prelude::*;
 use std::f32::consts::LOG2_E;

@@ -224,7 +224,11 @@ impl Task<'_> {
         let a = f64::from(self.inputs.a[head]);
         let to = self.sinks.dt.block(rows, &(head..head + 1));
         // What comes from earlier positions, then what goes to later ones.
-        let mut before: f64 = leaving.iter().zip(dt).map(|(&x, &dt)| f64::from(x * dt)).sum();
+        let mut before: f64 = leaving
+            .iter()
+            .zip(dt)
+            .map(|(&x, &dt)| f64::from(x * dt))
+            .sum();
         let (mut after, mut grad_a, mut grad_bias) = (0.0, 0.0, 0.0);
         for t in (0..rows.len()).rev() {
             before -= f64::from(leaving[t] * dt[t]);
