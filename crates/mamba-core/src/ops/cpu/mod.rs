@@ -8,6 +8,7 @@
 )]
 
 pub mod causal_conv1d;
+pub mod gated_rms_norm;
 mod linear;
 pub mod linear_cross_entropy;
 mod matrix;
@@ -15,6 +16,7 @@ pub mod rms_norm;
 mod rows;
 pub mod selective_scan;
 pub mod simd;
+pub mod ssd;
 
 pub use linear::{Added, linear};
 pub use matrix::Matrix;

@@ -151,6 +151,8 @@ impl Arithmetic for F32x16 {
 }
 
 impl Vector for F32x16 {
+    const REGISTERS: usize = 8;
+
     #[inline(always)]
     unsafe fn read(from: *const f32) -> Self {
         unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES / 2))) }
@@ -204,6 +206,28 @@ impl Vector for F32x16 {
         }
     }
 
+    /// Each quarter by itself; two of them change places.
+    #[inline(always)]
+    fn transpose(mut rows: [Self; LANES]) -> [Self; LANES] {
+        const HALF: usize = LANES / 2;
+        unsafe {
+            let (mut left, mut right) = ([_mm256_setzero_ps(); HALF], [_mm256_setzero_ps(); HALF]);
+            for i in 0..HALF {
+                (left[i], right[i]) = (rows[i].0, rows[i].1);
+            }
+            let (top_left, top_right) = (transpose_quarter(left), transpose_quarter(right));
+            for i in 0..HALF {
+                (left[i], right[i]) = (rows[HALF + i].0, rows[HALF + i].1);
+            }
+            let (low_left, low_right) = (transpose_quarter(left), transpose_quarter(right));
+            for i in 0..HALF {
+                rows[i] = Self(top_left[i], low_left[i]);
+                rows[HALF + i] = Self(top_right[i], low_right[i]);
+            }
+            rows
+        }
+    }
+
     #[inline(always)]
     fn sums([x, y, z, w]: [Self; 4]) -> [f32; 4] {
         unsafe {
@@ -228,6 +252,30 @@ unsafe fn first(count: usize) -> (__m256i, __m256i) {
             _mm256_cmpgt_epi32(count, lane),
             _mm256_cmpgt_epi32(high, lane),
         )
+    }
+}
+
+/// Rows of eight as columns: squares of four by four in each half of the registers, then the halves.
+#[inline(always)]
+unsafe fn transpose_quarter(mut rows: [__m256; LANES / 2]) -> [__m256; LANES / 2] {
+    unsafe {
+        for i in [0, 4] {
+            let [a, b, c, d] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]];
+            let low = _mm256_unpacklo_ps(a, b);
+            let high = _mm256_unpackhi_ps(a, b);
+            let low_after = _mm256_unpacklo_ps(c, d);
+            let high_after = _mm256_unpackhi_ps(c, d);
+            rows[i] = _mm256_shuffle_ps::<0x44>(low, low_after);
+            rows[i + 1] = _mm256_shuffle_ps::<0xee>(low, low_after);
+            rows[i + 2] = _mm256_shuffle_ps::<0x44>(high, high_after);
+            rows[i + 3] = _mm256_shuffle_ps::<0xee>(high, high_after);
+        }
+        let mut columns = rows;
+        for i in 0..4 {
+            columns[i] = _mm256_permute2f128_ps::<0x20>(rows[i], rows[i + 4]);
+            columns[i + 4] = _mm256_permute2f128_ps::<0x31>(rows[i], rows[i + 4]);
+        }
+        columns
     }
 }
 

@@ -3,7 +3,7 @@
 //! SAFETY of every block: a value of this type exists only under `dispatch`, which has detected
 //! the features; `read` and `write` pass their contract on.
 
-use super::{Arithmetic, Vector, avx2::sums_of_halves};
+use super::{Arithmetic, LANES, Vector, avx2::sums_of_halves};
 use std::{
     arch::x86_64::*,
     ops::{Add, Mul, Sub},
@@ -121,6 +121,8 @@ impl Arithmetic for F32x16 {
 }
 
 impl Vector for F32x16 {
+    const REGISTERS: usize = 32;
+
     #[inline(always)]
     unsafe fn read(from: *const f32) -> Self {
         Self(unsafe { _mm512_loadu_ps(from) })
@@ -145,6 +147,37 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn sum(self) -> f32 {
         unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+
+    /// Squares of four by four in each quarter of the registers, then the quarters.
+    #[inline(always)]
+    fn transpose(mut rows: [Self; LANES]) -> [Self; LANES] {
+        unsafe {
+            for i in (0..LANES).step_by(4) {
+                let [a, b, c, d] = [rows[i].0, rows[i + 1].0, rows[i + 2].0, rows[i + 3].0];
+                let low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let low_after = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                let high_after = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                rows[i] = Self(_mm512_castpd_ps(_mm512_unpacklo_pd(low, low_after)));
+                rows[i + 1] = Self(_mm512_castpd_ps(_mm512_unpackhi_pd(low, low_after)));
+                rows[i + 2] = Self(_mm512_castpd_ps(_mm512_unpacklo_pd(high, high_after)));
+                rows[i + 3] = Self(_mm512_castpd_ps(_mm512_unpackhi_pd(high, high_after)));
+            }
+            let mut columns = rows;
+            for i in 0..4 {
+                let [a, b, c, d] = [rows[i].0, rows[i + 4].0, rows[i + 8].0, rows[i + 12].0];
+                let even = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let even_after = _mm512_shuffle_f32x4::<0x88>(c, d);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let odd_after = _mm512_shuffle_f32x4::<0xdd>(c, d);
+                columns[i] = Self(_mm512_shuffle_f32x4::<0x88>(even, even_after));
+                columns[i + 4] = Self(_mm512_shuffle_f32x4::<0x88>(odd, odd_after));
+                columns[i + 8] = Self(_mm512_shuffle_f32x4::<0xdd>(even, even_after));
+                columns[i + 12] = Self(_mm512_shuffle_f32x4::<0xdd>(odd, odd_after));
+            }
+            columns
+        }
     }
 
     #[inline(always)]

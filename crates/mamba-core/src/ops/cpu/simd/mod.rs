@@ -30,6 +30,20 @@ pub struct Lanes(pub [f32; LANES]);
 impl Lanes {
     /// All lanes zero.
     pub const ZERO: Self = Self([0.0; LANES]);
+
+    /// The values of consecutive vectors.
+    #[inline(always)]
+    pub fn values(lanes: &[Self]) -> &[f32] {
+        // SAFETY: a vector is an array of as many values, and its alignment is its size.
+        unsafe { std::slice::from_raw_parts(lanes.as_ptr().cast(), lanes.len() * LANES) }
+    }
+
+    /// As [`values`](Self::values), to change them.
+    #[inline(always)]
+    pub fn values_mut(lanes: &mut [Self]) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), lanes.len() * LANES) }
+    }
 }
 
 /// What the elementary functions need of vectors. Operations act lane by lane.
@@ -87,6 +101,9 @@ pub trait Arithmetic: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Outpu
 /// Values of an instruction set's type exist only inside [`dispatch`], which has checked that the
 /// machine has it; that is what makes the intrinsics of the implementations sound.
 pub trait Vector: Arithmetic {
+    /// How many vectors of this type a machine's registers hold.
+    const REGISTERS: usize;
+
     /// Reads [`LANES`] values at any alignment.
     ///
     /// # Safety
@@ -116,6 +133,9 @@ pub trait Vector: Arithmetic {
 
     /// [`sum`](Self::sum) of four vectors.
     fn sums(vectors: [Self; 4]) -> [f32; 4];
+
+    /// Rows become columns: lane `j` of vector `i` goes to lane `i` of vector `j`.
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES];
 
     /// Reads one vector.
     #[inline(always)]
@@ -184,6 +204,10 @@ pub trait Kernel {
 
 /// Runs `kernel` with the widest instruction set that this machine has.
 pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(test)]
+    if let Some(set) = tests::FORCED.get() {
+        return tests::run_on(set, kernel);
+    }
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
@@ -211,4 +235,4 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

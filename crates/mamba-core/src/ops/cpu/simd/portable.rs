@@ -119,6 +119,9 @@ impl Arithmetic for F32x16 {
 }
 
 impl Vector for F32x16 {
+    // Of a machine with 32 registers of 128 bits.
+    const REGISTERS: usize = 8;
+
     #[inline(always)]
     unsafe fn read(from: *const f32) -> Self {
         Self(unsafe { from.cast::<[f32; LANES]>().read() })
@@ -146,6 +149,11 @@ impl Vector for F32x16 {
         let halves: [f32; 8] = from_fn(|lane| self.0[lane] + self.0[lane + 8]);
         let quarters: [f32; 4] = from_fn(|lane| halves[lane] + halves[lane + 4]);
         (quarters[0] + quarters[2]) + (quarters[1] + quarters[3])
+    }
+
+    #[inline(always)]
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        from_fn(|column| Self(from_fn(|lane| rows[lane].0[column])))
     }
 
     #[inline(always)]

@@ -1,4 +1,5 @@
 use super::{math::*, *};
+use std::cell::Cell;
 
 /// Applies `F` to every value of a slice whose length is a multiple of the lanes.
 struct Map<'a, F>(&'a [f32], F);
@@ -42,21 +43,67 @@ function!(Sigmoid, sigmoid);
 function!(Silu, silu);
 function!(SiluDerivative, |x| silu_with_derivative(x).1);
 
-/// The results of every instruction set of this machine.
-fn on_each<K: Kernel>(kernel: impl Fn() -> K) -> Vec<(&'static str, K::Output)> {
-    let mut results = vec![("portable", kernel().run::<portable::F32x16>())];
+/// An instruction set of this machine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Set {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+thread_local! {
+    /// What `dispatch` takes on this thread instead of the widest set.
+    pub static FORCED: Cell<Option<Set>> = const { Cell::new(None) };
+}
+
+/// The sets that this machine has.
+fn sets() -> Vec<Set> {
+    let mut sets = vec![Set::Portable];
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the features that the function is compiled for were just detected.
-            results.push(("avx2", unsafe { run_avx2(kernel()) }));
+            sets.push(Set::Avx2);
         }
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
-            // SAFETY: as above.
-            results.push(("avx512", unsafe { run_avx512(kernel()) }));
+            sets.push(Set::Avx512);
         }
     }
-    results
+    sets
+}
+
+/// Runs `kernel` on one of [`sets`].
+pub fn run_on<K: Kernel>(set: Set, kernel: K) -> K::Output {
+    assert!(sets().contains(&set));
+    match set {
+        Set::Portable => kernel.run::<portable::F32x16>(),
+        // SAFETY: the features that the function is compiled for were detected.
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2 => unsafe { run_avx2(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx512 => unsafe { run_avx512(kernel) },
+    }
+}
+
+/// What `work` gives on one thread with each instruction set of this machine.
+pub fn with_each_set<T: Send>(work: impl Fn() -> T + Sync) -> Vec<(Set, T)> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
+    let pool = pool.build().unwrap();
+    let forced = |set| {
+        pool.install(|| {
+            FORCED.set(Some(set));
+            work()
+        })
+    };
+    sets().into_iter().map(|set| (set, forced(set))).collect()
+}
+
+/// The results of every instruction set of this machine.
+fn on_each<K: Kernel>(kernel: impl Fn() -> K) -> Vec<(Set, K::Output)> {
+    let sets = sets().into_iter();
+    sets.map(|set| (set, run_on(set, kernel()))).collect()
 }
 
 fn sweep(low: f32, high: f32) -> Vec<f32> {
@@ -85,8 +132,8 @@ fn check<F: Function + Copy>(
                 (worst, at) = (error, x);
             }
         }
-        println!("{set}: {worst:.2} ulp at {at:e}");
-        assert!(worst <= limit, "{set}: {worst} ulp at {at}");
+        println!("{set:?}: {worst:.2} ulp at {at:e}");
+        assert!(worst <= limit, "{set:?}: {worst} ulp at {at}");
     }
 }
 
@@ -150,12 +197,12 @@ fn extremes_and_nan_come_through() {
         200.0,
     ];
     let infinity = f32::INFINITY;
-    let same = |y: &[f32], expected: &[f32], set: &str| {
+    let same = |y: &[f32], expected: &[f32], set: Set| {
         for ((&x, &y), &expected) in x.iter().zip(y).zip(expected) {
             let close = (y - expected).abs() <= 1e-5 * expected.abs();
             assert!(
                 y == expected || close || y.is_nan() && expected.is_nan(),
-                "{set}: f({x}) = {y:e}, not {expected:e}"
+                "{set:?}: f({x}) = {y:e}, not {expected:e}"
             );
         }
     };
@@ -224,7 +271,7 @@ fn sums_count_each_lane_once() {
         assert_eq!(
             sums,
             [65_535.0, 65_535.0, 131_070.0, 16.0, -65_535.0],
-            "{set}"
+            "{set:?}"
         );
     }
 }
@@ -256,7 +303,37 @@ fn the_first_lanes_touch_no_others() {
         };
         for (set, result) in on_each(|| First(&x[..count])) {
             let expected = (lanes(|x| x, 0.0), lanes(|x| x + 1.0, -1.0));
-            assert_eq!(result, expected, "{set}, {count} lanes");
+            assert_eq!(result, expected, "{set:?}, {count} lanes");
         }
+    }
+}
+
+struct Transpose<'a>(&'a [Lanes; LANES]);
+
+impl Kernel for Transpose<'_> {
+    type Output = [Lanes; LANES];
+
+    #[inline(always)]
+    fn run<V: Vector>(self) -> [Lanes; LANES] {
+        let (mut rows, mut output) = ([V::zero(); LANES], [Lanes::ZERO; LANES]);
+        for i in 0..LANES {
+            rows[i] = V::load(&self.0[i]);
+        }
+        let columns = V::transpose(rows);
+        for i in 0..LANES {
+            columns[i].store(&mut output[i]);
+        }
+        output
+    }
+}
+
+#[test]
+fn transposing_swaps_rows_and_columns() {
+    let matrix = |value: fn(usize, usize) -> usize| -> [Lanes; LANES] {
+        std::array::from_fn(|i| Lanes(std::array::from_fn(|j| value(i, j) as f32)))
+    };
+    let rows = matrix(|i, j| i * LANES + j);
+    for (set, columns) in on_each(|| Transpose(&rows)) {
+        assert_eq!(columns, matrix(|i, j| j * LANES + i), "{set:?}");
     }
 }
