@@ -20,6 +20,7 @@
     clippy::manual_is_multiple_of
 )]
 
+mod backward;
 mod geometry;
 mod launch;
 mod load;
@@ -34,6 +35,7 @@ use cubecl::prelude::*;
 use crate::KernelError;
 use crate::tensors::{check_optional, check_rows, check_shape, check_size, check_whole};
 
+pub use backward::{ssd_backward, ssd_backward_as};
 pub use launch::{ssd, ssd_as};
 
 /// Largest number of states of a channel.
@@ -115,6 +117,32 @@ pub struct SsdOutputs {
     /// The states before positions `0, Q, 2 Q, ..` with `Q` the chunk size:
     /// `[batch, ceil(seq_len / Q), nheads, headdim, d_state]`, f32. Left out: not saved.
     pub checkpoints: Option<TensorBinding>,
+}
+
+/// Where the gradients come from.
+#[derive(Clone, Debug)]
+pub struct SsdUpstream {
+    /// What the forward scan saved.
+    pub checkpoints: TensorBinding,
+    /// `[batch, seq_len, nheads, headdim]`, of the inputs' dtype; strided like the inputs.
+    pub y: TensorBinding,
+    /// `[batch, nheads, headdim, d_state]`, f32, contiguous. Left out: zero.
+    pub final_state: Option<TensorBinding>,
+}
+
+/// Where the gradients go: contiguous tensors, shaped and typed as their inputs. One left out is
+/// not written; one of an input that was left out is ignored.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // one field an input, documented there
+pub struct SsdGradients {
+    pub x: TensorBinding,
+    pub dt: TensorBinding,
+    pub a: TensorBinding,
+    pub b: TensorBinding,
+    pub c: TensorBinding,
+    pub d: Option<TensorBinding>,
+    pub dt_bias: Option<TensorBinding>,
+    pub initial_state: Option<TensorBinding>,
 }
 
 /// The sizes of a problem.

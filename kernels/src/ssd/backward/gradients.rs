@@ -25,7 +25,7 @@ use cubecl::prelude::*;
 
 use super::super::tile::{multiply, spot, store, zero};
 use super::load::{
-    Edge, Rows, Staging, channel_rows, edge, head, read_state, stage, state_rows,
+    Edge, Rows, Staging, channel_rows, edge, head, read_state, stage, state_rows, value_at,
 };
 use super::plan::Plan;
 use super::reduce::{
@@ -36,20 +36,20 @@ use crate::pointwise::exp;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W: Size>(
-    x: &Tensor<Vector<F, L>>,                // [batch, seq_len, nheads, headdim]
-    b: &Tensor<Vector<F, L>>,                // [batch, seq_len, ngroups, d_state]
-    c: &Tensor<Vector<F, L>>,                // [batch, seq_len, ngroups, d_state]
-    grad_y: &Tensor<Vector<F, L>>,           // [batch, seq_len, nheads, headdim]
-    dt: &Tensor<f32>,                        // [batch, nheads, length]
-    sums: &Tensor<f32>,                      // [batch, nheads, length]
-    runs: &Tensor<u32>,                      // [batch, length], unread without `seq_idx`
-    d: ComptimeOption<&Tensor<f32>>,         // [nheads] or [nheads, headdim]
-    checkpoints: &Tensor<Vector<f32, W>>,    // [batch, intervals, nheads, headdim, d_state]
-    grad_states: &Tensor<Vector<f32, W>>,    // the same shape, of the states after
-    grad_x: &mut Tensor<Vector<F, W>>,       // [batch, seq_len, nheads, headdim]
-    grad_b: &mut Tensor<Vector<O, W>>,       // [parts, batch, seq_len, ngroups, d_state]
-    grad_c: &mut Tensor<Vector<O, W>>,       // [parts, batch, seq_len, ngroups, d_state]
-    grad_steps: &mut Tensor<f32>,            // [3, batch, seq_len, nheads]
+    x: &Tensor<Vector<F, L>>,             // [batch, seq_len, nheads, headdim]
+    b: &Tensor<Vector<F, L>>,             // [batch, seq_len, ngroups, d_state]
+    c: &Tensor<Vector<F, L>>,             // [batch, seq_len, ngroups, d_state]
+    grad_y: &Tensor<Vector<F, L>>,        // [batch, seq_len, nheads, headdim]
+    dt: &Tensor<f32>,                     // [batch, nheads, length]
+    sums: &Tensor<f32>,                   // [batch, nheads, length]
+    runs: &Tensor<u32>,                   // [batch, length], unread without `seq_idx`
+    d: ComptimeOption<&Tensor<f32>>,      // [nheads] or [nheads, headdim]
+    checkpoints: &Tensor<Vector<f32, W>>, // [batch, intervals, nheads, headdim, d_state]
+    grad_states: &Tensor<Vector<f32, W>>, // the same shape, of the states after
+    grad_x: &mut Tensor<Vector<F, W>>,    // [batch, seq_len, nheads, headdim]
+    grad_b: &mut Tensor<Vector<O, W>>,    // [parts, batch, seq_len, ngroups, d_state]
+    grad_c: &mut Tensor<Vector<O, W>>,    // [parts, batch, seq_len, ngroups, d_state]
+    grad_steps: &mut Tensor<f32>,         // [3, batch, seq_len, nheads]
     mut grad_d: ComptimeOption<OwnedTensor<f32>>, // [batch, tiles, nheads] or [.., nheads, headdim]
     heads_a_part: u32,
     #[comptime] plan: Plan,
@@ -83,15 +83,22 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     let projection_form = comptime!(plan.projection_sums());
     let state_form = comptime!(plan.state_sums());
     let weight_form = comptime!(plan.weight_sums());
-    let mut inputs = Shared::<[Vector<E, V>]>::new_slice(comptime!(input_tile.vectors()));
-    let mut grads = Shared::<[Vector<E, V>]>::new_slice(comptime!(input_tile.vectors()));
-    let mut other_rows = Shared::<[Vector<E, V>]>::new_slice(comptime!(input_tile.vectors()));
-    let mut writes = Shared::<[Vector<E, V>]>::new_slice(comptime!(projection_tile.vectors()));
-    let mut readers = Shared::<[Vector<E, V>]>::new_slice(comptime!(projection_tile.vectors()));
+    let mut inputs =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
+    let mut grads =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
+    let mut other_rows =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
+    let mut writes =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
+    let mut readers =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
     let mut other_states =
-        Shared::<[Vector<E, V>]>::new_slice(comptime!(projection_tile.vectors()));
-    let mut states = Shared::<[Vector<E, V>]>::new_slice(comptime!(state_tile.vectors()));
-    let mut weights = Shared::<[Vector<E, V>]>::new_slice(comptime!(weight_tile.vectors()));
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
+    let mut states =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(state_tile.vectors()), 16usize);
+    let mut weights =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(weight_tile.vectors()), 16usize);
     let mut other_weights = Shared::<[f32]>::new_slice(positions);
     let mut tile_steps = Shared::<[f32]>::new_slice(positions);
     let mut tile_sums = Shared::<[f32]>::new_slice(positions);
@@ -135,8 +142,24 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     for slice in 0..comptime!(plan.slices()) {
         sync_cube();
         let from = state_rows(batch, group, start, stop, slice, plan);
-        stage::<F, L, E, V>(b, &from, &mut writes, &mut flaws, guarded, projection_tile, plan);
-        stage::<F, L, E, V>(c, &from, &mut readers, &mut flaws, guarded, projection_tile, plan);
+        stage::<F, L, E, V>(
+            b,
+            &from,
+            &mut writes,
+            &mut flaws,
+            guarded,
+            projection_tile,
+            plan,
+        );
+        stage::<F, L, E, V>(
+            c,
+            &from,
+            &mut readers,
+            &mut flaws,
+            guarded,
+            projection_tile,
+            plan,
+        );
         sync_cube();
         multiply::<E, V>(
             &readers,
@@ -378,11 +401,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 #[unroll]
                 for i in 0..comptime!(state_form.values()) {
                     let spot = spot(i, state_form);
-                    let place = spot.row * comptime!(state_tile.pitch())
-                        + spot.column / comptime!(state_tile.lanes);
-                    let vector = states[place];
-                    let lane = spot.column % comptime!(state_tile.lanes);
-                    let product = state[i] * f32::cast_from(vector.extract(lane));
+                    let product = state[i] * value_at::<E, V>(&states, i, state_tile, state_form);
                     state_product += select(spot.owned, product, 0.0f32);
                 }
                 sync_cube();
@@ -409,11 +428,8 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     }
                     let value = select(left == 0.0f32, 0.0f32, value);
                     sums_c[comptime!(slice * projection_values + i)] += value;
-                    let place = spot.row * comptime!(projection_tile.pitch())
-                        + spot.column / comptime!(projection_tile.lanes);
-                    let vector = readers[place];
-                    let lane = spot.column % comptime!(projection_tile.lanes);
-                    crossing[i] = value * f32::cast_from(vector.extract(lane));
+                    crossing[i] =
+                        value * value_at::<E, V>(&readers, i, projection_tile, projection_form);
                 }
                 add_to_rows(&crossing, &mut read_rows, projection_form);
             }
@@ -426,10 +442,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 let weight = passed[spot.row];
                 let value = select(weight == 0.0f32, 0.0f32, grad_inputs[i] * weight);
                 grad_inputs[i] = value;
-                let place = spot.row * comptime!(input_tile.pitch())
-                    + spot.column / comptime!(input_tile.lanes);
-                let lane = spot.column % comptime!(input_tile.lanes);
-                let input = f32::cast_from(inputs[place].extract(lane));
+                let input = value_at::<E, V>(&inputs, i, input_tile, input_form);
                 let product = value * input * tile_steps[spot.row];
                 terms[i] = select(weight == 0.0f32, 0.0f32, product);
             }
@@ -457,12 +470,8 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 #[unroll]
                 for j in 0..pair {
                     let at = comptime!(i * plan.pair + j);
-                    let column = spot.column + j;
-                    let place = spot.row * comptime!(input_tile.pitch())
-                        + column / comptime!(input_tile.lanes);
-                    let lane = column % comptime!(input_tile.lanes);
-                    let input = f32::cast_from(inputs[place].extract(lane));
-                    let grad = f32::cast_from(grads[place].extract(lane));
+                    let input = value_at::<E, V>(&inputs, at, input_tile, input_form);
+                    let grad = value_at::<E, V>(&grads, at, input_tile, input_form);
                     terms[at] = select(exists, input * grad_inputs[at], 0.0f32);
                     skips[at] = input * grad;
                     if comptime!(plan.resettable) {
@@ -560,12 +569,8 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         while row < positions {
             let t = start + row;
             if t < stop {
-                let mut reads = sum_slots(
-                    &slots,
-                    read_at,
-                    row,
-                    comptime!(projection_form.row_slots()),
-                );
+                let mut reads =
+                    sum_slots(&slots, read_at, row, comptime!(projection_form.row_slots()));
                 reads += sum_slots(&slots, row_at, row, comptime!(weight_form.row_slots()));
                 let columns = comptime!(weight_form.column_slots());
                 reads -= sum_slots(&slots, column_at, row, columns);
@@ -604,8 +609,24 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         if comptime!(plan.slices() > 1) {
             sync_cube();
             let from = state_rows(batch, group, start, stop, slice, plan);
-            stage::<F, L, E, V>(b, &from, &mut writes, &mut flaws, guarded, projection_tile, plan);
-            stage::<F, L, E, V>(c, &from, &mut readers, &mut flaws, guarded, projection_tile, plan);
+            stage::<F, L, E, V>(
+                b,
+                &from,
+                &mut writes,
+                &mut flaws,
+                guarded,
+                projection_tile,
+                plan,
+            );
+            stage::<F, L, E, V>(
+                c,
+                &from,
+                &mut readers,
+                &mut flaws,
+                guarded,
+                projection_tile,
+                plan,
+            );
         }
         sync_cube();
         let mut total = Array::<f32>::new(projection_values);

@@ -212,8 +212,7 @@ pub(super) fn read_state<W: Size>(
         #[unroll]
         for j in 0..pair {
             let value = values.extract(j) * factor;
-            state[comptime!(i * pair + j)] =
-                select(inside && factor != 0.0f32, value, 0.0f32);
+            state[comptime!(i * pair + j)] = select(inside && factor != 0.0f32, value, 0.0f32);
         }
     }
 }
@@ -244,5 +243,25 @@ pub(super) fn write_state<W: Size>(
             }
             target[(base + channel * comptime!(plan.d_state) + n) / pair] = values;
         }
+    }
+}
+
+/// The value of a tile where the unit's sum `i` belongs.
+#[cube]
+pub(super) fn value_at<E: Float, V: Size>(
+    source: &Shared<[Vector<E, V>]>,
+    #[comptime] i: usize,
+    #[comptime] tile: Tile,
+    #[comptime] form: Sums,
+) -> f32 {
+    let spot = spot(i, form);
+    let row = spot.row * comptime!(tile.pitch());
+    if comptime!(form.tensor) {
+        let scalars = source.with_vector_size::<Const<1>>();
+        f32::cast_from(scalars[row * comptime!(tile.lanes) + spot.column].extract(0usize))
+    } else {
+        // A unit's four neighbours are a vector.
+        let vector = source[row + spot.column / comptime!(tile.lanes)];
+        f32::cast_from(vector.extract(comptime!(i % tile.lanes)))
     }
 }

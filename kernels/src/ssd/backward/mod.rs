@@ -119,7 +119,11 @@ pub fn ssd_backward_as(
         let units = CubeDim::new_1d(WALKERS);
         carry_kernel::launch_unchecked(
             client,
-            cubecl::calculate_cube_count_elemwise(client, batch * nheads * headdim * d_state, units),
+            cubecl::calculate_cube_count_elemwise(
+                client,
+                batch * nheads * headdim * d_state,
+                units,
+            ),
             units,
             address,
             states.clone().into_tensor_arg(),
@@ -142,12 +146,7 @@ pub fn ssd_backward_as(
     // One part is the gradient itself.
     let [grad_b, grad_c] = match parts {
         1 => [gradients.b.clone(), gradients.c.clone()],
-        _ => [(); 2].map(|_| {
-            scratch(
-                client,
-                &[parts, batch, dims.seq_len, dims.ngroups, d_state],
-            )
-        }),
+        _ => [(); 2].map(|_| scratch(client, &[parts, batch, dims.seq_len, dims.ngroups, d_state])),
     };
     let projection_type = match parts {
         1 => inputs.dtype,
@@ -297,7 +296,10 @@ fn heads_a_part(dims: &Dims, tiles: usize, processors: usize) -> usize {
         cubes.div_ceil(processors) * (part + CUBE_COST)
     };
     // The most of those that take as long: fewer parts to add.
-    (1..=heads).rev().min_by_key(|&part| time(part)).unwrap_or(1)
+    (1..=heads)
+        .rev()
+        .min_by_key(|&part| time(part))
+        .unwrap_or(1)
 }
 
 /// A grid, if the device has one as large.

@@ -19,11 +19,11 @@ use crate::pointwise::exp;
 /// passes `edge`: `sum of x_t b_t^T dt_t exp(edge - sums_t)`, or `sum of gy_t c_t^T exp(sums_t - edge)`.
 #[cube]
 pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
-    rows: &Tensor<Vector<F, L>>,       // x or grad_y: [batch, seq_len, nheads, headdim]
+    rows: &Tensor<Vector<F, L>>, // x or grad_y: [batch, seq_len, nheads, headdim]
     projection: &Tensor<Vector<F, L>>, // b or c: [batch, seq_len, ngroups, d_state]
-    dt: &Tensor<f32>,                  // [batch, nheads, length]
-    sums: &Tensor<f32>,                // [batch, nheads, length]
-    runs: &Tensor<u32>,                // [batch, length]
+    dt: &Tensor<f32>,            // [batch, nheads, length]
+    sums: &Tensor<f32>,          // [batch, nheads, length]
+    runs: &Tensor<u32>,          // [batch, length]
     row_tile: &mut Shared<[Vector<E, V>]>,
     projection_tile: &mut Shared<[Vector<E, V>]>,
     weights: &mut Shared<[f32]>, // [positions]
@@ -82,9 +82,9 @@ pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
         );
         sync_cube();
         multiply::<E, V>(
-            row_tile,
+            &*row_tile,
             0usize,
-            projection_tile,
+            &*projection_tile,
             0usize,
             state,
             positions,
@@ -97,11 +97,11 @@ pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size>(
-    grad_y: &Tensor<Vector<F, L>>,       // [batch, seq_len, nheads, headdim]
-    c: &Tensor<Vector<F, L>>,            // [batch, seq_len, ngroups, d_state]
-    dt: &Tensor<f32>,                    // [batch, nheads, length]
-    sums: &Tensor<f32>,                  // [batch, nheads, length]
-    runs: &Tensor<u32>,                  // [batch, length]
+    grad_y: &Tensor<Vector<F, L>>, // [batch, seq_len, nheads, headdim]
+    c: &Tensor<Vector<F, L>>,      // [batch, seq_len, ngroups, d_state]
+    dt: &Tensor<f32>,              // [batch, nheads, length]
+    sums: &Tensor<f32>,            // [batch, nheads, length]
+    runs: &Tensor<u32>,            // [batch, length]
     states: &mut Tensor<Vector<f32, W>>, // [batch, intervals, nheads, headdim, d_state]
     #[comptime] plan: Plan,
     #[define(F, E)] _dtypes: [ElemType; 2],
@@ -126,9 +126,10 @@ pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size
     let row_form = comptime!(plan.inputs());
     let projection_form = comptime!(plan.projection());
     let form = comptime!(plan.state_sums());
-    let mut row_tile = Shared::<[Vector<E, V>]>::new_slice(comptime!(row_form.vectors()));
+    let mut row_tile =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(row_form.vectors()), 16usize);
     let mut projection_tile =
-        Shared::<[Vector<E, V>]>::new_slice(comptime!(projection_form.vectors()));
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_form.vectors()), 16usize);
     let mut weights = Shared::<[f32]>::new_slice(comptime!(plan.positions));
     let border = Edge {
         sum: 0.0f32.runtime(),
