@@ -1,0 +1,227 @@
+//! Who computes what in the gradients: the shape of a cube and its tiles.
+
+use cubecl::client::Client;
+use cubecl::ir::HardwareProperties;
+
+use super::super::Dims;
+use super::super::tile::{PLANE, Sums, Tile};
+use crate::KernelError;
+use crate::pointwise::takes_ptx;
+
+/// Values of a 16-byte vector, in f32 and in halves.
+const LANES: usize = 4;
+const HALF_LANES: usize = 8;
+
+/// Positions of a tile on tensor cores, and planes of a cube.
+const TENSOR_POSITIONS: usize = 64;
+const TENSOR_PLANES: usize = 8;
+
+/// States whose columns are in shared memory at once there.
+const TENSOR_SLICE: usize = 128;
+
+/// Shared memory of a cube without tensor cores in bytes, where the device has as much.
+const MAX_SHARED: usize = 72 * 1024;
+
+/// Positions, channels and states of such a cube's tiles: the first that fit. The last fit WebGPU's 16 KiB.
+const TILES: [[usize; 3]; 4] = [[32, 32, 64], [16, 16, 64], [16, 16, 32], [16, 8, 32]];
+
+/// What a kernel is compiled for.
+///
+/// A cube owns a tile of positions and some of the heads of a group, one after the other. Rows of a head's state are cut
+/// in blocks of `channels`, its columns in slices. Channels beyond `headdim` and states beyond `d_state` compute zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Plan {
+    pub headdim: usize,
+    pub d_state: usize,
+    /// Heads that read the same projections.
+    pub heads_a_group: usize,
+    /// Positions between two checkpoints.
+    pub interval: usize,
+    /// Positions of a tile.
+    pub positions: usize,
+    pub channels: usize,
+    /// States of the projections in shared memory at once.
+    pub slice: usize,
+    pub units: usize,
+    /// Whether products run on tensor cores.
+    pub tensor: bool,
+    /// Values that a load takes at once: those of a vector, or 1.
+    pub width: usize,
+    /// Values that a state's load and any store take at once: 2 or 1.
+    pub pair: usize,
+    /// Whether there is `seq_idx`.
+    pub resettable: bool,
+    /// Whether `d` has an entry a channel.
+    pub skips_channels: bool,
+    /// Whether the kernel takes inline PTX.
+    pub ptx: bool,
+}
+
+impl Plan {
+    /// For tensor cores, if the cube fits the device.
+    pub fn tensor(client: &Client, dims: &Dims) -> Option<Self> {
+        let hardware = &client.properties().hardware;
+        let plan = Self {
+            positions: TENSOR_POSITIONS,
+            channels: match dims.headdim <= 32 {
+                true => 32,
+                false => 64,
+            },
+            slice: dims.d_state.next_multiple_of(64).min(TENSOR_SLICE),
+            units: TENSOR_PLANES * PLANE,
+            tensor: true,
+            ..Self::base(client, dims)
+        };
+        let units = plan.units <= hardware.max_units_per_cube as usize;
+        let shared = plan.shared_bytes() <= hardware.max_shared_memory_size;
+        (units && shared).then_some(plan)
+    }
+
+    /// For plain units.
+    pub fn units(client: &Client, dims: &Dims) -> Result<Self, KernelError> {
+        let hardware: &HardwareProperties = &client.properties().hardware;
+        let budget = MAX_SHARED.min(hardware.max_shared_memory_size);
+        let mut needed = usize::MAX;
+        for [positions, channels, slice] in TILES {
+            let mut plan = Self {
+                positions,
+                channels,
+                slice,
+                ..Self::base(client, dims)
+            };
+            // A block of 4 x 4 sums each, at most.
+            plan.units = (positions * slice / LANES / LANES).max(PLANE);
+            let units = plan.units <= hardware.max_units_per_cube as usize;
+            if units && plan.shared_bytes() <= budget {
+                return Ok(plan);
+            }
+            needed = needed.min(plan.shared_bytes());
+        }
+        Err(KernelError::Device {
+            resource: "bytes of shared memory",
+            needed,
+            available: budget,
+        })
+    }
+
+    fn base(client: &Client, dims: &Dims) -> Self {
+        Self {
+            headdim: dims.headdim,
+            d_state: dims.d_state,
+            heads_a_group: dims.nheads / dims.ngroups,
+            interval: dims.chunk_size,
+            positions: 0,
+            channels: 0,
+            slice: 0,
+            units: 0,
+            tensor: false,
+            width: 1,
+            pair: 1,
+            resettable: false,
+            skips_channels: false,
+            ptx: takes_ptx(client),
+        }
+    }
+
+    /// Values of a vector in shared memory.
+    pub fn lanes(&self) -> usize {
+        match self.tensor {
+            true => HALF_LANES,
+            false => LANES,
+        }
+    }
+
+    /// Tiles between two checkpoints.
+    pub fn tiles(&self) -> usize {
+        self.interval.div_ceil(self.positions)
+    }
+
+    /// Blocks of a head's channels.
+    pub fn blocks(&self) -> usize {
+        self.headdim.div_ceil(self.channels)
+    }
+
+    /// Slices of the states.
+    pub fn slices(&self) -> usize {
+        self.d_state.div_ceil(self.slice)
+    }
+
+    fn tile(&self, rows: usize, columns: usize) -> Tile {
+        Tile {
+            rows,
+            columns,
+            lanes: self.lanes(),
+        }
+    }
+
+    /// Of `x` and `grad_y`: `[positions, channels]`.
+    pub fn inputs(&self) -> Tile {
+        self.tile(self.positions, self.channels)
+    }
+
+    /// Of a projection: `[positions, slice]`.
+    pub fn projection(&self) -> Tile {
+        self.tile(self.positions, self.slice)
+    }
+
+    /// Of a state or its gradient: `[channels, slice]`.
+    pub fn state(&self) -> Tile {
+        self.tile(self.channels, self.slice)
+    }
+
+    /// Of what is for pairs of positions: `[positions, positions]`.
+    pub fn weights(&self) -> Tile {
+        self.tile(self.positions, self.positions)
+    }
+
+    fn sums(&self, rows: usize, columns: usize) -> Sums {
+        Sums {
+            rows,
+            columns,
+            units: self.units,
+            tensor: self.tensor,
+        }
+    }
+
+    pub fn input_sums(&self) -> Sums {
+        self.sums(self.positions, self.channels)
+    }
+
+    pub fn projection_sums(&self) -> Sums {
+        self.sums(self.positions, self.slice)
+    }
+
+    pub fn state_sums(&self) -> Sums {
+        self.sums(self.channels, self.slice)
+    }
+
+    pub fn weight_sums(&self) -> Sums {
+        self.sums(self.positions, self.positions)
+    }
+
+    /// Planes, or units where it is not known who is in which.
+    pub fn totals(&self) -> usize {
+        match self.tensor {
+            true => self.units / PLANE,
+            false => self.units,
+        }
+    }
+
+    /// What units share of the sums over rows and columns, in f32.
+    pub fn part_values(&self) -> usize {
+        let rows = self.projection_sums().row_slots()
+            + 2 * self.input_sums().row_slots()
+            + self.weight_sums().row_slots()
+            + self.weight_sums().column_slots();
+        rows * self.positions + self.input_sums().column_slots() * self.channels + 2 * self.totals()
+    }
+
+    /// Every tile, the steps and the parts.
+    fn shared_bytes(&self) -> usize {
+        let tiles = 3 * self.inputs().bytes()
+            + 3 * self.projection().bytes()
+            + self.state().bytes()
+            + self.weights().bytes();
+        tiles + 4 * (self.part_values() + 8 * self.positions)
+    }
+}
