@@ -115,12 +115,12 @@ pub(super) fn backward(
     grad_final_state: OptionalFloat<Flex>,
 ) -> SsdGrads<Flex> {
     let held = Ssd::new(inputs);
-    let (checkpoints, grad_y) = (Whole::new(checkpoints), Whole::new(grad_y));
+    let (checkpoints, grad_y) = (Whole::new(checkpoints), RowTensor::new(grad_y));
     let grad_final_state = whole(grad_final_state);
     let grads = ssd::backward(
         &held.view(),
         checkpoints.slice(),
-        grad_y.slice(),
+        grad_y.rows(),
         grad_final_state.as_ref().map(Whole::slice),
     );
     let [_, nheads, headdim, d_state] = held.state();
