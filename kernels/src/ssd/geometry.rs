@@ -32,6 +32,9 @@ const PLANE_STATES: usize = 64 * PLANE;
 /// Most positions of a chunk on tensor cores: a plane for every 16.
 const MAX_TENSOR_CHUNK: usize = 64;
 
+/// Most channels of a cube on tensor cores: a plane keeps 16 outputs of each in registers, too.
+const MAX_TENSOR_CHANNELS: usize = 64;
+
 /// Cubes a multiprocessor that segments of time are cut for: as many as run there at once.
 const CUBES_WHEN_CUT: usize = 2;
 
@@ -75,11 +78,11 @@ impl Geometry {
         let chunk = largest_divisor(dims.chunk_size, MAX_TENSOR_CHUNK);
         let planes = chunk / EDGE;
         let states = dims.d_state.next_multiple_of(EDGE * planes);
-        let most = (planes * PLANE_STATES / states).min(dims.headdim.next_power_of_two());
-        let channels = most.max(EDGE);
+        let most = (planes * PLANE_STATES / states).min(MAX_TENSOR_CHANNELS);
+        let channels = most.min(dims.headdim.next_power_of_two()).max(EDGE);
         let geometry = Self {
             chunk,
-            // Two powers of two, or what is left of the states' padding.
+            // Padded states may leave any number.
             channels: 1 << channels.ilog2(),
             states,
             slice: states,
@@ -165,6 +168,11 @@ impl Geometry {
     /// Slices of a head's channels.
     pub fn slices(&self) -> usize {
         self.headdim.div_ceil(self.channels)
+    }
+
+    /// Whether tiles have columns that tensors lack.
+    pub fn is_padded(&self) -> bool {
+        self.states != self.d_state || !self.headdim.is_multiple_of(self.channels)
     }
 
     fn tile(&self, rows: usize, columns: usize) -> Tile {
@@ -269,5 +277,109 @@ pub(super) fn segment_len(
     match cubes >= processors {
         true => split(1),
         false => split(CUBES_WHEN_CUT * processors / cubes).max(MIN_SEGMENT.min(split(1))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_has_a_cube_that_fits() {
+        for shared in [16, 32, 48, 227] {
+            let hardware = hardware(shared * 1024);
+            for d_state in 1..=256 {
+                for headdim in [1, 3, 16, 48, 64, 100, 256] {
+                    for chunk_size in [16, 48, 64, 256] {
+                        let dims = dims(headdim, d_state, chunk_size);
+                        let units = Geometry::units(&dims, &hardware).expect("fits");
+                        check(&units, &dims, units.units_shared(), shared);
+                        if let Some(tensor) = Geometry::tensor(&dims, &hardware) {
+                            check(&tensor, &dims, tensor.tensor_shared(), shared);
+                            let forms = [
+                                tensor.output_sums(),
+                                tensor.weight_sums(),
+                                tensor.state_sums(),
+                            ];
+                            for form in forms {
+                                let edge = 2 * 8 * form.planes_across();
+                                assert!(form.columns.is_multiple_of(edge), "{tensor:?}");
+                                assert!(form.rows.is_multiple_of(EDGE), "{tensor:?}");
+                                assert!(form.values() <= 64, "{tensor:?}");
+                            }
+                            // A plane has whole rows: its weights are a factor of its outputs.
+                            assert_eq!(forms[0].planes_across(), 1, "{tensor:?}");
+                            assert_eq!(forms[0].down(), 1, "{tensor:?}");
+                            assert_eq!(forms[2].planes_across(), 1, "{tensor:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(geometry: &Geometry, dims: &Dims, bytes: usize, shared: usize) {
+        assert!(bytes <= shared * 1024, "{geometry:?}");
+        assert!(geometry.units <= MAX_UNITS, "{geometry:?}");
+        assert!(geometry.states >= dims.d_state, "{geometry:?}");
+        assert_eq!(geometry.states % geometry.slice, 0, "{geometry:?}");
+        assert_eq!(dims.chunk_size % geometry.chunk, 0, "{geometry:?}");
+        assert_eq!(geometry.channels % LANES, 0, "{geometry:?}");
+    }
+
+    #[test]
+    fn time_is_cut_where_heads_do_not_fill_the_device() {
+        let hardware = hardware(227 * 1024);
+        let length = |batch, seq_len, nheads, segments| {
+            let dims = Dims {
+                batch,
+                seq_len,
+                nheads,
+                ..dims(64, 128, 256)
+            };
+            let geometry = Geometry::tensor(&dims, &hardware).expect("fits");
+            let strategy = Strategy {
+                segments,
+                ..Strategy::default()
+            };
+            segment_len(strategy, &dims, &geometry, &hardware)
+        };
+        assert_eq!(length(8, 2048, 24, None), 2048);
+        assert_eq!(length(1, 65536, 24, None).div_ceil(64), 94);
+        assert_eq!(length(1, 100, 1, None), 128);
+        assert_eq!(length(1, 100, 1, Some(5)), 64);
+    }
+
+    fn dims(headdim: usize, d_state: usize, chunk_size: usize) -> Dims {
+        Dims {
+            batch: 1,
+            seq_len: 1000,
+            nheads: 2,
+            headdim,
+            ngroups: 1,
+            d_state,
+            chunk_size,
+        }
+    }
+
+    fn hardware(shared: usize) -> HardwareProperties {
+        HardwareProperties {
+            load_width: 128,
+            vector_register_count: None,
+            plane_size_min: 32,
+            plane_size_max: 32,
+            max_bindings: 32,
+            max_shared_memory_size: shared,
+            max_cube_count: (65535, 65535, 65535),
+            max_units_per_cube: 256,
+            max_cube_dim: (256, 256, 64),
+            num_streaming_multiprocessors: Some(132),
+            num_cpu_cores: None,
+            last_level_cache_size: None,
+            num_tensor_cores: None,
+            min_tensor_cores_dim: None,
+            max_vector_size: 4,
+            cube_mma_reserved_shared_memory: 0,
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the kernels share: where a cube works, and how tiles reach shared memory.
 
-use cubecl::prelude::barrier::{copy_async, copy_async_checked};
+use cubecl::prelude::barrier::copy_async;
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
@@ -100,7 +100,8 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
     }
 }
 
-/// The same, on its way when it returns, of rows that begin at multiples of 16 bytes.
+/// The same, on its way when it returns, of rows that begin at multiples of 16 bytes. Rows that there are not repeat the
+/// last one, columns that there are not are left as they are.
 #[cube]
 pub(super) fn request<F: Float, L: Size, V: Size>(
     source: &Tensor<Vector<F, L>>,
@@ -116,18 +117,32 @@ pub(super) fn request<F: Float, L: Size, V: Size>(
     #[unroll]
     for i in 0..comptime!(vectors.div_ceil(geometry.units)) {
         let slot = UNIT_POS as usize + comptime!(i * geometry.units);
-        if comptime!((i + 1) * geometry.units <= vectors) || slot < vectors {
-            let row = slot / across;
-            let column = slot % across * lanes;
-            let inside = row < rows.rows && column < rows.columns;
-            let index = select(inside, rows.base + row * rows.stride + column, rows.base) / lanes;
-            let to = at + row * comptime!(tile.pitch()) + slot % across;
-            copy_async_checked(
-                &source[index..index + usize::cast_from(inside)],
+        let row = slot / across;
+        let column = slot % across * lanes;
+        let inside = select(row < rows.rows, row, rows.rows - 1);
+        let from = (rows.base + inside * rows.stride + column) / lanes;
+        let to = at + row * comptime!(tile.pitch()) + slot % across;
+        if slot < vectors && column < rows.columns {
+            copy_async(
+                &source[from..from + 1],
                 target[to..to + 1].with_vector_size_mut::<L>(),
                 comptime!(lanes as u32),
             );
         }
+    }
+}
+
+/// Fills shared memory with zeros, for the columns that [`request`] leaves.
+#[cube]
+pub(super) fn clear<E: Float, V: Size>(
+    target: &mut Shared<[Vector<E, V>]>,
+    #[comptime] vectors: usize,
+    #[comptime] geometry: Geometry,
+) {
+    let mut slot = UNIT_POS as usize;
+    while slot < vectors {
+        target[slot] = Vector::<E, V>::new(E::new(0.0));
+        slot += comptime!(geometry.units);
     }
 }
 
@@ -193,4 +208,41 @@ pub(super) fn state_index(
         base + channel * comptime!(geometry.d_state) + spot.row,
         inside,
     )
+}
+
+/// The weight of a head's skip; zero where there is none, or where every channel has its own.
+#[cube]
+pub(super) fn head_skip(
+    d: ComptimeOption<&Tensor<f32>>, // [nheads] or [nheads, headdim]
+    place: &Place,
+    #[comptime] geometry: Geometry,
+) -> f32 {
+    let mut weight = 0.0f32.runtime();
+    #[comptime]
+    if let ComptimeOption::Some(d) = d {
+        if comptime!(!geometry.skips_channels) {
+            weight = d[place.head];
+        }
+    }
+    weight
+}
+
+/// The weight of a channel's skip; of the last channel where there is no such channel.
+#[cube]
+pub(super) fn channel_skip(
+    d: ComptimeOption<&Tensor<f32>>, // [nheads] or [nheads, headdim]
+    head_skip: f32,
+    place: &Place,
+    channel: usize,
+    #[comptime] geometry: Geometry,
+) -> f32 {
+    let headdim = comptime!(geometry.headdim);
+    let mut weight = head_skip;
+    #[comptime]
+    if let ComptimeOption::Some(d) = d {
+        if comptime!(geometry.skips_channels) {
+            weight = d[place.head * headdim + select(channel < headdim, channel, headdim - 1)];
+        }
+    }
+    weight
 }

@@ -14,15 +14,14 @@ use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
-use super::load::{Place, place, request, request_steps, rows, stage, state_index};
+use super::load::{channel_skip, head_skip, place, state_index};
+use super::repair::repair;
 use super::segments::DROPPED;
+use super::stages::{fetch, stage_of, staged, step_value};
 use super::tile::{
     EDGE, PLANE, add_products, left_fragment, right_fragments, rounded_fragment, spot, store, zero,
 };
 use crate::pointwise::exp;
-
-/// Chunks in shared memory: the one that is computed and the next.
-const STAGES: usize = 2;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
@@ -55,31 +54,10 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
     let weight_form = comptime!(geometry.weight_sums());
     let state_form = comptime!(geometry.state_sums());
 
-    let mut inputs = Shared::<[Vector<F, Const<8>>]>::new_aligned_slice(
-        comptime!(STAGES * input_tile.vectors()),
-        16usize,
-    );
-    let mut writes = Shared::<[Vector<F, Const<8>>]>::new_aligned_slice(
-        comptime!(STAGES * projection_tile.vectors()),
-        16usize,
-    );
-    let mut readers = Shared::<[Vector<F, Const<8>>]>::new_aligned_slice(
-        comptime!(STAGES * projection_tile.vectors()),
-        16usize,
-    );
-    let mut states = Shared::<[Vector<F, Const<8>>]>::new_aligned_slice(
-        comptime!(state_tile.vectors()),
-        16usize,
-    );
-    let step_vectors = comptime!(STAGES * chunk / 4);
-    let mut chunk_steps =
-        Shared::<[Vector<f32, Const<4>>]>::new_aligned_slice(step_vectors, 16usize);
-    let mut chunk_sums =
-        Shared::<[Vector<f32, Const<4>>]>::new_aligned_slice(step_vectors, 16usize);
-    let mut chunk_runs =
-        Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(step_vectors, 16usize);
+    let mut staged = staged::<F>(geometry);
     let landed = Barrier::shared(CUBE_DIM, UNIT_POS == 0);
 
+    let skip = head_skip(d, &place, geometry);
     let mut state = Array::<f32>::new(comptime!(state_form.values()));
     zero(&mut state, state_form);
     #[comptime]
@@ -93,7 +71,7 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
         }
     }
     if comptime!(y.is_some()) {
-        store(&state, &mut states, 0usize, state_tile, state_form);
+        store(&state, &mut staged.states, 0usize, state_tile, state_form);
     }
 
     // What the segment does to the states before it.
@@ -110,52 +88,29 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
         sync_cube();
         if ahead < chunks {
             let start = place.begin + ahead * chunk;
-            let stage_at = ahead % STAGES;
-            let channels = comptime!(geometry.headdim) - place.channel;
-            let from = rows(
+            let stage = stage_of(ahead, geometry);
+            let reads = comptime!(y.is_some());
+            fetch(
+                &mut staged,
+                &stage,
                 x,
+                b,
+                c,
+                steps,
+                sums,
+                runs,
                 &place,
                 start,
-                place.head * comptime!(geometry.headdim) + place.channel,
-                channels,
+                reads,
+                geometry,
             );
-            let group = place.head / comptime!(geometry.heads_a_group);
-            let d_state = comptime!(geometry.d_state).runtime();
-            let written = rows(b, &place, start, group * d_state, d_state);
-            let read = rows(c, &place, start, group * d_state, d_state);
-            let input_at = stage_at * comptime!(input_tile.vectors());
-            let at = stage_at * comptime!(projection_tile.vectors());
-            if comptime!(geometry.width == geometry.lanes()) {
-                request(x, &from, &mut inputs, input_at, input_tile, geometry);
-                request(b, &written, &mut writes, at, projection_tile, geometry);
-                if comptime!(y.is_some()) {
-                    request(c, &read, &mut readers, at, projection_tile, geometry);
-                }
-            } else {
-                stage(x, &from, &mut inputs, input_at, input_tile, geometry);
-                stage(b, &written, &mut writes, at, projection_tile, geometry);
-                if comptime!(y.is_some()) {
-                    stage(c, &read, &mut readers, at, projection_tile, geometry);
-                }
-            }
-            let row = (place.batch * nheads + place.head) * (steps.shape(2));
-            let step_at = stage_at * chunk;
-            request_steps(steps, row, start, &mut chunk_steps, step_at, geometry);
-            request_steps(sums, row, start, &mut chunk_sums, step_at, geometry);
-            #[comptime]
-            if let ComptimeOption::Some(runs) = runs {
-                let row = place.batch * runs.shape(1);
-                request_steps(runs, row, start, &mut chunk_runs, step_at, geometry);
-            }
             landed.commit_copy_async();
             landed.arrive();
         }
         if ahead > 0 {
             let start = place.begin + (ahead - 1) * chunk;
-            let stage_at = (ahead - 1) % STAGES;
-            let input_at = stage_at * comptime!(input_tile.vectors());
-            let at = stage_at * comptime!(projection_tile.vectors());
-            let step_at = stage_at * chunk;
+            let stage = stage_of(ahead - 1, geometry);
+            let step_at = stage.steps;
             let last = step_at + chunk - 1;
             #[comptime]
             if let ComptimeOption::Some(checkpoints) = &mut checkpoints {
@@ -184,8 +139,8 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 #[unroll]
                 for step in 0..comptime!(geometry.states / EDGE) {
                     let left = left_fragment(
-                        &readers,
-                        at,
+                        &staged.readers,
+                        stage.projections,
                         0usize,
                         step,
                         projection_tile.along(),
@@ -194,8 +149,8 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                     #[unroll]
                     for pair in 0..comptime!(weight_form.across() / 2) {
                         let right = right_fragments(
-                            &writes,
-                            at,
+                            &staged.writes,
+                            stage.projections,
                             pair,
                             step,
                             projection_tile.along(),
@@ -206,7 +161,7 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                     #[unroll]
                     for pair in 0..comptime!(output_form.across() / 2) {
                         let right = right_fragments(
-                            &states,
+                            &staged.states,
                             0usize,
                             pair,
                             step,
@@ -220,10 +175,10 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 #[unroll]
                 for half in 0..2usize {
                     let row = spot(comptime!(2 * half), weight_form).row;
-                    let sum = step_value(&chunk_sums, step_at + row);
+                    let sum = step_value(&staged.sums, step_at + row);
                     let mut run = 0u32;
                     if comptime!(runs.is_some()) {
-                        run = step_value(&chunk_runs, step_at + row);
+                        run = step_value(&staged.runs, step_at + row);
                     }
                     let carried = exp(sum, geometry.ptx);
                     #[unroll]
@@ -242,11 +197,11 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                             let slot = comptime!(4 * i + 2 * half + low);
                             let column = lane % 4 * 2 + comptime!(8 * i + low);
                             let since = exp(
-                                sum - step_value(&chunk_sums, step_at + column),
+                                sum - step_value(&staged.sums, step_at + column),
                                 geometry.ptx,
                             );
                             let value =
-                                weights[slot] * since * step_value(&chunk_steps, step_at + column);
+                                weights[slot] * since * step_value(&staged.steps, step_at + column);
                             let seen = column <= row && column as u32 + 1 >= run;
                             weights[slot] = select(seen, value, 0.0f32);
                         }
@@ -254,10 +209,10 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 }
             }
 
-            let total = step_value(&chunk_sums, last);
+            let total = step_value(&staged.sums, last);
             let mut run = 0u32;
             if comptime!(runs.is_some()) {
-                run = step_value(&chunk_runs, last);
+                run = step_value(&staged.runs, last);
                 if run > 0 {
                     dropped = true.runtime();
                 }
@@ -275,8 +230,11 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 #[unroll]
                 for i in 0..4usize {
                     let row = lane % 4 * 2 + comptime!(step * EDGE + i / 2 * 8 + i % 2);
-                    let left = exp(total - step_value(&chunk_sums, step_at + row), geometry.ptx);
-                    let value = left * step_value(&chunk_steps, step_at + row);
+                    let left = exp(
+                        total - step_value(&staged.sums, step_at + row),
+                        geometry.ptx,
+                    );
+                    let value = left * step_value(&staged.steps, step_at + row);
                     scales[i] = select(row as u32 + 1 >= run, value, 0.0f32);
                 }
                 let mut written =
@@ -284,8 +242,8 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 #[unroll]
                 for down in 0..comptime!(state_form.down()) {
                     let plain = left_fragment(
-                        &writes,
-                        at,
+                        &staged.writes,
+                        stage.projections,
                         down,
                         step,
                         projection_tile.across(),
@@ -308,8 +266,8 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 #[unroll]
                 for pair in 0..comptime!(output_form.across() / 2) {
                     let right = right_fragments(
-                        &inputs,
-                        input_at,
+                        &staged.inputs,
+                        stage.inputs,
                         pair,
                         step,
                         input_tile.across(),
@@ -318,6 +276,11 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                     if comptime!(y.is_some()) {
                         add_products(&weight, &right, &mut outputs, comptime!(pair * 8));
                     }
+                    let right = if comptime!(runs.is_some()) {
+                        kept_inputs::<F>(&right, &scales)
+                    } else {
+                        right
+                    };
                     #[unroll]
                     for down in 0..comptime!(state_form.down()) {
                         let mut left = Array::<Vector<F, Const<2>>>::new(4usize);
@@ -333,14 +296,24 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
 
             #[comptime]
             if let ComptimeOption::Some(y) = &mut y {
+                // Weights of zero do not keep NaN and infinities of later positions and other runs out.
+                let mut magnitude = 0.0f32;
+                #[unroll]
+                for i in 0..comptime!(output_form.values()) {
+                    magnitude += outputs[i].abs();
+                }
+                let finite = magnitude <= f32::MAX;
+                if plane_any(!finite) {
+                    repair::<F>(&staged, &stage, &mut outputs, runs.is_some(), geometry);
+                }
                 #[unroll]
                 for i in 0..comptime!(output_form.values() / 2) {
                     let spot = spot(comptime!(2 * i), output_form);
                     let channel = place.channel + spot.column;
                     let t = start + spot.row;
-                    let pairs = inputs.with_vector_size::<Const<2>>();
-                    let index =
-                        (input_at + spot.row * comptime!(input_tile.pitch())) * 4 + spot.column / 2;
+                    let pairs = staged.inputs.with_vector_size::<Const<2>>();
+                    let index = (stage.inputs + spot.row * comptime!(input_tile.pitch())) * 4
+                        + spot.column / 2;
                     let input = Vector::<f32, Const<2>>::cast_from(pairs[index]);
                     let base = ((place.batch * seq_len + t) * nheads + place.head)
                         * comptime!(geometry.headdim)
@@ -353,10 +326,9 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                         for low in 0..width {
                             let j = comptime!(part * width + low);
                             let mut value = outputs[comptime!(2 * i + j)];
-                            #[comptime]
-                            if let ComptimeOption::Some(d) = d {
-                                value += skip_weight(d, &place, channel + j, geometry)
-                                    * input.extract(j);
+                            if comptime!(d.is_some()) {
+                                let weight = channel_skip(d, skip, &place, channel + j, geometry);
+                                value += weight * input.extract(j);
                             }
                             out.insert(low, value);
                         }
@@ -368,7 +340,7 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 }
                 // All planes have read the states.
                 sync_cube();
-                store(&state, &mut states, 0usize, state_tile, state_form);
+                store(&state, &mut staged.states, 0usize, state_tile, state_form);
             }
         }
     }
@@ -397,26 +369,22 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
     }
 }
 
-/// One of the values of a chunk's steps.
+/// Right fragments of the inputs, without those of which nothing is left: zero times NaN would not do.
 #[cube]
-fn step_value<T: Numeric>(values: &Shared<[Vector<T, Const<4>>]>, at: usize) -> T {
-    let scalars = values.with_vector_size::<Const<1>>();
-    scalars[at].extract(0usize)
-}
-
-/// The skip of a channel, of the last one where there is no such channel.
-#[cube]
-pub(super) fn skip_weight(
-    d: &Tensor<f32>, // [nheads] or [nheads, headdim]
-    place: &Place,
-    channel: usize,
-    #[comptime] geometry: Geometry,
-) -> f32 {
-    let headdim = comptime!(geometry.headdim);
-    let inside = select(channel < headdim, channel, headdim - 1);
-    if comptime!(geometry.skips_channels) {
-        d[place.head * headdim + inside]
-    } else {
-        d[place.head]
+fn kept_inputs<F: Float>(
+    inputs: &Array<Vector<F, Const<2>>>,
+    scales: &Array<f32>,
+) -> Array<Vector<F, Const<2>>> {
+    let mut kept = Array::<Vector<F, Const<2>>>::new(4usize);
+    #[unroll]
+    for i in 0..4usize {
+        let mut pair = inputs[i];
+        #[unroll]
+        for low in 0..2usize {
+            let gone = scales[comptime!(i % 2 * 2 + low)] == 0.0f32;
+            pair.insert(low, select(gone, F::new(0.0), pair.extract(low)));
+        }
+        kept[i] = pair;
     }
+    kept
 }

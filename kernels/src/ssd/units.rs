@@ -11,8 +11,7 @@
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
-use super::load::{place, rows, stage, stage_steps, state_index};
-use super::planes::skip_weight;
+use super::load::{channel_skip, head_skip, place, rows, stage, stage_steps, state_index};
 use super::segments::DROPPED;
 use super::tile::{Spot, multiply, spot, zero};
 use crate::pointwise::exp;
@@ -81,6 +80,7 @@ pub(super) fn units_kernel<F: Float, L: Size, O: Size>(
         slot += comptime!(geometry.units);
     }
 
+    let skip = head_skip(d, &place, geometry);
     // What the segment does to the states before it.
     let mut elapsed = 0.0f32;
     let mut dropped = false.runtime();
@@ -277,10 +277,9 @@ pub(super) fn units_kernel<F: Float, L: Size, O: Size>(
                         #[unroll]
                         for low in 0..width {
                             let mut value = output[i].extract(comptime!(first + low));
-                            #[comptime]
-                            if let ComptimeOption::Some(d) = d {
-                                let weight =
-                                    skip_weight(d, &place, channel + first + low, geometry);
+                            if comptime!(d.is_some()) {
+                                let channel = channel + comptime!(first + low);
+                                let weight = channel_skip(d, skip, &place, channel, geometry);
                                 value += weight * input.extract(comptime!(first + low));
                             }
                             out.insert(low, value);
