@@ -27,6 +27,7 @@ use super::super::tile::{multiply, spot, store, zero};
 use super::load::{
     Edge, Rows, Staging, channel_rows, edge, head, read_state, stage, state_rows, value_at,
 };
+use super::others::{Span, add_others, stage_projections, stage_rows, weigh};
 use super::plan::Plan;
 use super::reduce::{
     add_to_columns, add_to_rows, sum_slots, write_columns, write_rows, write_total, zeros,
@@ -87,19 +88,24 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
     let mut grads =
         Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
-    let mut other_rows =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
+    let mut other_rows = Shared::<[Vector<E, V>]>::new_aligned_slice(
+        comptime!(plan.others() * input_tile.vectors()),
+        16usize,
+    );
     let mut writes =
         Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
     let mut readers =
         Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
-    let mut other_states =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
+    let mut other_states = Shared::<[Vector<E, V>]>::new_aligned_slice(
+        comptime!(plan.others() * projection_tile.vectors()),
+        16usize,
+    );
     let mut states =
         Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(state_tile.vectors()), 16usize);
     let mut weights =
         Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(weight_tile.vectors()), 16usize);
-    let mut other_weights = Shared::<[f32]>::new_slice(positions);
+    let mut other_weights = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
+    let mut other_flaws = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
     let mut tile_steps = Shared::<[f32]>::new_slice(positions);
     let mut tile_sums = Shared::<[f32]>::new_slice(positions);
     let mut tile_runs = Shared::<[u32]>::new_slice(positions);
@@ -134,6 +140,17 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         flaws[row] = 0.0f32;
         row += comptime!(plan.units);
     }
+    let mut row = UNIT_POS as usize;
+    while row < comptime!(plan.weighted()) {
+        other_flaws[row] = 0.0f32;
+        row += comptime!(plan.units);
+    }
+    let span = Span {
+        first,
+        last,
+        start,
+        stop,
+    };
     let guarded = comptime!(match plan.resettable {
         true => Staging::Marked,
         false => Staging::Plain,
@@ -146,7 +163,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             b,
             &from,
             &mut writes,
+            0usize,
             &mut flaws,
+            0usize,
             guarded,
             projection_tile,
             plan,
@@ -155,7 +174,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             c,
             &from,
             &mut readers,
+            0usize,
             &mut flaws,
+            0usize,
             guarded,
             projection_tile,
             plan,
@@ -170,6 +191,20 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             comptime!(plan.slice),
             comptime!([projection_tile.along(), projection_tile.along()]),
             weight_form,
+        );
+    }
+
+    if comptime!(plan.resident) {
+        stage_projections::<F, L, E, V>(
+            b,
+            c,
+            &mut other_states,
+            &mut other_flaws,
+            batch,
+            group,
+            &span,
+            guarded,
+            plan,
         );
     }
 
@@ -207,6 +242,20 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             faults[row] = 0.0f32;
             row += comptime!(plan.units);
         }
+        if comptime!(plan.resident) {
+            weigh(
+                dt,
+                sums,
+                runs,
+                &other_flaws,
+                &mut other_weights,
+                &head,
+                &span,
+                &before,
+                &after,
+                plan,
+            );
+        }
 
         let mut read_rows = Array::<f32>::new(comptime!(projection_form.held_rows()));
         let mut write_row_sums = Array::<f32>::new(comptime!(input_form.held_rows()));
@@ -227,7 +276,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 x,
                 &from,
                 &mut inputs,
+                0usize,
                 &mut faults,
+                0usize,
                 Staging::Plain,
                 input_tile,
                 plan,
@@ -236,9 +287,39 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 grad_y,
                 &from,
                 &mut grads,
+                0usize,
                 &mut faults,
+                0usize,
                 guarded,
                 input_tile,
+                plan,
+            );
+            if comptime!(plan.resident) {
+                stage_rows::<F, L, E, V>(
+                    x,
+                    grad_y,
+                    &mut other_rows,
+                    &mut other_weights,
+                    &head,
+                    &span,
+                    block,
+                    plan,
+                );
+            }
+            // The gradient of the state after the interval, on its way while tiles come in.
+            let size = comptime!(plan.headdim * plan.d_state);
+            let at = ((batch * checkpoints.shape(1) + interval) * nheads + head.head) * size;
+            let end_left = exp(end.sum - after.sum, plan.ptx);
+            let end_left = select(end.run == after.run, end_left, 0.0f32);
+            let mut state = Array::<f32>::new(comptime!(state_form.values()));
+            read_state::<W>(
+                grad_states,
+                at,
+                end_left,
+                block,
+                0usize,
+                &mut state,
+                state_form,
                 plan,
             );
             sync_cube();
@@ -279,7 +360,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                         b,
                         &from,
                         &mut writes,
+                        0usize,
                         &mut flaws,
+                        0usize,
                         guarded,
                         projection_tile,
                         plan,
@@ -288,21 +371,57 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                         c,
                         &from,
                         &mut readers,
+                        0usize,
                         &mut flaws,
+                        0usize,
                         guarded,
                         projection_tile,
                         plan,
                     );
                 }
-                let size = comptime!(plan.headdim * plan.d_state);
-                let at = ((batch * checkpoints.shape(1) + interval) * nheads + head.head) * size;
-
                 // The gradient of the state after the tile.
-                let mut state = Array::<f32>::new(comptime!(state_form.values()));
-                let factor = exp(end.sum - after.sum, plan.ptx);
-                let factor = select(end.run == after.run, factor, 0.0f32);
+                if comptime!(slice > 0) {
+                    read_state::<W>(
+                        grad_states,
+                        at,
+                        end_left,
+                        block,
+                        slice,
+                        &mut state,
+                        state_form,
+                        plan,
+                    );
+                }
+                if comptime!(plan.resident) {
+                    add_others::<E, V>(&other_rows, &other_states, &mut state, &span, true, plan);
+                } else {
+                    add_outer_products::<F, L, E, V>(
+                        grad_y,
+                        c,
+                        dt,
+                        sums,
+                        runs,
+                        &mut other_rows,
+                        &mut other_states,
+                        &mut other_weights,
+                        &mut state,
+                        &head,
+                        stop,
+                        last,
+                        &after,
+                        block,
+                        slice,
+                        true,
+                        plan,
+                    );
+                }
+                sync_cube();
+                store::<E, V>(&state, &mut states, 0usize, state_tile, state_form);
+                // The state before the interval, on its way while the gradient is used.
+                let factor = exp(before.sum, plan.ptx);
+                let factor = select(before.run == 0, factor, 0.0f32);
                 read_state::<W>(
-                    grad_states,
+                    checkpoints,
                     at,
                     factor,
                     block,
@@ -311,27 +430,6 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     state_form,
                     plan,
                 );
-                add_outer_products::<F, L, E, V>(
-                    grad_y,
-                    c,
-                    dt,
-                    sums,
-                    runs,
-                    &mut other_rows,
-                    &mut other_states,
-                    &mut other_weights,
-                    &mut state,
-                    &head,
-                    stop,
-                    last,
-                    &after,
-                    block,
-                    slice,
-                    true,
-                    plan,
-                );
-                sync_cube();
-                store::<E, V>(&state, &mut states, 0usize, state_tile, state_form);
                 sync_cube();
                 multiply::<E, V>(
                     &writes,
@@ -365,39 +463,29 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 }
 
                 // The state before the tile.
-                let mut state = Array::<f32>::new(comptime!(state_form.values()));
-                let factor = exp(before.sum, plan.ptx);
-                let factor = select(before.run == 0, factor, 0.0f32);
-                read_state::<W>(
-                    checkpoints,
-                    at,
-                    factor,
-                    block,
-                    slice,
-                    &mut state,
-                    state_form,
-                    plan,
-                );
-                add_outer_products::<F, L, E, V>(
-                    x,
-                    b,
-                    dt,
-                    sums,
-                    runs,
-                    &mut other_rows,
-                    &mut other_states,
-                    &mut other_weights,
-                    &mut state,
-                    &head,
-                    first,
-                    start,
-                    &before,
-                    block,
-                    slice,
-                    false,
-                    plan,
-                );
-                // Where neither of them is NaN of another run.
+                if comptime!(plan.resident) {
+                    add_others::<E, V>(&other_rows, &other_states, &mut state, &span, false, plan);
+                } else {
+                    add_outer_products::<F, L, E, V>(
+                        x,
+                        b,
+                        dt,
+                        sums,
+                        runs,
+                        &mut other_rows,
+                        &mut other_states,
+                        &mut other_weights,
+                        &mut state,
+                        &head,
+                        first,
+                        start,
+                        &before,
+                        block,
+                        slice,
+                        false,
+                        plan,
+                    );
+                }
                 #[unroll]
                 for i in 0..comptime!(state_form.values()) {
                     let spot = spot(i, state_form);
@@ -613,7 +701,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 b,
                 &from,
                 &mut writes,
+                0usize,
                 &mut flaws,
+                0usize,
                 guarded,
                 projection_tile,
                 plan,
@@ -622,7 +712,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 c,
                 &from,
                 &mut readers,
+                0usize,
                 &mut flaws,
+                0usize,
                 guarded,
                 projection_tile,
                 plan,

@@ -10,7 +10,6 @@ use super::plan::Plan;
 pub(super) struct Head {
     pub batch: usize,
     pub head: usize,
-    pub nheads: usize,
     pub group: usize,
     /// First entry in a `[batch, nheads, length]` tensor.
     pub steps: usize,
@@ -29,7 +28,6 @@ pub(super) fn head(
     Head {
         batch,
         head,
-        nheads,
         group: head / comptime!(plan.heads_a_group),
         steps: (batch * nheads + head) * length,
         runs: batch * length,
@@ -134,7 +132,9 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
     source: &Tensor<Vector<F, L>>,
     rows: &Rows,
     target: &mut Shared<[Vector<E, V>]>,
-    marks: &mut Shared<[f32]>, // [positions]: weights or marks
+    at: usize,
+    marks: &mut Shared<[f32]>, // from `mark_at`: weights or marks of the rows
+    mark_at: usize,
     #[comptime] staging: Staging,
     #[comptime] tile: Tile,
     #[comptime] plan: Plan,
@@ -160,30 +160,33 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
                 let values = source[index / width];
                 #[unroll]
                 for j in 0..width {
-                    let at = comptime!(i * width + j);
+                    let lane = comptime!(i * width + j);
                     let value = select(inside, values.extract(j), F::new(0.0));
                     if comptime!(staging == Staging::Plain) {
-                        vector.insert(at, E::cast_from(value));
+                        vector.insert(lane, E::cast_from(value));
                     } else if comptime!(staging == Staging::Weighted) {
-                        let weight = marks[row];
+                        let weight = marks[mark_at + row];
                         let product = f32::cast_from(value) * weight;
-                        vector.insert(at, E::cast_from(select(weight == 0.0f32, 0.0f32, product)));
+                        vector.insert(
+                            lane,
+                            E::cast_from(select(weight == 0.0f32, 0.0f32, product)),
+                        );
                     } else if comptime!(staging == Staging::Passing) {
-                        let value = select(marks[row] == 0.0f32, F::new(0.0), value);
-                        vector.insert(at, E::cast_from(value));
+                        let value = select(marks[mark_at + row] == 0.0f32, F::new(0.0), value);
+                        vector.insert(lane, E::cast_from(value));
                     } else {
                         let value = f32::cast_from(value);
                         // NaN of an infinity, too.
                         let mark = value - value;
                         let finite = mark == 0.0f32;
                         if !finite {
-                            marks[row] = mark;
+                            marks[mark_at + row] = mark;
                         }
-                        vector.insert(at, E::cast_from(select(finite, value, 0.0f32)));
+                        vector.insert(lane, E::cast_from(select(finite, value, 0.0f32)));
                     }
                 }
             }
-            target[row * comptime!(tile.pitch()) + slot % across] = vector;
+            target[at + row * comptime!(tile.pitch()) + slot % across] = vector;
         }
     }
 }

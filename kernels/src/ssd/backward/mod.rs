@@ -8,6 +8,7 @@
 
 mod gradients;
 mod load;
+mod others;
 mod plan;
 mod reduce;
 mod states;

@@ -53,6 +53,8 @@ pub(super) struct Plan {
     pub resettable: bool,
     /// Whether `d` has an entry a channel.
     pub skips_channels: bool,
+    /// Whether the projections of the interval's other tiles stay in shared memory.
+    pub resident: bool,
     /// Whether the kernel takes inline PTX.
     pub ptx: bool,
 }
@@ -61,20 +63,24 @@ impl Plan {
     /// For tensor cores, if the cube fits the device.
     pub fn tensor(client: &Client, dims: &Dims) -> Option<Self> {
         let hardware = &client.properties().hardware;
+        let planes = std::env::var("PLANES").map_or(TENSOR_PLANES, |it| it.parse().unwrap());
+        let allowed = std::env::var("RESIDENT").map_or(true, |it| it == "1");
         let plan = Self {
             positions: TENSOR_POSITIONS,
-            channels: match dims.headdim <= 32 {
-                true => 32,
-                false => 64,
-            },
+            channels: 64,
             slice: dims.d_state.next_multiple_of(64).min(TENSOR_SLICE),
-            units: TENSOR_PLANES * PLANE,
+            units: planes * PLANE,
             tensor: true,
             ..Self::base(client, dims)
         };
-        let units = plan.units <= hardware.max_units_per_cube as usize;
-        let shared = plan.shared_bytes() <= hardware.max_shared_memory_size;
-        (units && shared).then_some(plan)
+        let resident = Self {
+            resident: plan.slices() == 1 && allowed,
+            ..plan
+        };
+        [resident, plan].into_iter().find(|plan| {
+            let units = plan.units <= hardware.max_units_per_cube as usize;
+            units && plan.shared_bytes() <= hardware.max_shared_memory_size
+        })
     }
 
     /// For plain units.
@@ -119,6 +125,7 @@ impl Plan {
             pair: 1,
             resettable: false,
             skips_channels: false,
+            resident: false,
             ptx: takes_ptx(client),
         }
     }
@@ -216,12 +223,27 @@ impl Plan {
         rows * self.positions + self.input_sums().column_slots() * self.channels + 2 * self.totals()
     }
 
+    /// Tiles of other positions in shared memory at once: one where they are not resident.
+    pub fn others(&self) -> usize {
+        match self.resident {
+            true => (self.tiles() - 1).max(1),
+            false => 1,
+        }
+    }
+
+    /// Positions that have a weight in other tiles.
+    pub fn weighted(&self) -> usize {
+        match self.resident {
+            true => self.tiles() * self.positions,
+            false => self.positions,
+        }
+    }
+
     /// Every tile, the steps and the parts.
     fn shared_bytes(&self) -> usize {
-        let tiles = 3 * self.inputs().bytes()
-            + 3 * self.projection().bytes()
+        let tiles = (2 + self.others()) * (self.inputs().bytes() + self.projection().bytes())
             + self.state().bytes()
             + self.weights().bytes();
-        tiles + 4 * (self.part_values() + 8 * self.positions)
+        tiles + 4 * (self.part_values() + 7 * self.positions + 2 * self.weighted())
     }
 }
