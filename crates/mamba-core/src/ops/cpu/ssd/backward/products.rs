@@ -2,6 +2,7 @@
 
 use super::super::super::rows::Columns;
 use super::super::super::simd::{LANES, Lanes, Vector};
+use super::super::ahead::Ahead;
 use super::super::padded::Padded;
 use super::super::positions::{PerPosition, Positions};
 use super::super::shared::skip_weights;
@@ -52,13 +53,21 @@ pub struct GradX<'a> {
     pub sums: &'a mut Sums,
     /// Gradient of the skip weights, one a channel.
     pub grad_d: &'a mut [Lanes],
+    pub ahead: &'a mut Ahead,
 }
 
 impl Tiles for GradX<'_> {
     #[inline(always)]
     fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, vector: usize) {
         let mut tile = Tile::<V, R, C>::zero();
-        tile.add_product(self.b, row, self.grad_state, vector, 0..self.d_state);
+        tile.add_product_and_ask(
+            self.b,
+            row,
+            self.grad_state,
+            vector,
+            self.d_state,
+            self.ahead,
+        );
         tile.scale_rows(self.positions.to_end.values(), row);
         let x = Tile::<V, R, C>::load(self.x, row, vector);
         add_dots(&x, &tile, row, &mut self.sums.leaving);
@@ -125,13 +134,21 @@ pub struct GradC<'a> {
     pub to: &'a mut Padded,
     /// Gradient of the logarithm of what enters.
     pub entering: &'a mut PerPosition,
+    pub ahead: &'a mut Ahead,
 }
 
 impl Tiles for GradC<'_> {
     #[inline(always)]
     fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, vector: usize) {
         let mut tile = Tile::<V, R, C>::zero();
-        tile.add_product(self.state, row, self.grad_y, vector, 0..self.headdim);
+        tile.add_product_and_ask(
+            self.state,
+            row,
+            self.grad_y,
+            vector,
+            self.headdim,
+            self.ahead,
+        );
         let factors = Tile::<V, R, C>::load(self.c, row, vector);
         let mut sum = Tile::<V, R, C>::load(self.to, row, vector);
         for c in 0..C {
@@ -156,13 +173,21 @@ pub struct GradB<'a> {
     pub headdim: usize,
     pub left: &'a PerPosition,
     pub to: &'a mut Padded,
+    pub ahead: &'a mut Ahead,
 }
 
 impl Tiles for GradB<'_> {
     #[inline(always)]
     fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, vector: usize) {
         let mut tile = Tile::<V, R, C>::zero();
-        tile.add_product(self.grad_state, row, self.x, vector, 0..self.headdim);
+        tile.add_product_and_ask(
+            self.grad_state,
+            row,
+            self.x,
+            vector,
+            self.headdim,
+            self.ahead,
+        );
         let mut sum = Tile::<V, R, C>::load(self.to, row, vector);
         for c in 0..C {
             let left = self.left.vector::<V>(vector + c);
