@@ -12,32 +12,52 @@ use super::super::{
 /// everything behind it. Where products are too small for all lines, the rest is not asked for.
 #[derive(Default)]
 pub struct Ahead {
-    lines: Vec<*const f32>,
-    asked: usize,
+    blocks: Vec<Block>,
+    /// Next block, row and column.
+    block: usize,
+    row: usize,
+    column: usize,
+}
+
+struct Block {
+    first: Line,
+    rows: usize,
+    width: usize,
 }
 
 impl Ahead {
     pub fn clear(&mut self) {
-        self.lines.clear();
-        self.asked = 0;
+        self.blocks.clear();
+        (self.block, self.row, self.column) = (0, 0, 0);
     }
 
     /// Adds `rows` rows of `width` values.
     pub fn add(&mut self, first: Line, rows: usize, width: usize) {
-        for row in 0..rows {
-            for column in (0..width).step_by(LANES) {
-                self.lines.push(first.offset(column).row(row));
-            }
+        if rows > 0 {
+            self.blocks.push(Block { first, rows, width });
         }
     }
 
     /// Asks for the next `count` lines.
     #[inline(always)]
     pub fn ask(&mut self, count: usize) {
-        let end = self.lines.len().min(self.asked + count);
-        for &line in &self.lines[self.asked..end] {
-            prefetch(line);
+        let Some(block) = self.blocks.get(self.block) else {
+            return;
+        };
+        let (mut row, mut column) = (self.row, self.column);
+        for _ in 0..count {
+            if row < block.rows {
+                prefetch(block.first.offset(column).row(row));
+                column += LANES;
+                if column >= block.width {
+                    (row, column) = (row + 1, 0);
+                }
+            }
         }
-        self.asked = end;
+        if row == block.rows {
+            self.block += 1;
+            row = 0;
+        }
+        (self.row, self.column) = (row, column);
     }
 }

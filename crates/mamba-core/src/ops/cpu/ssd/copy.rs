@@ -30,8 +30,13 @@ impl Kernel for Load<'_> {
         let len = self.rows.len();
         for (i, row) in self.rows.enumerate() {
             let from = self.from.get(row, self.columns.clone());
-            for (from, to) in from.chunks(LANES).zip(self.to.row_mut(i)) {
-                V::load_padded(from).store(to);
+            let (whole, rest) = from.as_chunks();
+            let to = &mut self.to.row_mut(i)[..from.len().div_ceil(LANES)];
+            for (from, to) in whole.iter().zip(&mut *to) {
+                V::load_array(from).store(to);
+            }
+            if !rest.is_empty() {
+                V::load_padded(rest).store(&mut to[whole.len()]);
             }
         }
         for i in len..whole_vectors(len) {
@@ -122,7 +127,10 @@ impl Kernel for StoreTransposed<'_> {
                     block[i] = V::load(&self.from.row(start + i)[first / LANES]);
                 }
                 block = V::transpose(block);
-                for i in 0..LANES.min(self.rows - first) {
+                for i in 0..LANES {
+                    if first + i >= self.rows {
+                        break;
+                    }
                     if let Some(plus) = self.plus {
                         block[i] = block[i] + V::load(&plus.row(first + i)[start / LANES]);
                     }

@@ -69,13 +69,11 @@ impl Tiles for GradX<'_> {
             self.ahead,
         );
         tile.scale_rows(self.positions.to_end.values(), row);
-        let x = Tile::<V, R, C>::load(self.x, row, vector);
-        add_dots(&x, &tile, row, &mut self.sums.leaving);
+        add_dots(self.x, &tile, row, vector, &mut self.sums.leaving);
         tile.add_product(self.weights, row, self.grad_y, vector, row..self.len);
-        add_dots(&x, &tile, row, &mut self.sums.direct);
+        add_dots(self.x, &tile, row, vector, &mut self.sums.direct);
 
         tile.scale_rows(self.positions.dt.values(), row);
-        let grad_y = Tile::<V, R, C>::load(self.grad_y, row, vector);
         let block = self.to.block(self.rows, self.channels);
         for c in 0..C {
             let start = (vector + c) * LANES;
@@ -83,11 +81,13 @@ impl Tiles for GradX<'_> {
             let skip = skip_weights::<V>(self.skip, &columns);
             let mut grad_d = V::load(&self.grad_d[vector + c]);
             for r in 0..R {
-                grad_d = x.0[r][c].mul_add(grad_y.0[r][c], grad_d);
+                let x = V::load(&self.x.row(row + r)[vector + c]);
+                grad_d = x.mul_add(V::load(&self.grad_y.row(row + r)[vector + c]), grad_d);
             }
             grad_d.store(&mut self.grad_d[vector + c]);
             for r in 0..R.min(self.rows.len().saturating_sub(row)) {
-                let grad = skip.mul_add(grad_y.0[r][c], tile.0[r][c]);
+                let grad_y = V::load(&self.grad_y.row(row + r)[vector + c]);
+                let grad = skip.mul_add(grad_y, tile.0[r][c]);
                 // SAFETY: inside the block of this head and chunk, which is this task's alone.
                 unsafe {
                     let to = block.add((row + r) * self.to.width() + start);
@@ -98,21 +98,22 @@ impl Tiles for GradX<'_> {
     }
 }
 
-/// Adds the scalar products of rows.
+/// Adds the scalar products of the tile's rows with those of `x`.
 #[inline(always)]
 fn add_dots<V: Vector, const R: usize, const C: usize>(
-    x: &Tile<V, R, C>,
-    y: &Tile<V, R, C>,
+    x: &Padded,
+    tile: &Tile<V, R, C>,
     row: usize,
+    vector: usize,
     to: &mut PerPosition,
 ) {
     let to = &mut to.values_mut()[row..row + R];
     for first in (0..R).step_by(4) {
         let mut products = [V::zero(); 4];
         for i in 0..4 {
-            products[i] = x.0[first + i][0] * y.0[first + i][0];
-            for c in 1..C {
-                products[i] = x.0[first + i][c].mul_add(y.0[first + i][c], products[i]);
+            let x = &x.row(row + first + i)[vector..vector + C];
+            for c in 0..C {
+                products[i] = V::load(&x[c]).mul_add(tile.0[first + i][c], products[i]);
             }
         }
         let sums = V::sums(products);
