@@ -1,25 +1,17 @@
 //! Between strided rows and scratch, as they are and transposed.
 
 use super::super::rows::{Columns, Rows};
-use super::super::simd::{Kernel, LANES, Vector, dispatch};
+use super::super::simd::{Kernel, LANES, Lanes, Vector, dispatch};
 use super::{padded::Padded, whole_vectors};
 use std::ops::Range;
 
-/// Reads columns `columns` of rows `rows` into scratch: as they are, transposed, or both. Rows that
-/// round up to whole vectors become zero.
-pub fn load(
-    from: Rows,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    plain: Option<&mut Padded>,
-    transposed: Option<&mut Padded>,
-) {
+/// Reads columns `columns` of rows `rows` into scratch. Rows that round them up become zero.
+pub fn load(from: Rows, rows: Range<usize>, columns: Range<usize>, to: &mut Padded) {
     dispatch(Load {
         from,
         rows,
         columns,
-        plain,
-        transposed,
+        to,
     });
 }
 
@@ -27,42 +19,70 @@ struct Load<'a> {
     from: Rows<'a>,
     rows: Range<usize>,
     columns: Range<usize>,
-    plain: Option<&'a mut Padded>,
-    transposed: Option<&'a mut Padded>,
+    to: &'a mut Padded,
 }
 
 impl Kernel for Load<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<V: Vector>(mut self) {
-        let (rows, columns) = (self.rows.clone(), self.columns.clone());
-        for first in (0..whole_vectors(rows.len())).step_by(LANES) {
-            for vector in 0..columns.len().div_ceil(LANES) {
-                let start = columns.start + vector * LANES;
-                let here = start..columns.end.min(start + LANES);
+    fn run<V: Vector>(self) {
+        let len = self.rows.len();
+        for (i, row) in self.rows.enumerate() {
+            let from = self.from.get(row, self.columns.clone());
+            let (whole, rest) = from.as_chunks();
+            let to = &mut self.to.row_mut(i)[..from.len().div_ceil(LANES)];
+            for (from, to) in whole.iter().zip(&mut *to) {
+                V::load_array(from).store(to);
+            }
+            if !rest.is_empty() {
+                V::load_padded(rest).store(&mut to[whole.len()]);
+            }
+        }
+        for i in len..whole_vectors(len) {
+            self.to.row_mut(i).fill(Lanes::ZERO);
+        }
+    }
+}
+
+/// Rows become columns, as many as there are in `rows` rounded up to whole vectors.
+pub fn transpose(from: &Padded, rows: usize, to: &mut Padded) {
+    dispatch(Transpose { from, rows, to });
+}
+
+struct Transpose<'a> {
+    from: &'a Padded,
+    rows: usize,
+    to: &'a mut Padded,
+}
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        for first in (0..self.rows).step_by(LANES) {
+            for vector in 0..self.from.vectors() {
                 let mut block = [V::zero(); LANES];
                 for i in 0..LANES {
-                    if rows.start + first + i < rows.end {
-                        let row = self.from.get(rows.start + first + i, here.clone());
-                        block[i] = V::load_padded(row);
-                    }
+                    block[i] = V::load(&self.from.row(first + i)[vector]);
                 }
-                if let Some(to) = &mut self.plain {
-                    for i in 0..LANES {
-                        block[i].store(&mut to.row_mut(first + i)[vector]);
-                    }
-                }
-                if let Some(to) = &mut self.transposed {
-                    let block = V::transpose(block);
-                    for i in 0..LANES {
-                        let row = to.row_mut(vector * LANES + i);
-                        block[i].store(&mut row[first / LANES]);
-                    }
+                block = V::transpose(block);
+                for i in 0..LANES {
+                    let row = self.to.row_mut(vector * LANES + i);
+                    block[i].store(&mut row[first / LANES]);
                 }
             }
         }
     }
+}
+
+/// [`load`], transposed.
+pub fn load_transposed(from: Rows, rows: Range<usize>, columns: Range<usize>, to: &mut Padded) {
+    let len = rows.len();
+    let mut plain = Padded::zeros(len, columns.len());
+    load(from, rows, columns, &mut plain);
+    transpose(&plain, len, to);
 }
 
 /// Writes the transpose of `from`, plus `plus`, to columns `columns` of rows `rows`.
@@ -107,7 +127,10 @@ impl Kernel for StoreTransposed<'_> {
                     block[i] = V::load(&self.from.row(start + i)[first / LANES]);
                 }
                 block = V::transpose(block);
-                for i in 0..LANES.min(self.rows - first) {
+                for i in 0..LANES {
+                    if first + i >= self.rows {
+                        break;
+                    }
                     if let Some(plus) = self.plus {
                         block[i] = block[i] + V::load(&plus.row(first + i)[start / LANES]);
                     }

@@ -3,7 +3,8 @@
 
 use super::super::rows::{Columns, Output};
 use super::super::simd::{Kernel, LANES, Vector, dispatch};
-use super::copy::{load, store, store_transposed};
+use super::ahead::Ahead;
+use super::copy::{load, load_transposed, store, store_transposed, transpose};
 use super::padded::Padded;
 use super::positions::Positions;
 use super::shared::{ScaleRows, Scores, States, skip_weights};
@@ -93,14 +94,15 @@ impl Task<'_> {
         let mut weights = Padded::zeros(most, most);
         let (mut x, mut parts) = (Padded::zeros(most, p), Padded::zeros(most, p));
         let mut positions = Positions::ZERO;
+        let mut ahead = Ahead::default();
 
         for chunk in 0..dims.checkpoints() {
             let rows = dims.chunk_rows(batch, chunk);
             let len = whole_vectors(rows.len());
             let columns = dims.states(self.group);
-            load(inputs.b, rows.clone(), columns.clone(), Some(&mut b), None);
-            let both = (Some(&mut c), Some(&mut c_transposed));
-            load(inputs.c, rows.clone(), columns, both.0, both.1);
+            load(inputs.b, rows.clone(), columns.clone(), &mut b);
+            load(inputs.c, rows.clone(), columns, &mut c);
+            transpose(&c, len, &mut c_transposed);
             let mut tiles = Scores {
                 b: Left::plain(&b),
                 c: &c_transposed,
@@ -117,9 +119,10 @@ impl Task<'_> {
                     // SAFETY: this task alone writes this head of this sequence.
                     unsafe { store(state, checkpoints, row..row + n, 0..p) };
                 }
+                self.look_ahead(chunk, head, &mut ahead);
                 positions.fill(inputs, &rows, head, false);
                 let channels = dims.channels(head);
-                load(inputs.x, rows.clone(), channels.clone(), Some(&mut x), None);
+                load(inputs.x, rows.clone(), channels.clone(), &mut x);
                 dispatch(Weigh {
                     positions: &positions,
                     scores: &scores,
@@ -138,6 +141,7 @@ impl Task<'_> {
                     stride: sinks.y.width(),
                     rows: rows.len(),
                     columns: p,
+                    ahead: &mut ahead,
                 };
                 product(0..len, 0..x.vectors(), &mut tiles);
                 dispatch(ScaleRows {
@@ -152,6 +156,7 @@ impl Task<'_> {
                     len,
                     through: positions.through,
                     state,
+                    ahead: &mut ahead,
                 };
                 product(0..whole_vectors(n), 0..vectors, &mut tiles);
             }
@@ -163,6 +168,30 @@ impl Task<'_> {
         }
     }
 
+    /// What the head after `head`, or the first one in the next chunk, reads and writes, and the head's
+    /// share of what all read there.
+    fn look_ahead(&self, chunk: usize, head: usize, ahead: &mut Ahead) {
+        let (inputs, dims) = (self.inputs, self.inputs.dims);
+        let (index, heads) = (head - self.heads.start, self.heads.len());
+        let here = dims.chunk_rows(self.batch, chunk);
+        let after = here.end..(here.end + CHECKPOINT_INTERVAL).min((self.batch + 1) * dims.seq_len);
+        let (rows, next) = if index + 1 < heads {
+            (here, head + 1)
+        } else {
+            (after.clone(), self.heads.start)
+        };
+        ahead.clear();
+        let (first, p) = (dims.channels(next).start, dims.headdim);
+        ahead.add(inputs.x.line(rows.start, first), rows.len(), p);
+        ahead.add(self.sinks.y.line(rows.start, first), rows.len(), p);
+        let share = after.start + index * after.len() / heads
+            ..after.start + (index + 1) * after.len() / heads;
+        let first = dims.states(self.group).start;
+        for rows in [inputs.b, inputs.c] {
+            ahead.add(rows.line(share.start, first), share.len(), dims.d_state);
+        }
+    }
+
     /// A head's states before the first position, `[d_state, headdim]`.
     fn state(&self, head: usize) -> Padded {
         let SsdDims {
@@ -170,7 +199,7 @@ impl Task<'_> {
         } = self.inputs.dims;
         let mut state = Padded::zeros(d_state, headdim);
         if let Some(initial) = self.inputs.initial_state(self.batch, head) {
-            load(initial, 0..headdim, 0..d_state, None, Some(&mut state));
+            load_transposed(initial, 0..headdim, 0..d_state, &mut state);
         }
         state
     }
@@ -213,13 +242,14 @@ struct Outputs<'a> {
     stride: usize,
     rows: usize,
     columns: usize,
+    ahead: &'a mut Ahead,
 }
 
 impl Tiles for Outputs<'_> {
     #[inline(always)]
     fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, vector: usize) {
         let mut tile = Tile::<V, R, C>::zero();
-        tile.add_product(self.c, row, self.state, vector, 0..self.d_state);
+        tile.add_product_and_ask(self.c, row, self.state, vector, self.d_state, self.ahead);
         tile.scale_rows(self.entered, row);
         tile.add_product(self.weights, row, self.x, vector, 0..row + R);
         for c in 0..C {

@@ -1,5 +1,6 @@
 //! The state-space dual form of Mamba-2 and its gradients; see the README beside `ops/cpu`.
 
+mod ahead;
 mod backward;
 mod copy;
 mod forward;

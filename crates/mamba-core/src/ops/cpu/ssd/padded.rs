@@ -7,21 +7,23 @@ use super::whole_vectors;
 /// remainders. What lies past the matrix is zero, or a product with such zeros.
 pub struct Padded {
     data: Vec<Lanes>,
+    rows: usize,
     vectors: usize,
 }
 
 impl Padded {
     pub fn zeros(rows: usize, columns: usize) -> Self {
-        let vectors = columns.div_ceil(LANES);
+        let (rows, vectors) = (whole_vectors(rows), columns.div_ceil(LANES));
         Self {
-            data: vec![Lanes::ZERO; whole_vectors(rows) * vectors],
+            data: vec![Lanes::ZERO; rows * vectors],
+            rows,
             vectors,
         }
     }
 
     /// Rows, with those that round them up.
     pub fn rows(&self) -> usize {
-        self.data.len() / self.vectors
+        self.rows
     }
 
     /// Vectors of a row.

@@ -1,6 +1,7 @@
 //! Products that both directions make.
 
 use super::super::simd::{Kernel, Lanes, Vector};
+use super::ahead::Ahead;
 use super::padded::Padded;
 use super::tile::{Left, Tile, Tiles};
 use std::ops::Range;
@@ -61,6 +62,7 @@ pub struct States<'a> {
     pub len: usize,
     pub through: f32,
     pub state: &'a mut Padded,
+    pub ahead: &'a mut Ahead,
 }
 
 impl Tiles for States<'_> {
@@ -72,7 +74,7 @@ impl Tiles for States<'_> {
                 tile.0[r][c] = tile.0[r][c] * V::splat(self.through);
             }
         }
-        tile.add_product(self.left, row, self.parts, vector, 0..self.len);
+        tile.add_product_and_ask(self.left, row, self.parts, vector, self.len, self.ahead);
         tile.store(self.state, row, vector);
     }
 }

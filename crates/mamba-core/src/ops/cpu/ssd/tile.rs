@@ -4,8 +4,14 @@
 //! it. A library would pack their factors first, which takes as long as a good part of them.
 
 use super::super::simd::{Kernel, LANES, Vector, dispatch};
-use super::padded::Padded;
+use super::{ahead::Ahead, padded::Padded};
 use std::ops::Range;
+
+/// Steps of a product from one [`Ahead::ask`] to the next, and lines to ask for: in 128 cycles, two or
+/// three lines can come from memory that takes 100 ns, and the product itself needs some from the
+/// second-level cache.
+const STEPS_PER_ASK: usize = 16;
+const LINES_PER_ASK: usize = 5;
 
 /// The left factor of a product: element `(row, step)`.
 #[derive(Clone, Copy)]
@@ -108,6 +114,24 @@ impl<V: Vector, const R: usize, const C: usize> Tile<V, R, C> {
                 a = a.wrapping_add(left.step_stride);
                 b = b.wrapping_add(stride);
             }
+        }
+    }
+
+    /// [`add_product`](Self::add_product), asking for memory on the way.
+    #[inline(always)]
+    pub fn add_product_and_ask(
+        &mut self,
+        left: Left,
+        row: usize,
+        right: &Padded,
+        vector: usize,
+        steps: usize,
+        ahead: &mut Ahead,
+    ) {
+        for start in (0..steps).step_by(STEPS_PER_ASK) {
+            ahead.ask(LINES_PER_ASK);
+            let some = start..steps.min(start + STEPS_PER_ASK);
+            self.add_product(left, row, right, vector, some);
         }
     }
 

@@ -1,7 +1,9 @@
 //! One head of a task, chunk by chunk.
 
 use super::super::super::simd::{LANES, Lanes, dispatch};
-use super::super::copy::load;
+use super::super::CHECKPOINT_INTERVAL;
+use super::super::ahead::Ahead;
+use super::super::copy::{load, transpose};
 use super::super::padded::Padded;
 use super::super::positions::{PerPosition, Positions};
 use super::super::shared::{ScaleRows, States};
@@ -58,6 +60,7 @@ pub struct Scratch {
     entering: PerPosition,
     across: PerPosition,
     grad_d: Vec<Lanes>,
+    ahead: Ahead,
 }
 
 impl Scratch {
@@ -79,6 +82,7 @@ impl Scratch {
             entering: PerPosition::ZERO,
             across: PerPosition::ZERO,
             grad_d: vec![Lanes::ZERO; state.vectors()],
+            ahead: Ahead::default(),
             state,
         }
     }
@@ -100,23 +104,20 @@ impl Task<'_> {
         let len = whole_vectors(rows.len());
         let channels = dims.channels(head);
         let entered = chunk > 0 || inputs.initial_state.is_some();
-        let Scratch {
-            positions,
-            state,
-            x,
-            x_transposed,
-            grad_y,
-            grad_y_transposed,
-            ..
-        } = scratch;
-        positions.fill(inputs, rows, head, true);
-        let both = (Some(x), Some(x_transposed));
-        load(inputs.x, rows.clone(), channels.clone(), both.0, both.1);
-        let both = (Some(grad_y), Some(grad_y_transposed));
-        load(self.grad_y, rows.clone(), channels.clone(), both.0, both.1);
+        self.look_ahead(chunk, head, &mut scratch.ahead);
+        scratch.positions.fill(inputs, rows, head, true);
+        load(inputs.x, rows.clone(), channels.clone(), &mut scratch.x);
+        transpose(&scratch.x, len, &mut scratch.x_transposed);
+        load(
+            self.grad_y,
+            rows.clone(),
+            channels.clone(),
+            &mut scratch.grad_y,
+        );
+        transpose(&scratch.grad_y, len, &mut scratch.grad_y_transposed);
         if entered {
             let row = ((self.batch * dims.checkpoints() + chunk) * dims.nheads + head) * n;
-            load(self.checkpoints, row..row + n, 0..p, Some(state), None);
+            load(self.checkpoints, row..row + n, 0..p, &mut scratch.state);
         }
 
         let mut tiles = Agreement {
@@ -154,6 +155,7 @@ impl Task<'_> {
             len,
             sums: &mut scratch.sums,
             grad_d: &mut scratch.grad_d,
+            ahead: &mut scratch.ahead,
         };
         product(0..len, 0..vectors, &mut tiles);
         let sums = Lanes::values_mut(&mut carried.grad_d);
@@ -172,6 +174,7 @@ impl Task<'_> {
                 c: &shared.c_transposed,
                 to: &mut shared.grad_c,
                 entering: &mut scratch.entering,
+                ahead: &mut scratch.ahead,
             };
             product(0..whole_vectors(n), 0..len / LANES, &mut tiles);
         }
@@ -182,6 +185,7 @@ impl Task<'_> {
                 headdim: p,
                 left: &scratch.positions.left,
                 to: &mut shared.grad_b,
+                ahead: &mut scratch.ahead,
             };
             product(0..whole_vectors(n), 0..len / LANES, &mut tiles);
             if entered {
@@ -201,9 +205,43 @@ impl Task<'_> {
                 len,
                 through: scratch.positions.through,
                 state: &mut carried.grad_state,
+                ahead: &mut scratch.ahead,
             };
             product(0..whole_vectors(n), 0..vectors, &mut tiles);
             carried.empty = false;
+        }
+    }
+
+    /// What the head after `head`, or the first one in the chunk before, reads and writes, and the
+    /// head's share of what all read there.
+    fn look_ahead(&self, chunk: usize, head: usize, ahead: &mut Ahead) {
+        let (inputs, dims) = (self.inputs, self.inputs.dims);
+        let (index, heads) = (head - self.heads.start, self.heads.len());
+        ahead.clear();
+        let Some(before) = chunk.checked_sub(1) else {
+            return;
+        };
+        let (rows, chunk, next) = if index + 1 < heads {
+            (dims.chunk_rows(self.batch, chunk), chunk, head + 1)
+        } else {
+            (
+                dims.chunk_rows(self.batch, before),
+                before,
+                self.heads.start,
+            )
+        };
+        let (first, p, n) = (dims.channels(next).start, dims.headdim, dims.d_state);
+        ahead.add(inputs.x.line(rows.start, first), rows.len(), p);
+        ahead.add(self.grad_y.line(rows.start, first), rows.len(), p);
+        ahead.add(self.sinks.x.line(rows.start, first), rows.len(), p);
+        let row = ((self.batch * dims.checkpoints() + chunk) * dims.nheads + next) * n;
+        ahead.add(self.checkpoints.line(row, 0), n, p);
+        let start = self.batch * dims.seq_len + before * CHECKPOINT_INTERVAL;
+        let share = start + index * CHECKPOINT_INTERVAL / heads
+            ..start + (index + 1) * CHECKPOINT_INTERVAL / heads;
+        let first = dims.states(self.group).start;
+        for rows in [inputs.b, inputs.c] {
+            ahead.add(rows.line(share.start, first), share.len(), n);
         }
     }
 

@@ -12,7 +12,7 @@ mod weigh;
 
 use super::super::rows::{Columns, Output};
 use super::super::simd::Lanes;
-use super::copy::{load, store_transposed};
+use super::copy::{load, load_transposed, store_transposed, transpose};
 use super::padded::Padded;
 use super::shared::Scores;
 use super::tile::{Left, product, upper_product};
@@ -221,8 +221,8 @@ impl Task<'_> {
         if let Some(grad) = self.grad_final_state {
             let grad = Rows::contiguous(grad, d_state);
             let row = (self.batch * nheads + head) * headdim;
-            let to = Some(&mut carried.grad_state);
-            load(grad, row..row + headdim, 0..d_state, None, to);
+            let to = &mut carried.grad_state;
+            load_transposed(grad, row..row + headdim, 0..d_state, to);
             carried.empty = false;
         }
         carried
@@ -231,10 +231,9 @@ impl Task<'_> {
     fn prepare(&self, rows: &Range<usize>, shared: &mut Shared) {
         let (inputs, n) = (self.inputs, self.inputs.dims.d_state);
         let columns = inputs.dims.states(self.group);
-        let (b, c) = (Some(&mut shared.b), Some(&mut shared.c));
-        load(inputs.b, rows.clone(), columns.clone(), b, None);
-        let transposed = Some(&mut shared.c_transposed);
-        load(inputs.c, rows.clone(), columns, c, transposed);
+        load(inputs.b, rows.clone(), columns.clone(), &mut shared.b);
+        load(inputs.c, rows.clone(), columns, &mut shared.c);
+        transpose(&shared.c, rows.len(), &mut shared.c_transposed);
         let mut tiles = Scores {
             b: Left::plain(&shared.b),
             c: &shared.c_transposed,

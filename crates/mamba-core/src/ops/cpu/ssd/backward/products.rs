@@ -2,6 +2,7 @@
 
 use super::super::super::rows::Columns;
 use super::super::super::simd::{LANES, Lanes, Vector};
+use super::super::ahead::Ahead;
 use super::super::padded::Padded;
 use super::super::positions::{PerPosition, Positions};
 use super::super::shared::skip_weights;
@@ -52,21 +53,27 @@ pub struct GradX<'a> {
     pub sums: &'a mut Sums,
     /// Gradient of the skip weights, one a channel.
     pub grad_d: &'a mut [Lanes],
+    pub ahead: &'a mut Ahead,
 }
 
 impl Tiles for GradX<'_> {
     #[inline(always)]
     fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, vector: usize) {
         let mut tile = Tile::<V, R, C>::zero();
-        tile.add_product(self.b, row, self.grad_state, vector, 0..self.d_state);
+        tile.add_product_and_ask(
+            self.b,
+            row,
+            self.grad_state,
+            vector,
+            self.d_state,
+            self.ahead,
+        );
         tile.scale_rows(self.positions.to_end.values(), row);
-        let x = Tile::<V, R, C>::load(self.x, row, vector);
-        add_dots(&x, &tile, row, &mut self.sums.leaving);
+        add_dots(self.x, &tile, row, vector, &mut self.sums.leaving);
         tile.add_product(self.weights, row, self.grad_y, vector, row..self.len);
-        add_dots(&x, &tile, row, &mut self.sums.direct);
+        add_dots(self.x, &tile, row, vector, &mut self.sums.direct);
 
         tile.scale_rows(self.positions.dt.values(), row);
-        let grad_y = Tile::<V, R, C>::load(self.grad_y, row, vector);
         let block = self.to.block(self.rows, self.channels);
         for c in 0..C {
             let start = (vector + c) * LANES;
@@ -74,11 +81,13 @@ impl Tiles for GradX<'_> {
             let skip = skip_weights::<V>(self.skip, &columns);
             let mut grad_d = V::load(&self.grad_d[vector + c]);
             for r in 0..R {
-                grad_d = x.0[r][c].mul_add(grad_y.0[r][c], grad_d);
+                let x = V::load(&self.x.row(row + r)[vector + c]);
+                grad_d = x.mul_add(V::load(&self.grad_y.row(row + r)[vector + c]), grad_d);
             }
             grad_d.store(&mut self.grad_d[vector + c]);
             for r in 0..R.min(self.rows.len().saturating_sub(row)) {
-                let grad = skip.mul_add(grad_y.0[r][c], tile.0[r][c]);
+                let grad_y = V::load(&self.grad_y.row(row + r)[vector + c]);
+                let grad = skip.mul_add(grad_y, tile.0[r][c]);
                 // SAFETY: inside the block of this head and chunk, which is this task's alone.
                 unsafe {
                     let to = block.add((row + r) * self.to.width() + start);
@@ -89,21 +98,22 @@ impl Tiles for GradX<'_> {
     }
 }
 
-/// Adds the scalar products of rows.
+/// Adds the scalar products of the tile's rows with those of `x`.
 #[inline(always)]
 fn add_dots<V: Vector, const R: usize, const C: usize>(
-    x: &Tile<V, R, C>,
-    y: &Tile<V, R, C>,
+    x: &Padded,
+    tile: &Tile<V, R, C>,
     row: usize,
+    vector: usize,
     to: &mut PerPosition,
 ) {
     let to = &mut to.values_mut()[row..row + R];
     for first in (0..R).step_by(4) {
         let mut products = [V::zero(); 4];
         for i in 0..4 {
-            products[i] = x.0[first + i][0] * y.0[first + i][0];
-            for c in 1..C {
-                products[i] = x.0[first + i][c].mul_add(y.0[first + i][c], products[i]);
+            let x = &x.row(row + first + i)[vector..vector + C];
+            for c in 0..C {
+                products[i] = V::load(&x[c]).mul_add(tile.0[first + i][c], products[i]);
             }
         }
         let sums = V::sums(products);
@@ -125,13 +135,21 @@ pub struct GradC<'a> {
     pub to: &'a mut Padded,
     /// Gradient of the logarithm of what enters.
     pub entering: &'a mut PerPosition,
+    pub ahead: &'a mut Ahead,
 }
 
 impl Tiles for GradC<'_> {
     #[inline(always)]
     fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, vector: usize) {
         let mut tile = Tile::<V, R, C>::zero();
-        tile.add_product(self.state, row, self.grad_y, vector, 0..self.headdim);
+        tile.add_product_and_ask(
+            self.state,
+            row,
+            self.grad_y,
+            vector,
+            self.headdim,
+            self.ahead,
+        );
         let factors = Tile::<V, R, C>::load(self.c, row, vector);
         let mut sum = Tile::<V, R, C>::load(self.to, row, vector);
         for c in 0..C {
@@ -156,13 +174,21 @@ pub struct GradB<'a> {
     pub headdim: usize,
     pub left: &'a PerPosition,
     pub to: &'a mut Padded,
+    pub ahead: &'a mut Ahead,
 }
 
 impl Tiles for GradB<'_> {
     #[inline(always)]
     fn tile<V: Vector, const R: usize, const C: usize>(&mut self, row: usize, vector: usize) {
         let mut tile = Tile::<V, R, C>::zero();
-        tile.add_product(self.grad_state, row, self.x, vector, 0..self.headdim);
+        tile.add_product_and_ask(
+            self.grad_state,
+            row,
+            self.x,
+            vector,
+            self.headdim,
+            self.ahead,
+        );
         let mut sum = Tile::<V, R, C>::load(self.to, row, vector);
         for c in 0..C {
             let left = self.left.vector::<V>(vector + c);
