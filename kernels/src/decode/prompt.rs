@@ -4,7 +4,7 @@ use cubecl::ir::{FloatKind, IntKind};
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
-use super::layer::Layer;
+use super::layer::{Layer, Mamba1, Mixer};
 use super::model::Model;
 use super::pack::copy;
 use super::rows::{Stream, empty, shaped, times};
@@ -14,6 +14,9 @@ use crate::selective_scan::{ScanInputs, ScanOutputs, Strategy, selective_scan};
 use crate::tensors::{address_type, check_size};
 
 const UNITS: u32 = 256;
+
+/// Of indices, of which there are none.
+const INDEX: ElemType = ElemType::Int(IntKind::I32);
 
 /// Bytes that CUDA's vectors are aligned to.
 const CUDA_ALIGNMENT: usize = 16;
@@ -47,6 +50,7 @@ impl Model {
         }
         check_size("tokens of a prompt", "at least 1", seq_len, usize::MAX)?;
         self.check_rows()?;
+        self.check_prompt()?;
         let prompt = Prompt {
             batch,
             seq_len,
@@ -68,10 +72,18 @@ impl Model {
         self.finish(client, stream, prompt)
     }
 
+    fn check_prompt(&self) -> Result<(), KernelError> {
+        let duality = |layer: &Layer| matches!(layer.mixer, Mixer::Mamba2(_));
+        match self.layers.iter().any(duality) {
+            true => Err(KernelError::NotCovered("prompts of Mamba-2 layers")),
+            false => Ok(()),
+        }
+    }
+
     /// The logits behind the last tokens, and the next ones if the device chooses.
     fn finish(&self, client: &Client, stream: Stream, prompt: Prompt) -> Result<(), KernelError> {
         let (x, update) = stream.ends();
-        let last = &self.buffers.x;
+        let last = &self.x;
         let units = CubeDim::new_1d(UNITS);
         // SAFETY: every index lies inside its tensor.
         unsafe {
@@ -99,31 +111,68 @@ impl Layer {
         prompt: Prompt,
     ) -> Result<TensorBinding, KernelError> {
         let dtype = self.in_proj.dtype;
-        let (rows, d_inner, d_state) = (prompt.rows(), self.d_inner(), self.d_state);
-        let dt_rank = self.dt_proj.columns;
-        let sequence = [prompt.batch, prompt.seq_len, d_inner];
-        let xz = times(client, input, &self.in_proj, dtype)?;
+        let channels = self.split.channels;
+        let projected = times(client, input, &self.in_proj, dtype)?;
+        let sequence = [prompt.batch, prompt.seq_len, channels];
         let u = empty(client, &sequence, dtype);
-        let window = [prompt.batch, self.conv_weight.shape[1] - 1, d_inner];
-        let index_dtype = ElemType::Int(IntKind::I32);
+        let window = [prompt.batch, self.conv_weight.shape[1] - 1, channels];
         causal_conv1d(
             client,
             ConvInputs {
-                x: columns(client, &xz, 0, sequence, dtype),
+                x: columns(client, &projected, self.split.first, sequence, dtype),
                 weight: self.conv_weight.clone(),
                 bias: self.conv_bias.clone(),
-                initial_state: self.before(client, &self.window, &window, prompt),
+                initial_state: before(client, &self.window, &window, prompt),
                 seq_idx: None,
                 silu: true,
                 dtype,
-                index_dtype,
+                index_dtype: INDEX,
             },
             ConvOutputs {
                 y: u.clone(),
                 final_state: Some(shaped(&self.window, &window)),
             },
         )?;
+        let inputs = Inputs {
+            projected: &projected,
+            u,
+            state: &self.state,
+            prompt,
+            dtype,
+        };
+        let y = match &self.mixer {
+            Mixer::Mamba1(mixer) => mixer.read(client, inputs)?,
+            Mixer::Mamba2(_) => return Err(KernelError::NotCovered("prompts of Mamba-2 layers")),
+        };
+        let y = shaped(&y, &[prompt.rows(), self.d_inner()]);
+        times(client, y, &self.out_proj, ElemType::Float(FloatKind::F32))
+    }
+}
 
+/// What a mixer reads of a prompt, and the state that it leaves behind it.
+struct Inputs<'a> {
+    /// By the input projection, `[rows, ..]`.
+    projected: &'a TensorBinding,
+    /// Behind the convolution, `[batch, seq_len, channels]`.
+    u: TensorBinding,
+    state: &'a TensorBinding,
+    prompt: Prompt,
+    dtype: ElemType,
+}
+
+impl Mamba1 {
+    /// What the output projection reads, `[batch, seq_len, d_inner]`.
+    fn read(&self, client: &Client, inputs: Inputs) -> Result<TensorBinding, KernelError> {
+        let Inputs {
+            projected: xz,
+            u,
+            state: remembered,
+            prompt,
+            dtype,
+        } = inputs;
+        let (rows, d_inner, d_state) = (prompt.rows(), self.x_proj.columns, self.d_state);
+        let dt_rank = self.dt_proj.columns;
+        let sequence = [prompt.batch, prompt.seq_len, d_inner];
         let projected = times(client, shaped(&u, &[rows, d_inner]), &self.x_proj, dtype)?;
         let low = packed_columns(client, &projected, 0, [1, rows, dt_rank], dtype);
         let low = shaped(&low, &[rows, dt_rank]);
@@ -140,35 +189,33 @@ impl Layer {
                 b: columns(client, &projected, dt_rank, states, dtype),
                 c: columns(client, &projected, dt_rank + d_state, states, dtype),
                 d: Some(self.d.clone()),
-                z: Some(columns(client, &xz, d_inner, sequence, dtype)),
+                z: Some(columns(client, xz, d_inner, sequence, dtype)),
                 delta_bias: self.dt_bias.clone(),
-                initial_state: self.before(client, &self.state, &state, prompt),
+                initial_state: before(client, remembered, &state, prompt),
                 seq_idx: None,
                 delta_softplus: true,
                 dtype,
-                index_dtype,
+                index_dtype: INDEX,
             },
             ScanOutputs {
                 y: y.clone(),
-                final_state: shaped(&self.state, &state),
+                final_state: shaped(remembered, &state),
                 checkpoints: None,
             },
             Strategy::Auto,
         )?;
-        let single = ElemType::Float(FloatKind::F32);
-        times(client, shaped(&y, &[rows, d_inner]), &self.out_proj, single)
+        Ok(y)
     }
+}
 
-    /// What was remembered before the prompt, out of the way of what is written behind it.
-    fn before(
-        &self,
-        client: &Client,
-        state: &TensorBinding,
-        shape: &[usize],
-        prompt: Prompt,
-    ) -> Option<TensorBinding> {
-        (!prompt.fresh).then(|| shaped(&copy(client, state.clone(), 1), shape))
-    }
+/// What was remembered before the prompt, out of the way of what is written behind it.
+fn before(
+    client: &Client,
+    state: &TensorBinding,
+    shape: &[usize],
+    prompt: Prompt,
+) -> Option<TensorBinding> {
+    (!prompt.fresh).then(|| shaped(&copy(client, state.clone(), 1), shape))
 }
 
 /// Columns of a matrix from `first` on as a sequence `[batch, seq_len, width]`: where they lie if the device can
