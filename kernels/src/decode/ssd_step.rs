@@ -145,13 +145,13 @@ impl SsdStep {
 /// `y = (h C + d x) gate`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn ssd_step_kernel<F: Float, S: Size>(
-    u: &Tensor<F>,                         // [batch, d_inner + 2 ngroups d_state + nheads or more]
-    gate: ComptimeOption<&Tensor<F>>,      // [batch, d_inner or more]
+    u: &Tensor<F>, // [batch, d_inner + 2 ngroups d_state + nheads or more]
+    gate: ComptimeOption<&Tensor<F>>, // [batch, d_inner or more]
     dt_bias: ComptimeOption<&Tensor<f32>>, // [nheads]
-    a: &Tensor<f32>,                       // [nheads]
-    skip: &Tensor<f32>,                    // [nheads] or [d_inner]
-    state: &mut Tensor<Vector<f32, S>>,    // [batch, nheads, headdim, d_state]
-    y: &mut Tensor<F>,                     // [batch, d_inner or more]
+    a: &Tensor<f32>, // [nheads]
+    skip: &Tensor<f32>, // [nheads] or [d_inner]
+    state: &mut Tensor<Vector<f32, S>>, // [batch, nheads, headdim, d_state]
+    y: &mut Tensor<F>, // [batch, d_inner or more]
     least: f32,
     most: f32,
     #[comptime] step: SsdStep,
