@@ -53,6 +53,8 @@ pub mod rms_norm;
 #[cfg(feature = "cube")]
 pub mod selective_scan;
 #[cfg(feature = "cube")]
+pub mod ssd;
+#[cfg(feature = "cube")]
 mod sums;
 #[cfg(feature = "cube")]
 mod tensors;

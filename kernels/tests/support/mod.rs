@@ -8,6 +8,7 @@ pub mod decode;
 pub mod pool;
 pub mod repeat;
 pub mod scan;
+pub mod ssd;
 
 use std::fmt::Debug;
 
