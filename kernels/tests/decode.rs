@@ -279,6 +279,16 @@ fn prompts_in_one_pass() {
     check_prompts(Case { batch: 9, ..PLAIN }, 1e-5);
     check_prompts(
         Case {
+            layers: 2,
+            biases: true,
+            kinds: BOTH,
+            ..PLAIN
+        },
+        1e-5,
+    );
+    check_prompts(GROUPS, 1e-5);
+    check_prompts(
+        Case {
             batch: 2,
             biases: true,
             head: true,
@@ -292,14 +302,22 @@ fn prompts_in_one_pass() {
 fn prompts_in_half_precision() {
     for (dtype, tolerance) in [(FloatKind::F16, 3e-3), (FloatKind::BF16, 2e-2)] {
         match has_type(&client(), ElemType::Float(dtype)) {
-            true => check_prompts(
-                Case {
+            true => {
+                let case = Case {
                     dtype,
                     dt_rank: 8,
                     ..PLAIN
-                },
-                tolerance,
-            ),
+                };
+                check_prompts(case, tolerance);
+                check_prompts(
+                    Case {
+                        layers: 2,
+                        kinds: BOTH,
+                        ..case
+                    },
+                    tolerance,
+                );
+            }
             false => println!("not tested: the device has no {dtype:?}"),
         }
     }
@@ -329,6 +347,17 @@ fn prompts_that_the_kernels_do_not_cover_are_refused() {
             &[1, 2]
         ),
         "the kernels do not cover prompts or many sequences with sizes that fill no vectors"
+    );
+    let ungated = Case {
+        heads: Heads {
+            norm_before_gate: None,
+            ..GROUPS.heads
+        },
+        ..GROUPS
+    };
+    assert_eq!(
+        refused(ungated, &[1, 2]),
+        "the kernels do not cover prompts of Mamba-2 layers without a norm"
     );
     let two = Case { batch: 2, ..PLAIN };
     assert_eq!(
@@ -536,6 +565,6 @@ fn sizes_that_do_not_fit_are_refused() {
     };
     assert_eq!(
         refused(narrow),
-        "the kernels do not cover gated norms of groups wider than 8192 or of rows that fill no vectors"
+        "the kernels do not cover gated norms of rows that fill no vectors"
     );
 }

@@ -4,16 +4,20 @@ use cubecl::ir::{FloatKind, IntKind};
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
-use super::layer::{Layer, Mamba1, Mixer};
+use super::layer::{Layer, Mamba1, Mamba2, Mixer};
 use super::model::Model;
 use super::pack::copy;
 use super::rows::{Stream, empty, shaped, times};
 use crate::KernelError;
 use crate::causal_conv1d::{ConvInputs, ConvOutputs, causal_conv1d};
 use crate::selective_scan::{ScanInputs, ScanOutputs, Strategy, selective_scan};
+use crate::ssd::{SsdInputs, SsdOutputs, ssd};
 use crate::tensors::{address_type, check_size};
 
 const UNITS: u32 = 256;
+
+/// Positions between saved states, of which there are none.
+const CHUNK: usize = 256;
 
 /// Of indices, of which there are none.
 const INDEX: ElemType = ElemType::Int(IntKind::I32);
@@ -50,7 +54,11 @@ impl Model {
         }
         check_size("tokens of a prompt", "at least 1", seq_len, usize::MAX)?;
         self.check_rows()?;
-        self.check_prompt()?;
+        for layer in &self.layers {
+            if let Mixer::Mamba2(mixer) = &layer.mixer {
+                mixer.check_prompts()?;
+            }
+        }
         let prompt = Prompt {
             batch,
             seq_len,
@@ -70,14 +78,6 @@ impl Model {
             stream.add(layer.read(client, input, prompt)?);
         }
         self.finish(client, stream, prompt)
-    }
-
-    fn check_prompt(&self) -> Result<(), KernelError> {
-        let duality = |layer: &Layer| matches!(layer.mixer, Mixer::Mamba2(_));
-        match self.layers.iter().any(duality) {
-            true => Err(KernelError::NotCovered("prompts of Mamba-2 layers")),
-            false => Ok(()),
-        }
     }
 
     /// The logits behind the last tokens, and the next ones if the device chooses.
@@ -142,7 +142,7 @@ impl Layer {
         };
         let y = match &self.mixer {
             Mixer::Mamba1(mixer) => mixer.read(client, inputs)?,
-            Mixer::Mamba2(_) => return Err(KernelError::NotCovered("prompts of Mamba-2 layers")),
+            Mixer::Mamba2(mixer) => mixer.read(client, inputs)?,
         };
         let y = shaped(&y, &[prompt.rows(), self.d_inner()]);
         times(client, y, &self.out_proj, ElemType::Float(FloatKind::F32))
@@ -205,6 +205,83 @@ impl Mamba1 {
             Strategy::Auto,
         )?;
         Ok(y)
+    }
+}
+
+impl Mamba2 {
+    fn check_prompts(&self) -> Result<(), KernelError> {
+        match &self.norm {
+            Some(norm) => norm.check(),
+            None => Err(KernelError::NotCovered(
+                "prompts of Mamba-2 layers without a norm",
+            )),
+        }
+    }
+
+    /// What the output projection reads, `[batch, seq_len, d_inner]`.
+    fn read(&self, client: &Client, inputs: Inputs) -> Result<TensorBinding, KernelError> {
+        let Inputs {
+            projected,
+            u,
+            state: remembered,
+            prompt,
+            dtype,
+        } = inputs;
+        let (d_inner, width) = (self.d_inner(), self.ngroups * self.d_state);
+        let sequence = |width| [prompt.batch, prompt.seq_len, width];
+        let channels = d_inner + 2 * width;
+        let u = shaped(&u, &[prompt.rows(), channels]);
+        let part = |first, width| columns(client, &u, first, sequence(width), dtype);
+        let group = |first| in_heads(part(first, width), self.ngroups);
+        let own = |first, width| columns(client, projected, first, sequence(width), dtype);
+        let y = empty(client, &sequence(d_inner), dtype);
+        let state = [prompt.batch, self.nheads, self.headdim, self.d_state];
+        let skip = match self.d.size() == self.nheads {
+            true => self.d.clone(),
+            false => shaped(&self.d, &[self.nheads, self.headdim]),
+        };
+        ssd(
+            client,
+            SsdInputs {
+                x: in_heads(part(0, d_inner), self.nheads),
+                dt: own(d_inner + channels, self.nheads),
+                a: self.a.clone(),
+                b: group(d_inner),
+                c: group(d_inner + width),
+                d: Some(skip),
+                dt_bias: self.dt_bias.clone(),
+                initial_state: before(client, remembered, &state, prompt),
+                seq_idx: None,
+                dt_softplus: true,
+                dt_limit: self.dt_limit,
+                chunk_size: CHUNK,
+                dtype,
+                index_dtype: INDEX,
+            },
+            SsdOutputs {
+                y: in_heads(y.clone(), self.nheads),
+                final_state: shaped(remembered, &state),
+                checkpoints: None,
+            },
+        )?;
+        let Some(norm) = &self.norm else {
+            return Ok(y);
+        };
+        let normed = empty(client, &sequence(d_inner), dtype);
+        norm.apply(client, y, own(0, d_inner), normed.clone(), dtype)?;
+        Ok(normed)
+    }
+}
+
+/// The last axis of a sequence as one of heads and one of their channels.
+fn in_heads(sequence: TensorBinding, heads: usize) -> TensorBinding {
+    let [batch, seq_len, width] = [0, 1, 2].map(|axis| sequence.shape[axis]);
+    let (batch_stride, stride) = (sequence.strides[0], sequence.strides[1]);
+    let headdim = width / heads;
+    TensorBinding {
+        shape: [batch, seq_len, heads, headdim].into(),
+        strides: [batch_stride, stride, headdim, 1].into_iter().collect(),
+        ..sequence
     }
 }
 

@@ -112,18 +112,22 @@ impl Mamba2Weights {
                 check_whole("gamma", &norm.gamma, &[d_inner])?;
                 let folded = !in_rows && ngroups == 1 && !norm.norm_before_gate;
                 // The norm's own kernel writes rows without padding.
-                if !folded && (d_inner / ngroups > MAX_GROUP || !d_inner.is_multiple_of(lanes)) {
+                if !folded && !d_inner.is_multiple_of(lanes) {
                     return Err(KernelError::NotCovered(
-                        "gated norms of groups wider than 8192 or of rows that fill no vectors",
+                        "gated norms of rows that fill no vectors",
                     ));
                 }
-                Some(GatedNorm {
+                let norm = GatedNorm {
                     gamma: copy(client, norm.gamma, lanes),
                     group_size: d_inner / ngroups,
                     epsilon: norm.epsilon,
                     before_gate: norm.norm_before_gate,
                     folded,
-                })
+                };
+                if !folded {
+                    norm.check()?;
+                }
+                Some(norm)
             }
             None => None,
         };
@@ -239,6 +243,16 @@ impl Mamba2 {
 }
 
 impl GatedNorm {
+    /// Refuses what the norm's own kernel does.
+    pub fn check(&self) -> Result<(), KernelError> {
+        match self.group_size <= MAX_GROUP {
+            true => Ok(()),
+            false => Err(KernelError::NotCovered(
+                "gated norms of groups wider than 8192",
+            )),
+        }
+    }
+
     /// The norm as a launch of its own, over sequences `[batch, seq_len, d_inner]` of type `dtype`.
     pub fn apply(
         &self,
