@@ -12,13 +12,13 @@ mod timing;
 
 use cubecl::ir::FloatKind;
 use mamba_kernels::decode::{Choice, Decoder};
-use support::decode::{Case, Numbers};
+use support::decode::{Case, Heads, Kind, Numbers};
 use timing::{sampled_ms, spread};
 
 /// Lengths of the prompts of one sequence.
 const PROMPTS: [usize; 4] = [128, 1024, 4096, 65_536];
 
-/// Sequences, layers, width, vocabulary: the official Mamba-130M with one sequence and with some.
+/// Sequences, layers, width, vocabulary: the official models of 130 million parameters with one sequence and with some.
 const SHAPES: [([usize; 4], ()); 4] = [
     ([1, 24, 768, 50_280], ()),
     ([4, 24, 768, 50_280], ()),
@@ -26,31 +26,44 @@ const SHAPES: [([usize; 4], ()); 4] = [
     ([64, 24, 768, 50_280], ()),
 ];
 
+/// Of the official models of Mamba-2.
+const HEADS: Heads = Heads {
+    headdim: 64,
+    ngroups: 1,
+    d_state: 128,
+    norm_before_gate: Some(false),
+    skips_channels: false,
+    dt_limit: (0.0, f32::INFINITY),
+};
+
 const USAGE: &str = "\
-Times a Mamba-1 model: prompts of one sequence, from the tokens to the next one; steps of some sequences, replayed one
+Times a model of Mamba-1 or Mamba-2 layers: prompts of one sequence, from the tokens to the next one; steps of some sequences, replayed one
 behind the other, and with each token read as it comes.
 
   --dtype f32|bf16|f16           of the matrices; bf16 without it
+  --mixer mamba1|mamba2          of the layers; mamba1 without it
   --runtime default|cuda|wgpu    one of those built in
-  --shape BxLAYERSxD_MODELxVOCAB sequences, layers, width, vocabulary; Mamba-130M without it";
+  --shape BxLAYERSxD_MODELxVOCAB sequences, layers, width, vocabulary; 130 million parameters without it";
 
 fn main() {
     let mut dtype = FloatKind::BF16;
+    let mut kinds: &[Kind] = &[Kind::Mamba1];
     let (device, shapes) = timing::arguments(USAGE, &SHAPES, |flag, value| {
-        if flag != "--dtype" {
-            return Ok(false);
+        match (flag, value) {
+            ("--dtype", "f32") => dtype = FloatKind::F32,
+            ("--dtype", "bf16") => dtype = FloatKind::BF16,
+            ("--dtype", "f16") => dtype = FloatKind::F16,
+            ("--dtype", _) => return Err(format!("--dtype {value}: expected f32, bf16 or f16")),
+            ("--mixer", "mamba1") => kinds = &[Kind::Mamba1],
+            ("--mixer", "mamba2") => kinds = &[Kind::Mamba2],
+            ("--mixer", _) => return Err(format!("--mixer {value}: expected mamba1 or mamba2")),
+            _ => return Ok(false),
         }
-        dtype = match value {
-            "f32" => FloatKind::F32,
-            "bf16" => FloatKind::BF16,
-            "f16" => FloatKind::F16,
-            _ => return Err(format!("--dtype {value}: expected f32, bf16 or f16")),
-        };
         Ok(true)
     });
     let client = device.client();
     println!(
-        "{}, matrices in {dtype:?}; ms a step: median [fastest, slowest]",
+        "{}, {kinds:?}, matrices in {dtype:?}; ms a step: median [fastest, slowest]",
         client.name()
     );
     for ([batch, layers, d_model, vocab_size], ()) in shapes {
@@ -68,6 +81,8 @@ fn main() {
             projection_biases: false,
             head: false,
             dtype,
+            kinds,
+            heads: HEADS,
         });
         let greedy = Choice::Device { temperature: 0.0 };
         let mut decoder = numbers.decoder(&client, greedy).expect("it fits");

@@ -5,8 +5,18 @@ mod support;
 
 use cubecl::ir::{ElemType, FloatKind};
 use mamba_kernels::decode::{Choice, Decoder};
-use support::decode::{Case, Numbers};
+use support::decode::{Case, Heads, Kind, Numbers};
 use support::{assert_close, client, has_type, uniform};
+
+/// Those of the official models, but for their number.
+const HEADS: Heads = Heads {
+    headdim: 64,
+    ngroups: 1,
+    d_state: 128,
+    norm_before_gate: Some(false),
+    skips_channels: false,
+    dt_limit: (0.0, f32::INFINITY),
+};
 
 const ODD: Case = Case {
     batch: 3,
@@ -22,6 +32,14 @@ const ODD: Case = Case {
     projection_biases: true,
     head: true,
     dtype: FloatKind::F32,
+    kinds: &[Kind::Mamba1],
+    heads: Heads {
+        headdim: 6,
+        d_state: 5,
+        skips_channels: true,
+        dt_limit: (0.05, 0.4),
+        ..HEADS
+    },
 };
 
 const PLAIN: Case = Case {
@@ -38,6 +56,26 @@ const PLAIN: Case = Case {
     projection_biases: false,
     head: false,
     dtype: FloatKind::F32,
+    kinds: &[Kind::Mamba1],
+    heads: HEADS,
+};
+
+/// Layers of Mamba-2 alone, and beside layers of Mamba-1.
+const DUAL: &[Kind] = &[Kind::Mamba2];
+const BOTH: &[Kind] = &[Kind::Mamba2, Kind::Mamba1];
+
+/// Groups of heads, and a gate behind the norm, which is a launch of its own then.
+const GROUPS: Case = Case {
+    batch: 2,
+    kinds: DUAL,
+    heads: Heads {
+        headdim: 16,
+        ngroups: 2,
+        d_state: 20,
+        norm_before_gate: Some(true),
+        ..HEADS
+    },
+    ..PLAIN
 };
 
 /// Tokens of four steps, of which the last two are replays.
@@ -76,6 +114,62 @@ fn logits_of_steps_with_everything_and_sizes_that_divide_nothing() {
 #[test]
 fn logits_of_steps_without_options() {
     check(PLAIN);
+}
+
+#[test]
+fn logits_of_steps_of_mamba2() {
+    check(Case {
+        layers: 3,
+        kinds: BOTH,
+        ..ODD
+    });
+    check(Case {
+        kinds: DUAL,
+        ..PLAIN
+    });
+    check(GROUPS);
+    let ungated = Heads {
+        norm_before_gate: None,
+        ..GROUPS.heads
+    };
+    check(Case {
+        heads: ungated,
+        ..GROUPS
+    });
+}
+
+/// Enough heads for units with several rows.
+#[test]
+fn logits_of_many_sequences_of_mamba2() {
+    let many = Case {
+        batch: 67,
+        layers: 2,
+        biases: true,
+        kinds: BOTH,
+        ..PLAIN
+    };
+    check(many);
+    check(Case {
+        batch: 9,
+        heads: Heads {
+            norm_before_gate: None,
+            ..GROUPS.heads
+        },
+        ..GROUPS
+    });
+    for (dtype, tolerance) in [(FloatKind::F16, 3e-3), (FloatKind::BF16, 2e-2)] {
+        match has_type(&client(), ElemType::Float(dtype)) {
+            true => check_within(
+                Case {
+                    dtype,
+                    dt_rank: 8,
+                    ..many
+                },
+                tolerance,
+            ),
+            false => println!("not tested: the device has no {dtype:?}"),
+        }
+    }
 }
 
 /// More sequences than a team of units takes.
@@ -126,6 +220,11 @@ fn matrices_in_half_precision() {
             true => {
                 check(Case { dtype, ..ODD });
                 check(Case { dtype, ..PLAIN });
+                check(Case {
+                    dtype,
+                    kinds: DUAL,
+                    ..PLAIN
+                });
             }
             false => println!("not tested: the device has no {dtype:?}"),
         }
@@ -180,6 +279,16 @@ fn prompts_in_one_pass() {
     check_prompts(Case { batch: 9, ..PLAIN }, 1e-5);
     check_prompts(
         Case {
+            layers: 2,
+            biases: true,
+            kinds: BOTH,
+            ..PLAIN
+        },
+        1e-5,
+    );
+    check_prompts(GROUPS, 1e-5);
+    check_prompts(
+        Case {
             batch: 2,
             biases: true,
             head: true,
@@ -193,14 +302,22 @@ fn prompts_in_one_pass() {
 fn prompts_in_half_precision() {
     for (dtype, tolerance) in [(FloatKind::F16, 3e-3), (FloatKind::BF16, 2e-2)] {
         match has_type(&client(), ElemType::Float(dtype)) {
-            true => check_prompts(
-                Case {
+            true => {
+                let case = Case {
                     dtype,
                     dt_rank: 8,
                     ..PLAIN
-                },
-                tolerance,
-            ),
+                };
+                check_prompts(case, tolerance);
+                check_prompts(
+                    Case {
+                        layers: 2,
+                        kinds: BOTH,
+                        ..case
+                    },
+                    tolerance,
+                );
+            }
             false => println!("not tested: the device has no {dtype:?}"),
         }
     }
@@ -230,6 +347,17 @@ fn prompts_that_the_kernels_do_not_cover_are_refused() {
             &[1, 2]
         ),
         "the kernels do not cover prompts or many sequences with sizes that fill no vectors"
+    );
+    let ungated = Case {
+        heads: Heads {
+            norm_before_gate: None,
+            ..GROUPS.heads
+        },
+        ..GROUPS
+    };
+    assert_eq!(
+        refused(ungated, &[1, 2]),
+        "the kernels do not cover prompts of Mamba-2 layers without a norm"
     );
     let two = Case { batch: 2, ..PLAIN };
     assert_eq!(
@@ -362,11 +490,16 @@ fn logits_that_are_no_numbers_choose_no_token() {
 
 #[test]
 fn two_runs_agree_to_the_bit() {
+    let both = Case {
+        layers: 2,
+        kinds: BOTH,
+        ..PLAIN
+    };
     let run = || {
-        let numbers = Numbers::new(PLAIN);
+        let numbers = Numbers::new(both);
         let mut decoder = numbers.decoder(&client(), Choice::Caller).expect("it fits");
         let steps = (0..3).map(|step| {
-            decoder.give_tokens(&tokens(&PLAIN, step));
+            decoder.give_tokens(&tokens(&both, step));
             decoder.step().expect("it launches");
             decoder.logits().expect("the kernels ran")
         });
@@ -399,4 +532,39 @@ fn sizes_that_do_not_fit_are_refused() {
             format!("width - 1 must be between 1 and 15, got {got}")
         );
     }
+    let dual = |heads: Heads| {
+        refused(Case {
+            kinds: DUAL,
+            heads,
+            ..GROUPS
+        })
+    };
+    assert_eq!(
+        dual(Heads {
+            ngroups: 3,
+            ..GROUPS.heads
+        }),
+        "ngroups must be a divisor of nheads, got 3"
+    );
+    assert_eq!(
+        dual(Heads {
+            headdim: 1,
+            d_state: 257,
+            ..GROUPS.heads
+        }),
+        "d_state must be between 1 and 256, got 257"
+    );
+    let narrow = Case {
+        batch: 3,
+        kinds: DUAL,
+        heads: Heads {
+            norm_before_gate: Some(true),
+            ..ODD.heads
+        },
+        ..ODD
+    };
+    assert_eq!(
+        refused(narrow),
+        "the kernels do not cover gated norms of rows that fill no vectors"
+    );
 }

@@ -1,10 +1,11 @@
-//! Generation against stepping through the modules: on CubeCL devices Mamba-1 is decoded by kernels of its own.
+//! Generation against stepping through the modules: on CubeCL devices Mamba-1 and Mamba-2 are decoded by kernels of their own.
 #![recursion_limit = "256"]
 
 use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use mamba_core::{
-    LanguageModel, LanguageModelConfig, Mamba1Config, MixerKind, Precision, Sampler, SamplingConfig,
+    LanguageModel, LanguageModelConfig, Mamba1Config, Mamba2Config, MixerKind, Precision, Sampler,
+    SamplingConfig,
 };
 use mamba_tests::devices::device;
 
@@ -29,6 +30,37 @@ fn biased() -> LanguageModelConfig {
                 .with_conv_bias(false)
                 .with_d_state(5),
         )
+}
+
+/// Layers of Mamba-2, and of Mamba-1 between them.
+fn hybrid() -> LanguageModelConfig {
+    config()
+        .with_n_layer(3)
+        .with_pattern(vec![MixerKind::Mamba2, MixerKind::Mamba1])
+        .with_mamba2(Mamba2Config::new(0).with_headdim(16).with_d_state(24))
+}
+
+/// Whose gated norm is a launch of its own, over groups of heads.
+fn grouped() -> LanguageModelConfig {
+    config().with_pattern(vec![MixerKind::Mamba2]).with_mamba2(
+        Mamba2Config::new(0)
+            .with_headdim(16)
+            .with_d_state(8)
+            .with_ngroups(2)
+            .with_norm_before_gate(true)
+            .with_d_has_hdim(true)
+            .with_dt_limit_max(Some(0.05)),
+    )
+}
+
+/// Whose prompts go through the modules.
+fn unnormed() -> LanguageModelConfig {
+    config().with_pattern(vec![MixerKind::Mamba2]).with_mamba2(
+        Mamba2Config::new(0)
+            .with_headdim(16)
+            .with_d_state(8)
+            .with_rmsnorm(false),
+    )
 }
 
 /// Embeddings so large that tokens tell each other apart.
@@ -77,7 +109,7 @@ fn greedy() -> SamplingConfig {
 #[test]
 fn the_most_likely_tokens_are_those_of_the_modules() {
     let device = device();
-    for config in [config(), biased()] {
+    for config in [config(), biased(), hybrid(), grouped(), unnormed()] {
         let model = model(config, &device);
         let want = stepped(&model, &greedy(), &device);
         assert_eq!(generated(&model, &greedy(), &device), want);
@@ -113,14 +145,22 @@ fn filters_apply() {
     assert_eq!(generated(&model, &config, &device), want);
 }
 
-/// Two mixers of which one has no kernel to decode it.
+/// Two mixers of which one has no kernel to decode it, and one with an MLP beside its recurrence.
 #[test]
 fn other_mixers_are_stepped() {
     let device = device();
-    let hybrid = config().with_pattern(vec![MixerKind::Mamba1, MixerKind::Mlp]);
-    let model = model(hybrid, &device);
-    let want = stepped(&model, &greedy(), &device);
-    assert_eq!(generated(&model, &greedy(), &device), want);
+    let mixed = config().with_pattern(vec![MixerKind::Mamba1, MixerKind::Mlp]);
+    let beside = config().with_pattern(vec![MixerKind::Mamba2]).with_mamba2(
+        Mamba2Config::new(0)
+            .with_headdim(16)
+            .with_d_state(8)
+            .with_d_ssm(Some(32)),
+    );
+    for config in [mixed, beside] {
+        let model = model(config, &device);
+        let want = stepped(&model, &greedy(), &device);
+        assert_eq!(generated(&model, &greedy(), &device), want);
+    }
 }
 
 /// The kernels know one epsilon.

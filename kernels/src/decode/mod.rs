@@ -1,17 +1,21 @@
-//! Decoding with a model of Mamba-1 layers: one token of few sequences in four launches a layer, recorded
-//! once and replayed.
+//! Decoding with a model of Mamba-1 and Mamba-2 layers: one token of few sequences in four or three launches a
+//! layer, recorded once and replayed.
 //!
 //! ```text
 //! x        = embedding[token]
-//! of each layer:
+//! of each layer of Mamba-1:
 //!   x', z  = in_proj(rms_norm(x));  u = silu(conv_step(x'))
 //!   p      = x_proj(u)
 //!   y      = scan_step(u, dt_proj(p), B, C) * silu(z)
 //!   x      = x + out_proj(y)
+//! of each layer of Mamba-2:
+//!   z, x', dt = in_proj(rms_norm(x));  u, B, C = silu(conv_step(x'))
+//!   y      = ssd_step(u, dt, B, C)
+//!   x      = x + out_proj(rms_norm(y * silu(z)))
 //! logits   = head(rms_norm(x));  token = choice(logits)
 //! ```
 //!
-//! Source: Gu and Dao 2023, "Mamba", section 3.4. The folder's `README.md` tells who owns what, what it costs
+//! Sources: Gu and Dao 2023, "Mamba", section 3.4; Dao and Gu 2024, "Transformers are SSMs", section 7. The folder's `README.md` tells who owns what, what it costs
 //! and what was measured.
 
 mod choose;
@@ -24,6 +28,7 @@ mod product;
 mod prompt;
 mod rows;
 mod scan;
+mod ssd_step;
 mod team;
 
 use core::fmt;
@@ -36,7 +41,9 @@ use cubecl::prelude::*;
 use cubecl::server::{Handle, ServerError};
 
 use crate::KernelError;
-pub use layer::{LayerState, LayerWeights};
+pub use layer::{
+    GatedNormWeights, LayerState, LayerWeights, Mamba1Weights, Mamba2Weights, MixerWeights,
+};
 pub use model::Weights;
 
 use choose::NO_TOKEN;

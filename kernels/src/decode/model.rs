@@ -5,7 +5,7 @@ use cubecl::server::Handle;
 use cubecl::zspace::Shape;
 
 use super::choose::{Chooser, MAX_VOCABULARY, choose, embed, tiles};
-use super::layer::{Ends, Layer, LayerWeights, launch_product};
+use super::layer::{Ends, Layer, LayerWeights, Scale, Vectors, launch_product};
 use super::pack::{Packed, copy, pack, zeros};
 use super::team::lanes;
 use super::{Before, Choice, MAX_BATCH};
@@ -17,7 +17,7 @@ use crate::tensors::{check_bindings, check_shape, check_size, check_whole, scrat
 const BINDINGS: usize = 10;
 
 /// Most sequences of which a unit keeps a sum each; with more, products are those of whole matrices.
-const MAX_TEAM_BATCH: usize = 8;
+pub(super) const MAX_TEAM_BATCH: usize = 8;
 
 /// The parameters of a model: f32.
 #[derive(Clone, Debug)]
@@ -45,20 +45,6 @@ pub(super) struct Sizes {
     pub ptx: bool,
 }
 
-/// The vectors between launches, a row a sequence, padded with zeros.
-#[derive(Clone, Debug)]
-pub(super) struct Buffers {
-    /// The residual stream.
-    pub x: TensorBinding,
-    /// Behind the convolution.
-    pub u: TensorBinding,
-    pub gate: TensorBinding,
-    /// Time step, `B` and `C`.
-    pub projected: TensorBinding,
-    /// Behind the recurrence.
-    pub y: TensorBinding,
-}
-
 /// A model ready to run.
 pub(super) struct Model {
     /// One a sequence.
@@ -72,7 +58,10 @@ pub(super) struct Model {
     pub layers: Vec<Layer>,
     pub norm: TensorBinding,
     pub head: Packed,
-    pub buffers: Buffers,
+    /// The residual stream, a row a sequence, padded with zeros.
+    pub x: TensorBinding,
+    /// What is between the launches of layers, once for those of the same widths.
+    vectors: Vec<Vectors>,
     chooser: Option<Chooser>,
 }
 
@@ -126,22 +115,15 @@ impl Model {
         let layers = layers
             .map(|(weights, state)| Layer::new(client, weights, state, [batch, d_model], dtype))
             .collect::<Result<Vec<_>, _>>()?;
-        let [d_inner, projected] = layers[0].widths();
-        if layers
-            .iter()
-            .any(|layer| layer.widths() != [d_inner, projected])
-        {
-            return Err(KernelError::NotCovered("layers of different widths"));
-        }
         let lanes = lanes(dtype.size(), &client.properties().hardware);
-        let zeros = |len: usize| zeros(client, batch, len.next_multiple_of(lanes));
-        let buffers = Buffers {
-            x: zeros(d_model),
-            u: zeros(d_inner),
-            gate: zeros(d_inner),
-            projected: zeros(projected),
-            y: zeros(d_inner),
-        };
+        let mut vectors: Vec<Vectors> = Vec::new();
+        // More sequences have their tensors for each launch.
+        for layer in layers.iter().filter(|_| batch <= MAX_TEAM_BATCH) {
+            let widths = layer.widths();
+            if vectors.iter().all(|it| it.widths != widths) {
+                vectors.push(Vectors::new(client, batch, widths, lanes));
+            }
+        }
         let uniform = client.create_from_slice(f32::as_bytes(&vec![0.0; batch]));
         let chooser = match choice {
             Choice::Caller => None,
@@ -162,7 +144,8 @@ impl Model {
             layers,
             norm: copy(client, weights.norm, lanes),
             head: pack(client, head, dtype),
-            buffers,
+            x: zeros(client, batch, d_model.next_multiple_of(lanes)),
+            vectors,
             chooser,
         };
         if model.in_rows() {
@@ -193,10 +176,14 @@ impl Model {
             self.choose(client);
             return Ok(());
         }
-        let x = self.buffers.x.clone();
-        embed(client, self.embedding.clone(), self.tokens(), x);
+        embed(
+            client,
+            self.embedding.clone(),
+            self.tokens(),
+            self.x.clone(),
+        );
         for layer in &self.layers {
-            layer.launch(client, &self.buffers, self.sizes);
+            layer.launch(client, &self.x, self.vectors(layer), self.sizes)?;
         }
         self.conclude(client)
     }
@@ -207,9 +194,12 @@ impl Model {
             self.conclude_rows(client, self.last())?;
         } else {
             let ends = Ends {
-                x: &self.buffers.x,
+                x: &self.x,
                 y: &self.logits,
-                norm: Some(&self.norm),
+                norm: Some(Scale {
+                    gamma: &self.norm,
+                    epsilon: self.sizes.epsilon,
+                }),
                 bias: None,
                 add: false,
             };
@@ -217,6 +207,13 @@ impl Model {
         }
         self.choose(client);
         Ok(())
+    }
+
+    fn vectors(&self, layer: &Layer) -> &Vectors {
+        let widths = layer.widths();
+        let mut all = self.vectors.iter();
+        all.find(|it| it.widths == widths)
+            .expect("there are some for every layer")
     }
 
     fn choose(&self, client: &Client) {

@@ -38,39 +38,64 @@ pub(super) fn product_kernel<W: Float, V: Size>(
     }
 }
 
-/// The input projection of a layer, one step of the convolution on its first half, SiLU on both:
-/// `u = silu(conv(x))`, `gate = silu(z)`. The window moves on by one.
+/// What the rows of an input projection are for: those of the convolution, then those that are passed on, then the
+/// gate's, counted from the row `first` on and past the last from the beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Split {
+    pub first: usize,
+    pub channels: usize,
+    pub passed: usize,
+    pub gate: usize,
+    /// Whether the gate goes through SiLU at once.
+    pub silu: bool,
+}
+
+impl Split {
+    pub fn rows(&self) -> usize {
+        self.channels + self.passed + self.gate
+    }
+
+    /// Rows before those of the gate.
+    pub fn before_gate(&self) -> usize {
+        self.channels + self.passed
+    }
+}
+
+/// The input projection of a layer, one step of the convolution on its channels, SiLU on them and on the gate. The
+/// window moves on by one.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn convolve_kernel<W: Float, V: Size>(
-    weight: &Tensor<Vector<W, V>>,           // [2 d_inner, columns]
+    weight: &Tensor<Vector<W, V>>,           // [rows, columns]
     x: &Tensor<Vector<f32, V>>,              // [batch, columns]
     gamma: &Tensor<Vector<f32, V>>,          // [columns]
-    bias: ComptimeOption<&Tensor<f32>>,      // [2 d_inner]
-    taps: &Tensor<f32>,                      // [d_inner, width]
-    conv_bias: ComptimeOption<&Tensor<f32>>, // [d_inner]
-    window: &mut Tensor<f32>,                // [batch, width - 1, d_inner]
-    u: &mut Tensor<f32>,                     // [batch, d_inner or more]
-    gate: &mut Tensor<f32>,                  // as u
+    bias: ComptimeOption<&Tensor<f32>>,      // [rows]
+    taps: &Tensor<f32>,                      // [channels, width]
+    conv_bias: ComptimeOption<&Tensor<f32>>, // [channels]
+    window: &mut Tensor<f32>,                // [batch, width - 1, channels]
+    u: &mut Tensor<f32>,                     // [batch, channels + passed or more]
+    gate: &mut Tensor<f32>,                  // [batch, gate or more]
     epsilon: f32,
     #[comptime] width: usize,
+    #[comptime] split: Split,
     #[comptime] team: Team,
     #[define(W)] _dtype: ElemType,
 ) {
     let rows = comptime!(team.rows);
-    let d_inner = comptime!(team.rows / 2);
+    let channels = comptime!(split.channels);
     let own = row(team);
     let row = select(own < rows, own, 0);
-    let channel = row % d_inner;
+    let place = (row + comptime!(rows - split.first)) % rows;
+    let channel = place % channels;
     let sequence = sequence(team);
     // Loaded before the product, which hides it.
-    let first = sequence * comptime!((width - 1) * d_inner) + channel;
+    let first = sequence * comptime!((width - 1) * split.channels) + channel;
     let mut filter = Array::<f32>::new(width);
     let mut kept = Array::<f32>::new(width);
     #[unroll]
     for k in 0..width {
         filter[k] = taps[channel * width + k];
         if comptime!(k + 1 < width) {
-            kept[k] = window[first + comptime!(k * d_inner)];
+            kept[k] = window[first + comptime!(k * split.channels)];
         }
     }
     let mut before = 0.0f32;
@@ -94,8 +119,8 @@ pub(super) fn convolve_kernel<W: Float, V: Size>(
     );
     if own < rows && UNIT_POS_X < comptime!(team.batch as u32) {
         let value = before + mine(&totals, team);
-        let at = sequence * u.shape(1) + channel;
-        if row < d_inner {
+        let at = sequence * u.shape(1) + place;
+        if place < channels {
             kept[comptime!(width - 1)] = value;
             #[unroll]
             for k in 0..width {
@@ -103,12 +128,25 @@ pub(super) fn convolve_kernel<W: Float, V: Size>(
             }
             #[unroll]
             for k in 1..width {
-                window[first + comptime!((k - 1) * d_inner)] = kept[k];
+                window[first + comptime!((k - 1) * split.channels)] = kept[k];
             }
             u[at] = sum * sigmoid(sum, comptime!(team.ptx));
+        } else if place < comptime!(split.before_gate()) {
+            u[at] = value;
         } else {
-            gate[at] = value * sigmoid(value, comptime!(team.ptx));
+            let at = sequence * gate.shape(1) + place - comptime!(split.before_gate());
+            gate[at] = gated(value, split, comptime!(team.ptx));
         }
+    }
+}
+
+/// The gate as it is handed on.
+#[cube]
+pub(super) fn gated(value: f32, #[comptime] split: Split, #[comptime] ptx: bool) -> f32 {
+    if comptime!(split.silu) {
+        value * sigmoid(value, ptx)
+    } else {
+        value
     }
 }
 

@@ -4,16 +4,23 @@ use cubecl::ir::{FloatKind, IntKind};
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
-use super::layer::Layer;
+use super::layer::{Layer, Mamba1, Mamba2, Mixer};
 use super::model::Model;
 use super::pack::copy;
 use super::rows::{Stream, empty, shaped, times};
 use crate::KernelError;
 use crate::causal_conv1d::{ConvInputs, ConvOutputs, causal_conv1d};
 use crate::selective_scan::{ScanInputs, ScanOutputs, Strategy, selective_scan};
+use crate::ssd::{SsdInputs, SsdOutputs, ssd};
 use crate::tensors::{address_type, check_size};
 
 const UNITS: u32 = 256;
+
+/// Positions between saved states, of which there are none.
+const CHUNK: usize = 256;
+
+/// Of indices, of which there are none.
+const INDEX: ElemType = ElemType::Int(IntKind::I32);
 
 /// Bytes that CUDA's vectors are aligned to.
 const CUDA_ALIGNMENT: usize = 16;
@@ -47,6 +54,11 @@ impl Model {
         }
         check_size("tokens of a prompt", "at least 1", seq_len, usize::MAX)?;
         self.check_rows()?;
+        for layer in &self.layers {
+            if let Mixer::Mamba2(mixer) = &layer.mixer {
+                mixer.check_prompts()?;
+            }
+        }
         let prompt = Prompt {
             batch,
             seq_len,
@@ -71,7 +83,7 @@ impl Model {
     /// The logits behind the last tokens, and the next ones if the device chooses.
     fn finish(&self, client: &Client, stream: Stream, prompt: Prompt) -> Result<(), KernelError> {
         let (x, update) = stream.ends();
-        let last = &self.buffers.x;
+        let last = &self.x;
         let units = CubeDim::new_1d(UNITS);
         // SAFETY: every index lies inside its tensor.
         unsafe {
@@ -99,31 +111,68 @@ impl Layer {
         prompt: Prompt,
     ) -> Result<TensorBinding, KernelError> {
         let dtype = self.in_proj.dtype;
-        let (rows, d_inner, d_state) = (prompt.rows(), self.d_inner(), self.d_state);
-        let dt_rank = self.dt_proj.columns;
-        let sequence = [prompt.batch, prompt.seq_len, d_inner];
-        let xz = times(client, input, &self.in_proj, dtype)?;
+        let channels = self.split.channels;
+        let projected = times(client, input, &self.in_proj, dtype)?;
+        let sequence = [prompt.batch, prompt.seq_len, channels];
         let u = empty(client, &sequence, dtype);
-        let window = [prompt.batch, self.conv_weight.shape[1] - 1, d_inner];
-        let index_dtype = ElemType::Int(IntKind::I32);
+        let window = [prompt.batch, self.conv_weight.shape[1] - 1, channels];
         causal_conv1d(
             client,
             ConvInputs {
-                x: columns(client, &xz, 0, sequence, dtype),
+                x: columns(client, &projected, self.split.first, sequence, dtype),
                 weight: self.conv_weight.clone(),
                 bias: self.conv_bias.clone(),
-                initial_state: self.before(client, &self.window, &window, prompt),
+                initial_state: before(client, &self.window, &window, prompt),
                 seq_idx: None,
                 silu: true,
                 dtype,
-                index_dtype,
+                index_dtype: INDEX,
             },
             ConvOutputs {
                 y: u.clone(),
                 final_state: Some(shaped(&self.window, &window)),
             },
         )?;
+        let inputs = Inputs {
+            projected: &projected,
+            u,
+            state: &self.state,
+            prompt,
+            dtype,
+        };
+        let y = match &self.mixer {
+            Mixer::Mamba1(mixer) => mixer.read(client, inputs)?,
+            Mixer::Mamba2(mixer) => mixer.read(client, inputs)?,
+        };
+        let y = shaped(&y, &[prompt.rows(), self.d_inner()]);
+        times(client, y, &self.out_proj, ElemType::Float(FloatKind::F32))
+    }
+}
 
+/// What a mixer reads of a prompt, and the state that it leaves behind it.
+struct Inputs<'a> {
+    /// By the input projection, `[rows, ..]`.
+    projected: &'a TensorBinding,
+    /// Behind the convolution, `[batch, seq_len, channels]`.
+    u: TensorBinding,
+    state: &'a TensorBinding,
+    prompt: Prompt,
+    dtype: ElemType,
+}
+
+impl Mamba1 {
+    /// What the output projection reads, `[batch, seq_len, d_inner]`.
+    fn read(&self, client: &Client, inputs: Inputs) -> Result<TensorBinding, KernelError> {
+        let Inputs {
+            projected: xz,
+            u,
+            state: remembered,
+            prompt,
+            dtype,
+        } = inputs;
+        let (rows, d_inner, d_state) = (prompt.rows(), self.x_proj.columns, self.d_state);
+        let dt_rank = self.dt_proj.columns;
+        let sequence = [prompt.batch, prompt.seq_len, d_inner];
         let projected = times(client, shaped(&u, &[rows, d_inner]), &self.x_proj, dtype)?;
         let low = packed_columns(client, &projected, 0, [1, rows, dt_rank], dtype);
         let low = shaped(&low, &[rows, dt_rank]);
@@ -140,35 +189,110 @@ impl Layer {
                 b: columns(client, &projected, dt_rank, states, dtype),
                 c: columns(client, &projected, dt_rank + d_state, states, dtype),
                 d: Some(self.d.clone()),
-                z: Some(columns(client, &xz, d_inner, sequence, dtype)),
+                z: Some(columns(client, xz, d_inner, sequence, dtype)),
                 delta_bias: self.dt_bias.clone(),
-                initial_state: self.before(client, &self.state, &state, prompt),
+                initial_state: before(client, remembered, &state, prompt),
                 seq_idx: None,
                 delta_softplus: true,
                 dtype,
-                index_dtype,
+                index_dtype: INDEX,
             },
             ScanOutputs {
                 y: y.clone(),
-                final_state: shaped(&self.state, &state),
+                final_state: shaped(remembered, &state),
                 checkpoints: None,
             },
             Strategy::Auto,
         )?;
-        let single = ElemType::Float(FloatKind::F32);
-        times(client, shaped(&y, &[rows, d_inner]), &self.out_proj, single)
+        Ok(y)
+    }
+}
+
+impl Mamba2 {
+    fn check_prompts(&self) -> Result<(), KernelError> {
+        match &self.norm {
+            Some(norm) => norm.check(),
+            None => Err(KernelError::NotCovered(
+                "prompts of Mamba-2 layers without a norm",
+            )),
+        }
     }
 
-    /// What was remembered before the prompt, out of the way of what is written behind it.
-    fn before(
-        &self,
-        client: &Client,
-        state: &TensorBinding,
-        shape: &[usize],
-        prompt: Prompt,
-    ) -> Option<TensorBinding> {
-        (!prompt.fresh).then(|| shaped(&copy(client, state.clone(), 1), shape))
+    /// What the output projection reads, `[batch, seq_len, d_inner]`.
+    fn read(&self, client: &Client, inputs: Inputs) -> Result<TensorBinding, KernelError> {
+        let Inputs {
+            projected,
+            u,
+            state: remembered,
+            prompt,
+            dtype,
+        } = inputs;
+        let (d_inner, width) = (self.d_inner(), self.ngroups * self.d_state);
+        let sequence = |width| [prompt.batch, prompt.seq_len, width];
+        let channels = d_inner + 2 * width;
+        let u = shaped(&u, &[prompt.rows(), channels]);
+        let part = |first, width| columns(client, &u, first, sequence(width), dtype);
+        let group = |first| in_heads(part(first, width), self.ngroups);
+        let own = |first, width| columns(client, projected, first, sequence(width), dtype);
+        let y = empty(client, &sequence(d_inner), dtype);
+        let state = [prompt.batch, self.nheads, self.headdim, self.d_state];
+        let skip = match self.d.size() == self.nheads {
+            true => self.d.clone(),
+            false => shaped(&self.d, &[self.nheads, self.headdim]),
+        };
+        ssd(
+            client,
+            SsdInputs {
+                x: in_heads(part(0, d_inner), self.nheads),
+                dt: own(d_inner + channels, self.nheads),
+                a: self.a.clone(),
+                b: group(d_inner),
+                c: group(d_inner + width),
+                d: Some(skip),
+                dt_bias: self.dt_bias.clone(),
+                initial_state: before(client, remembered, &state, prompt),
+                seq_idx: None,
+                dt_softplus: true,
+                dt_limit: self.dt_limit,
+                chunk_size: CHUNK,
+                dtype,
+                index_dtype: INDEX,
+            },
+            SsdOutputs {
+                y: in_heads(y.clone(), self.nheads),
+                final_state: shaped(remembered, &state),
+                checkpoints: None,
+            },
+        )?;
+        let Some(norm) = &self.norm else {
+            return Ok(y);
+        };
+        let normed = empty(client, &sequence(d_inner), dtype);
+        norm.apply(client, y, own(0, d_inner), normed.clone(), dtype)?;
+        Ok(normed)
     }
+}
+
+/// The last axis of a sequence as one of heads and one of their channels.
+fn in_heads(sequence: TensorBinding, heads: usize) -> TensorBinding {
+    let [batch, seq_len, width] = [0, 1, 2].map(|axis| sequence.shape[axis]);
+    let (batch_stride, stride) = (sequence.strides[0], sequence.strides[1]);
+    let headdim = width / heads;
+    TensorBinding {
+        shape: [batch, seq_len, heads, headdim].into(),
+        strides: [batch_stride, stride, headdim, 1].into_iter().collect(),
+        ..sequence
+    }
+}
+
+/// What was remembered before the prompt, out of the way of what is written behind it.
+fn before(
+    client: &Client,
+    state: &TensorBinding,
+    shape: &[usize],
+    prompt: Prompt,
+) -> Option<TensorBinding> {
+    (!prompt.fresh).then(|| shaped(&copy(client, state.clone(), 1), shape))
 }
 
 /// Columns of a matrix from `first` on as a sequence `[batch, seq_len, width]`: where they lie if the device can

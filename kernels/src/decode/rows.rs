@@ -5,10 +5,11 @@ use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
 use super::choose::embed;
-use super::layer::{Layer, ScanBuffers};
+use super::layer::{Layer, Mamba1, Mamba2, Mixer, ScanBuffers, one_position};
 use super::model::{Model, Sizes};
 use super::narrow::{WHOLE_ROWS, narrow_product};
 use super::pack::{Packed, transposed};
+use super::product::{Split, gated};
 use crate::KernelError;
 use crate::matmul::{Elements, fills_warpgroups, matmul};
 use crate::pointwise::sigmoid;
@@ -107,7 +108,7 @@ impl Model {
     pub fn last(&self) -> Stream {
         let shape = [self.batch(), self.d_model()];
         Stream {
-            x: shaped(&self.buffers.x, &shape),
+            x: shaped(&self.x, &shape),
             update: None,
         }
     }
@@ -120,12 +121,7 @@ impl Model {
                     "prompts or many sequences with projections that have a bias",
                 ));
             }
-            for matrix in [
-                &layer.in_proj,
-                &layer.x_proj,
-                &layer.dt_proj,
-                &layer.out_proj,
-            ] {
+            for matrix in layer.matrices() {
                 if !matrix.columns.is_multiple_of(matrix.lanes) {
                     return Err(KernelError::NotCovered(
                         "prompts or many sequences with sizes that fill no vectors",
@@ -146,81 +142,132 @@ impl Layer {
         sizes: Sizes,
     ) -> Result<TensorBinding, KernelError> {
         let dtype = self.in_proj.dtype;
-        let xz = times(client, input, &self.in_proj, dtype)?;
-        let vectors = || empty(client, &[sizes.batch, self.d_inner()], dtype);
-        let [u, gate, y] = [vectors(), vectors(), vectors()];
+        let projected = times(client, input, &self.in_proj, dtype)?;
+        let vectors = |width| empty(client, &[sizes.batch, width], dtype);
+        let u = vectors(self.split.before_gate());
+        let gate = vectors(self.split.gate);
         let units = CubeDim::new_1d(UNITS);
         // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
         unsafe {
             conv_step_kernel::launch_unchecked(
                 client,
-                cubecl::calculate_cube_count_elemwise(client, u.size(), units),
+                cubecl::calculate_cube_count_elemwise(client, projected.size(), units),
                 units,
-                address_type([&xz]),
-                xz.into_tensor_arg(),
+                address_type([&projected]),
+                projected.into_tensor_arg(),
                 self.conv_weight.clone().into_tensor_arg(),
                 self.conv_bias.clone().map(|it| it.into_tensor_arg()).into(),
                 self.window.clone().into_tensor_arg(),
                 u.clone().into_tensor_arg(),
                 gate.clone().into_tensor_arg(),
                 self.conv_weight.shape[1],
+                self.split,
                 sizes.ptx,
                 dtype,
             );
         }
-        let projected = times(client, u.clone(), &self.x_proj, single())?;
-        let vectors = ScanBuffers {
-            projected: &projected,
+        let y = vectors(self.split.gate);
+        let buffers = ScanBuffers {
             u: &u,
             gate: &gate,
             y: &y,
         };
-        self.scan(client, vectors, sizes, dtype);
+        let y = match &self.mixer {
+            Mixer::Mamba1(mixer) => mixer.step_rows(client, &self.state, buffers, sizes, dtype)?,
+            Mixer::Mamba2(mixer) => mixer.step_rows(client, &self.state, buffers, sizes, dtype)?,
+        };
         times(client, y, &self.out_proj, single())
     }
 }
 
-/// One step of the convolution on the first half of the input projection, SiLU on both. A unit owns a channel of
-/// one sequence.
+impl Mamba1 {
+    /// From `u` and `gate` to what the output projection reads.
+    fn step_rows(
+        &self,
+        client: &Client,
+        state: &TensorBinding,
+        buffers: ScanBuffers,
+        sizes: Sizes,
+        dtype: ElemType,
+    ) -> Result<TensorBinding, KernelError> {
+        let projected = times(client, buffers.u.clone(), &self.x_proj, single())?;
+        let y = buffers.y.clone();
+        self.scan(client, state, &projected, buffers, sizes, dtype);
+        Ok(y)
+    }
+}
+
+impl Mamba2 {
+    /// From `u` and `gate` to what the output projection reads.
+    fn step_rows(
+        &self,
+        client: &Client,
+        state: &TensorBinding,
+        buffers: ScanBuffers,
+        sizes: Sizes,
+        dtype: ElemType,
+    ) -> Result<TensorBinding, KernelError> {
+        self.step(client, state, &buffers, sizes, dtype);
+        let Some(norm) = &self.norm else {
+            return Ok(buffers.y.clone());
+        };
+        let shape = [sizes.batch, self.d_inner()];
+        let normed = empty(client, &shape, dtype);
+        let [y, gate, out] =
+            [buffers.y, buffers.gate, &normed].map(|it| one_position(it, shape[1]));
+        norm.apply(client, y, gate, out, dtype)?;
+        Ok(normed)
+    }
+}
+
+/// One step of the convolution on its channels of the input projection, SiLU on them and on the gate. A unit owns a
+/// column of one sequence.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn conv_step_kernel<F: Float>(
-    xz: &Tensor<F>,                          // [batch, 2 d_inner]
-    taps: &Tensor<f32>,                      // [d_inner, width]
-    conv_bias: ComptimeOption<&Tensor<f32>>, // [d_inner]
-    window: &mut Tensor<f32>,                // [batch, width - 1, d_inner]
-    u: &mut Tensor<F>,                       // [batch, d_inner]
-    gate: &mut Tensor<F>,                    // [batch, d_inner]
+    projected: &Tensor<F>,                   // [batch, rows of in_proj]
+    taps: &Tensor<f32>,                      // [channels, width]
+    conv_bias: ComptimeOption<&Tensor<f32>>, // [channels]
+    window: &mut Tensor<f32>,                // [batch, width - 1, channels]
+    u: &mut Tensor<F>,                       // [batch, channels + passed]
+    gate: &mut Tensor<F>,                    // [batch, gate]
     #[comptime] width: usize,
+    #[comptime] split: Split,
     #[comptime] ptx: bool,
     #[define(F)] _dtype: ElemType,
 ) {
-    if ABSOLUTE_POS >= u.len() {
+    if ABSOLUTE_POS >= projected.len() {
         terminate!();
     }
-    let d_inner = u.shape(1);
-    let sequence = ABSOLUTE_POS / d_inner;
-    let channel = ABSOLUTE_POS % d_inner;
-    let first = sequence * comptime!(width - 1) * d_inner + channel;
-    let at = 2 * sequence * d_inner + channel;
-    let value = f32::cast_from(xz[at]);
-    let z = f32::cast_from(xz[at + d_inner]);
-    let mut sum = 0.0f32;
-    #[comptime]
-    if let ComptimeOption::Some(bias) = conv_bias {
-        sum = bias[channel];
-    }
-    #[unroll]
-    for k in 0..comptime!(width - 1) {
-        let kept = window[first + k * d_inner];
-        sum += taps[channel * width + k] * kept;
-        if comptime!(k > 0) {
-            window[first + comptime!(k.max(1) - 1) * d_inner] = kept;
+    let rows = comptime!(split.rows());
+    let channels = comptime!(split.channels);
+    let sequence = ABSOLUTE_POS / rows;
+    let place = (ABSOLUTE_POS % rows + comptime!(rows - split.first)) % rows;
+    let value = f32::cast_from(projected[ABSOLUTE_POS]);
+    let kept_at = sequence * u.shape(1) + place;
+    if place < channels {
+        let first = sequence * comptime!((width - 1) * split.channels) + place;
+        let mut sum = 0.0f32;
+        #[comptime]
+        if let ComptimeOption::Some(bias) = conv_bias {
+            sum = bias[place];
         }
+        #[unroll]
+        for k in 0..comptime!(width - 1) {
+            let kept = window[first + k * channels];
+            sum += taps[place * width + k] * kept;
+            if comptime!(k > 0) {
+                window[first + comptime!(k.max(1) - 1) * channels] = kept;
+            }
+        }
+        sum += taps[place * width + comptime!(width - 1)] * value;
+        window[first + comptime!(width - 2) * channels] = value;
+        u[kept_at] = F::cast_from(sum * sigmoid(sum, ptx));
+    } else if place < comptime!(split.before_gate()) {
+        u[kept_at] = F::cast_from(value);
+    } else {
+        let at = sequence * gate.shape(1) + place - comptime!(split.before_gate());
+        gate[at] = F::cast_from(gated(value, split, ptx));
     }
-    sum += taps[channel * width + comptime!(width - 1)] * value;
-    window[first + comptime!(width - 2) * d_inner] = value;
-    u[ABSOLUTE_POS] = F::cast_from(sum * sigmoid(sum, ptx));
-    gate[ABSOLUTE_POS] = F::cast_from(z * sigmoid(z, ptx));
 }
 
 /// `rows matrix'`, of type `out`.

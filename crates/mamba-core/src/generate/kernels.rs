@@ -1,4 +1,4 @@
-//! Tokens through the kernels that decode Mamba-1.
+//! Tokens through the kernels that decode Mamba-1 and Mamba-2.
 
 use burn::tensor::Tensor;
 use mamba_kernels::decode::{Choice, Decoder, Tokens};
@@ -10,7 +10,7 @@ use crate::ops::decoder;
 use crate::sampling::{Sampler, SamplingError};
 use crate::state::LanguageModelState;
 
-/// Tokens through the kernels that decode Mamba-1. Where the sampler filters nothing the device chooses, and
+/// Tokens through the kernels that decode Mamba-1 and Mamba-2. Where the sampler filters nothing the device chooses, and
 /// computes a token while the one before it is on its way.
 pub(super) struct Kernels {
     decoder: Decoder,

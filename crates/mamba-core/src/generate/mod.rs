@@ -42,8 +42,9 @@ pub enum GenerateError {
 /// Continues one sequence, a token an iteration, for as long as it is asked to.
 ///
 /// Made by [`LanguageModel::generate`]. Memory is constant for a model of Mamba mixers. On a CubeCL device a
-/// model of Mamba-1 layers is decoded by kernels of its own, which keep a copy of its matrices in the type it
-/// computes with; a device and another then round differently, and a seed may name another text on each.
+/// model of Mamba-1 and Mamba-2 layers is decoded by kernels of its own, which keep a copy of its matrices in the type
+/// it computes with; a device and another then round differently, and a seed may name another text on each. Models with
+/// other layers, learned positions, layer norms or an MLP beside a recurrence are stepped through the modules.
 pub struct Generator<'a> {
     sampler: Sampler,
     history: Vec<u32>,

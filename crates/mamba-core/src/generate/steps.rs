@@ -13,7 +13,7 @@ use crate::state::LanguageModelState;
 pub(super) enum Steps<'a> {
     /// Burn's modules.
     Modules(Box<Modules<'a>>),
-    /// The kernels that decode Mamba-1.
+    /// The kernels that decode Mamba-1 and Mamba-2.
     #[cfg(feature = "cube")]
     Kernels(Box<Kernels>),
 }

@@ -17,7 +17,7 @@ use crate::state::Mamba2State;
 pub use config::Mamba2Config;
 
 /// Added to a mean square before its root, as in the official module.
-const NORM_EPSILON: f64 = 1e-5;
+pub(crate) const NORM_EPSILON: f64 = 1e-5;
 
 /// The state-space mixer of Mamba-2, whose recurrence is a product of matrices within chunks.
 ///
@@ -53,13 +53,13 @@ pub struct Mamba2 {
     /// `d_inner -> d_model`
     pub out_proj: Linear,
     #[module(skip)]
-    headdim: usize,
+    pub(crate) headdim: usize,
     #[module(skip)]
-    ngroups: usize,
+    pub(crate) ngroups: usize,
     #[module(skip)]
-    norm_before_gate: bool,
+    pub(crate) norm_before_gate: bool,
     #[module(skip)]
-    dt_limit: [f64; 2],
+    pub(crate) dt_limit: [f64; 2],
     #[module(skip)]
     chunk_size: usize,
 }
@@ -71,7 +71,7 @@ impl Mamba2 {
     }
 
     /// Channels of the recurrence.
-    fn d_ssm(&self) -> usize {
+    pub(crate) fn d_ssm(&self) -> usize {
         self.nheads() * self.headdim
     }
 

@@ -1,21 +1,27 @@
-//! A language model of Mamba-1 layers as the kernels that decode it.
+//! A language model of Mamba-1 and Mamba-2 layers as the kernels that decode it.
 
+use burn::module::Param;
+use burn::nn::Linear;
 use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::kernel::untile;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{Cube, cubecl};
 use cubecl::prelude::TensorBinding;
-use mamba_kernels::decode::{Before, Choice, Decoder, LayerState, LayerWeights, Weights};
+use mamba_kernels::decode::{
+    Before, Choice, Decoder, GatedNormWeights, LayerState, LayerWeights, Mamba1Weights,
+    Mamba2Weights, MixerWeights, Weights,
+};
 
 use super::{dtype_to_storage_type, whole};
 use crate::block::Mixer;
 use crate::language_model::LanguageModel;
 use crate::mamba1::Mamba1;
+use crate::mamba2::{Mamba2, NORM_EPSILON};
 use crate::norm::{Norm, NormKind};
 use crate::state::{LanguageModelState, LayerState as ModuleState};
 
 /// The model behind `state`, or behind nothing if there is none, where kernels decode it: RMS norms of one kind
-/// and Mamba-1 layers without positions, on a CubeCL device, one sequence or few.
+/// and layers of Mamba-1 and Mamba-2 without positions, on a CubeCL device, one sequence or few.
 pub(crate) fn decoder(
     model: &LanguageModel,
     state: Option<&LanguageModelState>,
@@ -27,8 +33,9 @@ pub(crate) fn decoder(
         return None;
     }
     let layers = model.layers.iter().map(|layer| match &layer.mixer {
-        Mixer::Mamba1(mixer) => layer_weights(&layer.norm, mixer),
-        _ => None,
+        Mixer::Mamba1(mixer) => mamba1_weights(&layer.norm, mixer),
+        Mixer::Mamba2(mixer) => mamba2_weights(&layer.norm, mixer),
+        Mixer::Attention(_) | Mixer::Mlp(_) => None,
     });
     let layers = layers.collect::<Option<Vec<_>>>()?;
     let before = match state {
@@ -70,34 +77,96 @@ pub(crate) fn decoder(
 }
 
 fn layer_state(state: &ModuleState) -> Option<LayerState> {
-    match state {
-        ModuleState::Mamba1(state) => Some(LayerState {
-            conv: contiguous(state.conv.clone())?,
-            ssm: contiguous(state.ssm.clone())?,
-        }),
-        _ => None,
-    }
+    let (conv, ssm) = match state {
+        ModuleState::Mamba1(state) => (state.conv.clone(), contiguous(state.ssm.clone())?),
+        ModuleState::Mamba2(state) => (state.conv.clone(), contiguous(state.ssm.clone())?),
+        ModuleState::Attention(_) | ModuleState::Stateless => return None,
+    };
+    Some(LayerState {
+        conv: contiguous(conv)?,
+        ssm,
+    })
 }
 
-fn layer_weights(norm: &Norm, mixer: &Mamba1) -> Option<LayerWeights> {
-    let vector = |it: &Option<burn::module::Param<Tensor<1>>>| match it {
-        Some(it) => contiguous(it.val()).map(Some),
-        None => Some(None),
-    };
-    Some(LayerWeights {
-        norm: scale(norm)?,
-        in_proj: matrix(mixer.in_proj.weight.val())?,
-        in_bias: vector(&mixer.in_proj.bias)?,
-        conv_weight: contiguous(mixer.conv_weight.val())?,
-        conv_bias: vector(&mixer.conv_bias)?,
+fn mamba1_weights(norm: &Norm, mixer: &Mamba1) -> Option<LayerWeights> {
+    let own = Mamba1Weights {
         x_proj: matrix(mixer.x_proj.weight.val())?,
         dt_proj: matrix(mixer.dt_proj.weight.val())?,
         dt_bias: vector(&mixer.dt_proj.bias)?,
-        a: contiguous(-widened(mixer.a_log.val()).exp())?,
+        a: rates(&mixer.a_log)?,
         d: contiguous(mixer.d.val())?,
-        out_proj: matrix(mixer.out_proj.weight.val())?,
-        out_bias: vector(&mixer.out_proj.bias)?,
+    };
+    layer_weights(
+        norm,
+        [&mixer.in_proj, &mixer.out_proj],
+        (&mixer.conv_weight, &mixer.conv_bias),
+        MixerWeights::Mamba1(own),
+    )
+}
+
+/// Nothing of a mixer with an MLP beside the recurrence.
+fn mamba2_weights(norm: &Norm, mixer: &Mamba2) -> Option<LayerWeights> {
+    let [d_inner, _] = mixer.out_proj.weight.dims();
+    if d_inner != mixer.d_ssm() {
+        return None;
+    }
+    let gated = match &mixer.norm_weight {
+        Some(gamma) => Some(GatedNormWeights {
+            gamma: contiguous(gamma.val())?,
+            epsilon: NORM_EPSILON as f32,
+            norm_before_gate: mixer.norm_before_gate,
+        }),
+        None => None,
+    };
+    let [least, most] = mixer.dt_limit;
+    let own = Mamba2Weights {
+        headdim: mixer.headdim,
+        ngroups: mixer.ngroups,
+        dt_bias: Some(contiguous(mixer.dt_bias.val())?),
+        dt_limit: (least as f32, most as f32),
+        a: rates(&mixer.a_log)?,
+        d: contiguous(mixer.d.val())?,
+        norm: gated,
+    };
+    layer_weights(
+        norm,
+        [&mixer.in_proj, &mixer.out_proj],
+        (&mixer.conv_weight, &mixer.conv_bias),
+        MixerWeights::Mamba2(own),
+    )
+}
+
+type Filters<'a> = (&'a Param<Tensor<2>>, &'a Option<Param<Tensor<1>>>);
+
+fn layer_weights(
+    norm: &Norm,
+    [in_proj, out_proj]: [&Linear; 2],
+    (conv_weight, conv_bias): Filters,
+    mixer: MixerWeights,
+) -> Option<LayerWeights> {
+    Some(LayerWeights {
+        norm: scale(norm)?,
+        in_proj: matrix(in_proj.weight.val())?,
+        in_bias: vector(&in_proj.bias)?,
+        conv_weight: contiguous(conv_weight.val())?,
+        conv_bias: vector(conv_bias)?,
+        mixer,
+        out_proj: matrix(out_proj.weight.val())?,
+        out_bias: vector(&out_proj.bias)?,
     })
+}
+
+/// A bias, if there is one: the outer absence is that of a buffer.
+fn vector(bias: &Option<Param<Tensor<1>>>) -> Option<Option<TensorBinding>> {
+    match bias {
+        Some(bias) => contiguous(bias.val()).map(Some),
+        None => Some(None),
+    }
+}
+
+/// `A` of its logarithm.
+fn rates<const D: usize>(a_log: &Param<Tensor<D>>) -> Option<TensorBinding> {
+    contiguous(-widened(a_log.val()).exp())
 }
 
 /// The scale of an RMS norm.
