@@ -118,11 +118,13 @@ fn two_runs_give_the_same_bits() {
 #[ignore = "minutes without a graphics card"]
 fn gradients_of_every_number_of_channels_and_states() {
     let mut wrong = 0;
-    let pairs: Option<String> = std::env::var("PAIRS").ok();
     for dtype in kinds(&client()).into_iter().rev() {
         for headdim in [16, 32, 48, 64, 128] {
             for d_state in [16, 64, 100, 128, 256] {
-                if pairs.as_ref().is_some_and(|it| !it.contains(&format!("{headdim}x{d_state},"))) {
+                if pairs
+                    .as_ref()
+                    .is_some_and(|it| !it.contains(&format!("{headdim}x{d_state},")))
+                {
                     continue;
                 }
                 let case = Case {
