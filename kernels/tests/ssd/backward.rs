@@ -3,7 +3,7 @@
 use cubecl::ir::FloatKind;
 use mamba_kernels::ssd::Strategy;
 
-use crate::support::ssd::{Case, Numbers, Options, SHAPES, Skip};
+use crate::support::ssd::{Case, Numbers, Options, Skip};
 use crate::support::ssd_gradients::{Upstream, gradient_tolerance};
 use crate::support::{Named, assert_close, client, kinds, worst_error};
 
@@ -121,12 +121,6 @@ fn gradients_of_every_number_of_channels_and_states() {
     for dtype in kinds(&client()).into_iter().rev() {
         for headdim in [16, 32, 48, 64, 128] {
             for d_state in [16, 64, 100, 128, 256] {
-                if pairs
-                    .as_ref()
-                    .is_some_and(|it| !it.contains(&format!("{headdim}x{d_state},")))
-                {
-                    continue;
-                }
                 let case = Case {
                     dtype,
                     ..Case::new([2, 257, 4, headdim, d_state], Options::ALL)
@@ -213,13 +207,12 @@ fn report(case: Case) -> usize {
 }
 
 #[test]
-#[ignore = "minutes and 16 GB without a graphics card"]
+#[ignore = "minutes without a graphics card"]
 fn gradients_of_thousands_of_positions() {
     for dtype in kinds(&client()) {
-        let [_, _, _, headdim, d_state] = SHAPES[0];
         let case = Case {
             dtype,
-            ..Case::new([1, 4096, 6, headdim, d_state], Options::NONE)
+            ..Case::new([1, 4096, 6, 64, 128], Options::NONE)
         };
         let numbers = Numbers::new(case);
         let upstream = Upstream::new(&case, false);
