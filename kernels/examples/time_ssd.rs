@@ -13,8 +13,11 @@ mod timing;
 
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
-use mamba_kernels::ssd::{SsdInputs, SsdOutputs, Strategy, ssd_as};
+use mamba_kernels::ssd::{
+    SsdGradients, SsdInputs, SsdOutputs, SsdUpstream, Strategy, ssd_as, ssd_backward_as,
+};
 use support::ssd::{Case, Numbers, Options, SHAPES};
+use support::ssd_gradients::{Upstream, gradient_tolerance};
 use timing::{Peer, against, empty, filled, sampled_ms, spread};
 
 /// The official chunk.
@@ -77,7 +80,7 @@ fn main() {
         prove(&client, strategy, kind);
     }
 
-    println!("B x L x H x P x N, dtype: forward ms (peer, GB/s)");
+    println!("B x L x H x P x N, dtype: forward ms (peer, GB/s); with backward ms (peer)");
     for (dims, peer) in shapes {
         for &kind in &kinds {
             let peer = match kind {
@@ -86,15 +89,21 @@ fn main() {
                 _ => [None, None],
             };
             let problem = Problem::new(&client, dims, kind);
-            let forward = sampled_ms(&client, || problem.forward(&client, strategy));
+            let forward = sampled_ms(&client, || problem.forward(&client, strategy, false));
+            let both = sampled_ms(&client, || {
+                problem.forward(&client, strategy, true);
+                problem.backward(&client, strategy);
+            });
             let [batch, seq_len, nheads, headdim, d_state] = dims;
             let values = batch * seq_len * (2 * nheads * headdim + 2 * d_state + nheads);
             let bytes = values * ElemType::Float(kind).size();
             let gb_per_s = bytes as f64 / forward[1] / 1e6;
             println!(
-                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s)",
+                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s); {} ({})",
                 spread(forward),
                 against(forward, peer[0]),
+                spread(both),
+                against(both, peer[1]),
             );
         }
     }
@@ -116,12 +125,19 @@ fn prove(client: &Client, strategy: Strategy, dtype: FloatKind) {
     };
     let worst = support::worst_error(&got, &numbers.oracle(), allowed);
     println!("values of {case:?} are within {worst:.1e} of the oracle");
+    let upstream = Upstream::new(&case, true);
+    let got = upstream.kernels(&numbers, client, strategy);
+    let allowed = gradient_tolerance(&case)[1];
+    let worst = support::worst_error(&got, &upstream.oracle(&numbers), allowed);
+    println!("its gradients are within {worst:.1e}");
 }
 
 /// The buffers of one shape, in one group, with D, bias and softplus.
 struct Problem {
     inputs: SsdInputs,
     outputs: SsdOutputs,
+    upstream: SsdUpstream,
+    gradients: SsdGradients,
 }
 
 impl Problem {
@@ -136,6 +152,9 @@ impl Problem {
             filled(client, shape, kind, [low, high])
         };
         let f32_kind = FloatKind::F32;
+        let chunks = seq_len.div_ceil(CHUNK_SIZE);
+        let checkpoints = empty(client, &[batch, chunks, nheads, headdim, d_state], f32_kind);
+        let empty = |shape: &[usize], kind: FloatKind| empty(client, shape, kind);
         Self {
             inputs: SsdInputs {
                 x: buffer(&wide, kind, -1.0, 1.0),
@@ -154,15 +173,44 @@ impl Problem {
                 index_dtype: ElemType::Int(IntKind::I32),
             },
             outputs: SsdOutputs {
-                y: empty(client, &wide, kind),
-                final_state: empty(client, &[batch, nheads, headdim, d_state], f32_kind),
-                checkpoints: None,
+                y: empty(&wide, kind),
+                final_state: empty(&[batch, nheads, headdim, d_state], f32_kind),
+                checkpoints: Some(checkpoints.clone()),
+            },
+            upstream: SsdUpstream {
+                checkpoints,
+                y: buffer(&wide, kind, -1.0, 1.0),
+                final_state: None,
+            },
+            gradients: SsdGradients {
+                x: empty(&wide, kind),
+                dt: empty(&[batch, seq_len, nheads], kind),
+                a: empty(&[nheads], f32_kind),
+                b: empty(&narrow, kind),
+                c: empty(&narrow, kind),
+                d: Some(empty(&[nheads], f32_kind)),
+                dt_bias: Some(empty(&[nheads], f32_kind)),
+                initial_state: None,
             },
         }
     }
 
-    fn forward(&self, client: &Client, strategy: Strategy) {
-        ssd_as(client, self.inputs.clone(), self.outputs.clone(), strategy)
-            .expect("the scan launches");
+    fn forward(&self, client: &Client, strategy: Strategy, save: bool) {
+        let outputs = SsdOutputs {
+            checkpoints: self.outputs.checkpoints.clone().filter(|_| save),
+            ..self.outputs.clone()
+        };
+        ssd_as(client, self.inputs.clone(), outputs, strategy).expect("the scan launches");
+    }
+
+    fn backward(&self, client: &Client, strategy: Strategy) {
+        ssd_backward_as(
+            client,
+            self.inputs.clone(),
+            self.upstream.clone(),
+            self.gradients.clone(),
+            strategy,
+        )
+        .expect("the gradients launch");
     }
 }

@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod backward;
 mod card;
 mod extremes;
 mod memory;

@@ -9,6 +9,7 @@ pub mod pool;
 pub mod repeat;
 pub mod scan;
 pub mod ssd;
+pub mod ssd_gradients;
 
 use std::fmt::Debug;
 

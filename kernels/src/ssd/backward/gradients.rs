@@ -30,7 +30,8 @@ use super::load::{
 use super::others::{Span, add_others, stage_projections, stage_rows, weigh};
 use super::plan::Plan;
 use super::reduce::{
-    add_to_columns, add_to_rows, sum_slots, write_columns, write_rows, write_total, zeros,
+    add_to_columns, add_to_rows, spot_from, sum_slots, write_columns, write_rows, write_total,
+    zeros,
 };
 use super::states::add_outer_products;
 use crate::pointwise::exp;
@@ -123,6 +124,11 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     let column_at = comptime!(row_at + positions * weight_form.row_slots());
     let skip_at = comptime!(column_at + positions * weight_form.column_slots());
     let total_at = comptime!(skip_at + plan.channels * input_form.column_slots());
+
+    let input_origin = spot(0usize, input_form);
+    let projection_origin = spot(0usize, projection_form);
+    let state_origin = spot(0usize, state_form);
+    let weight_origin = spot(0usize, weight_form);
 
     let projection_values = comptime!(projection_form.values());
     let mut sums_b = Array::<f32>::new(comptime!(plan.slices() * projection_values));
@@ -337,7 +343,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             let mut masked = Array::<f32>::new(comptime!(weight_form.values()));
             #[unroll]
             for i in 0..comptime!(weight_form.values()) {
-                let spot = spot(i, weight_form);
+                let spot = spot_from(&weight_origin, i, weight_form);
                 let decay = exp(tile_sums[spot.row] - tile_sums[spot.column], plan.ptx);
                 let mut value = scores[i] * decay;
                 let mut inside = spot.column <= spot.row && start + spot.row < stop;
@@ -455,7 +461,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 );
                 #[unroll]
                 for i in 0..projection_values {
-                    let spot = spot(i, projection_form);
+                    let spot = spot_from(&projection_origin, i, projection_form);
                     let weight = passed[spot.row];
                     let value = crossing[i] * (weight * tile_steps[spot.row]);
                     sums_b[comptime!(slice * projection_values + i)] +=
@@ -488,8 +494,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 }
                 #[unroll]
                 for i in 0..comptime!(state_form.values()) {
-                    let spot = spot(i, state_form);
-                    let product = state[i] * value_at::<E, V>(&states, i, state_tile, state_form);
+                    let spot = spot_from(&state_origin, i, state_form);
+                    let product = state[i]
+                        * value_at::<E, V>(&states, &state_origin, i, state_tile, state_form);
                     state_product += select(spot.owned, product, 0.0f32);
                 }
                 sync_cube();
@@ -508,7 +515,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 );
                 #[unroll]
                 for i in 0..projection_values {
-                    let spot = spot(i, projection_form);
+                    let spot = spot_from(&projection_origin, i, projection_form);
                     let left = kept[spot.row];
                     let mut value = crossing[i] * left;
                     if comptime!(plan.resettable) {
@@ -516,8 +523,14 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     }
                     let value = select(left == 0.0f32, 0.0f32, value);
                     sums_c[comptime!(slice * projection_values + i)] += value;
-                    crossing[i] =
-                        value * value_at::<E, V>(&readers, i, projection_tile, projection_form);
+                    crossing[i] = value
+                        * value_at::<E, V>(
+                            &readers,
+                            &projection_origin,
+                            i,
+                            projection_tile,
+                            projection_form,
+                        );
                 }
                 add_to_rows(&crossing, &mut read_rows, projection_form);
             }
@@ -526,11 +539,11 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             let mut terms = Array::<f32>::new(comptime!(input_form.values()));
             #[unroll]
             for i in 0..comptime!(input_form.values()) {
-                let spot = spot(i, input_form);
+                let spot = spot_from(&input_origin, i, input_form);
                 let weight = passed[spot.row];
                 let value = select(weight == 0.0f32, 0.0f32, grad_inputs[i] * weight);
                 grad_inputs[i] = value;
-                let input = value_at::<E, V>(&inputs, i, input_tile, input_form);
+                let input = value_at::<E, V>(&inputs, &input_origin, i, input_tile, input_form);
                 let product = value * input * tile_steps[spot.row];
                 terms[i] = select(weight == 0.0f32, 0.0f32, product);
             }
@@ -549,7 +562,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             let pair = comptime!(plan.pair);
             #[unroll]
             for i in 0..comptime!(input_form.values() / plan.pair) {
-                let spot = spot(comptime!(i * plan.pair), input_form);
+                let spot = spot_from(&input_origin, comptime!(i * plan.pair), input_form);
                 let t = start + spot.row;
                 let channel = block * comptime!(plan.channels) + spot.column;
                 let exists = t < stop && channel < comptime!(plan.headdim);
@@ -558,8 +571,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 #[unroll]
                 for j in 0..pair {
                     let at = comptime!(i * plan.pair + j);
-                    let input = value_at::<E, V>(&inputs, at, input_tile, input_form);
-                    let grad = value_at::<E, V>(&grads, at, input_tile, input_form);
+                    let input =
+                        value_at::<E, V>(&inputs, &input_origin, at, input_tile, input_form);
+                    let grad = value_at::<E, V>(&grads, &input_origin, at, input_tile, input_form);
                     terms[at] = select(exists, input * grad_inputs[at], 0.0f32);
                     skips[at] = input * grad;
                     if comptime!(plan.resettable) {
@@ -611,7 +625,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 } else {
                     #[unroll]
                     for i in 0..comptime!(input_form.values()) {
-                        let spot = spot(i, input_form);
+                        let spot = spot_from(&input_origin, i, input_form);
                         skip_total += select(spot.owned, skips[i], 0.0f32);
                     }
                 }
@@ -622,7 +636,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         let mut terms = Array::<f32>::new(comptime!(weight_form.values()));
         #[unroll]
         for i in 0..comptime!(weight_form.values()) {
-            let spot = spot(i, weight_form);
+            let spot = spot_from(&weight_origin, i, weight_form);
             let decay = exp(tile_sums[spot.row] - tile_sums[spot.column], plan.ptx);
             let mut value = products[i] * (decay * tile_steps[spot.column]);
             let mut inside = spot.column <= spot.row && start + spot.row < stop;
@@ -768,9 +782,10 @@ fn write_projection<O: Float, W: Size>(
 ) {
     let form = comptime!(plan.projection_sums());
     let pair = comptime!(plan.pair);
+    let origin = spot(0usize, form);
     #[unroll]
     for i in 0..comptime!(form.values() / plan.pair) {
-        let spot = spot(comptime!(i * plan.pair), form);
+        let spot = spot_from(&origin, comptime!(i * plan.pair), form);
         let t = rows.start + spot.row;
         if spot.owned && t < rows.stop && spot.column < rows.columns {
             let mut vector = Vector::<O, W>::empty();

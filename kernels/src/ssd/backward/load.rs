@@ -2,8 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::tile::{Sums, Tile, spot};
+use super::super::tile::{Spot, Sums, Tile, spot};
 use super::plan::Plan;
+use super::reduce::spot_from;
 
 /// A head of a sequence, and where its steps lie.
 #[derive(CubeType, Clone, Copy)]
@@ -152,29 +153,29 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
             let row = slot / across;
             let column = slot % across * lanes;
             let mut vector = Vector::<E, V>::empty();
+            let mut mark = 0.0f32;
+            if comptime!(staging == Staging::Weighted || staging == Staging::Passing) {
+                mark = marks[mark_at + row];
+            }
             #[unroll]
             for i in 0..comptime!(lanes / width) {
                 let here = column + comptime!(i * width);
-                let inside = rows.start + row < rows.stop && here < rows.columns;
+                let mut inside = rows.start + row < rows.stop && here < rows.columns;
                 let index = select(inside, base + row * stride + here, base);
-                let values = source[index / width];
+                let mut values = source[index / width];
+                if comptime!(staging == Staging::Weighted || staging == Staging::Passing) {
+                    inside = inside && mark != 0.0f32;
+                }
+                if !inside {
+                    values = Vector::new(F::new(0.0));
+                }
                 #[unroll]
                 for j in 0..width {
                     let lane = comptime!(i * width + j);
-                    let value = select(inside, values.extract(j), F::new(0.0));
-                    if comptime!(staging == Staging::Plain) {
-                        vector.insert(lane, E::cast_from(value));
-                    } else if comptime!(staging == Staging::Weighted) {
-                        let weight = marks[mark_at + row];
-                        let product = f32::cast_from(value) * weight;
-                        vector.insert(
-                            lane,
-                            E::cast_from(select(weight == 0.0f32, 0.0f32, product)),
-                        );
-                    } else if comptime!(staging == Staging::Passing) {
-                        let value = select(marks[mark_at + row] == 0.0f32, F::new(0.0), value);
-                        vector.insert(lane, E::cast_from(value));
-                    } else {
+                    let value = values.extract(j);
+                    if comptime!(staging == Staging::Weighted) {
+                        vector.insert(lane, E::cast_from(f32::cast_from(value) * mark));
+                    } else if comptime!(staging == Staging::Marked) {
                         let value = f32::cast_from(value);
                         // NaN of an infinity, too.
                         let mark = value - value;
@@ -183,6 +184,8 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
                             marks[mark_at + row] = mark;
                         }
                         vector.insert(lane, E::cast_from(select(finite, value, 0.0f32)));
+                    } else {
+                        vector.insert(lane, E::cast_from(value));
                     }
                 }
             }
@@ -204,9 +207,10 @@ pub(super) fn read_state<W: Size>(
     #[comptime] plan: Plan,
 ) {
     let pair = comptime!(plan.pair);
+    let origin = spot(0usize, form);
     #[unroll]
     for i in 0..comptime!(form.values() / plan.pair) {
-        let spot = spot(comptime!(i * plan.pair), form);
+        let spot = spot_from(&origin, comptime!(i * plan.pair), form);
         let channel = block * comptime!(plan.channels) + spot.row;
         let n = slice * comptime!(plan.slice) + spot.column;
         let inside = channel < comptime!(plan.headdim) && n < comptime!(plan.d_state);
@@ -232,9 +236,10 @@ pub(super) fn write_state<W: Size>(
     #[comptime] plan: Plan,
 ) {
     let pair = comptime!(plan.pair);
+    let origin = spot(0usize, form);
     #[unroll]
     for i in 0..comptime!(form.values() / plan.pair) {
-        let spot = spot(comptime!(i * plan.pair), form);
+        let spot = spot_from(&origin, comptime!(i * plan.pair), form);
         let channel = block * comptime!(plan.channels) + spot.row;
         let n = slice * comptime!(plan.slice) + spot.column;
         let inside = channel < comptime!(plan.headdim) && n < comptime!(plan.d_state);
@@ -253,11 +258,12 @@ pub(super) fn write_state<W: Size>(
 #[cube]
 pub(super) fn value_at<E: Float, V: Size>(
     source: &Shared<[Vector<E, V>]>,
+    origin: &Spot,
     #[comptime] i: usize,
     #[comptime] tile: Tile,
     #[comptime] form: Sums,
 ) -> f32 {
-    let spot = spot(i, form);
+    let spot = spot_from(origin, i, form);
     let row = spot.row * comptime!(tile.pitch());
     if comptime!(form.tensor) {
         let scalars = source.with_vector_size::<Const<1>>();

@@ -16,6 +16,9 @@ const HALF_LANES: usize = 8;
 const TENSOR_POSITIONS: usize = 64;
 const TENSOR_PLANES: usize = 8;
 
+/// Channels of a block there. Fewer do not split among the planes.
+const TENSOR_CHANNELS: usize = 64;
+
 /// States whose columns are in shared memory at once there.
 const TENSOR_SLICE: usize = 128;
 
@@ -63,18 +66,16 @@ impl Plan {
     /// For tensor cores, if the cube fits the device.
     pub fn tensor(client: &Client, dims: &Dims) -> Option<Self> {
         let hardware = &client.properties().hardware;
-        let planes = std::env::var("PLANES").map_or(TENSOR_PLANES, |it| it.parse().unwrap());
-        let allowed = std::env::var("RESIDENT").map_or(true, |it| it == "1");
         let plan = Self {
             positions: TENSOR_POSITIONS,
-            channels: 64,
+            channels: TENSOR_CHANNELS,
             slice: dims.d_state.next_multiple_of(64).min(TENSOR_SLICE),
-            units: planes * PLANE,
+            units: TENSOR_PLANES * PLANE,
             tensor: true,
             ..Self::base(client, dims)
         };
         let resident = Self {
-            resident: plan.slices() == 1 && allowed,
+            resident: plan.slices() == 1,
             ..plan
         };
         [resident, plan].into_iter().find(|plan| {

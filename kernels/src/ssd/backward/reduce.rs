@@ -5,7 +5,7 @@
 
 use cubecl::prelude::*;
 
-use super::super::tile::{PLANE, Sums, spot};
+use super::super::tile::{PLANE, Spot, Sums, spot};
 
 /// Edge of a unit's block of sums, and the sums of it.
 const BLOCK: usize = 4;
@@ -74,6 +74,29 @@ impl Sums {
             true => self.planes_down(),
             false => self.rows / BLOCK,
         }
+    }
+}
+
+/// Where the unit's sum `i` belongs, from where its first does: what the compiler would find to be the same each time, it
+/// takes long to.
+#[cube]
+pub(super) fn spot_from(origin: &Spot, #[comptime] i: usize, #[comptime] form: Sums) -> Spot {
+    if comptime!(form.tensor) {
+        let row = comptime!(i / FRAGMENT_SUMS / form.across() * 16 + i % FRAGMENT_SUMS / 2 * 8);
+        let column = comptime!(i / FRAGMENT_SUMS % form.across() * 8 + i % 2);
+        Spot {
+            row: origin.row + row,
+            column: origin.column + column,
+            owned: true.runtime(),
+        }
+    } else if comptime!(i < BLOCK_SUMS) {
+        Spot {
+            row: origin.row + comptime!(i / BLOCK),
+            column: origin.column + comptime!(i % BLOCK),
+            owned: origin.owned,
+        }
+    } else {
+        spot(i, form)
     }
 }
 
