@@ -6,7 +6,7 @@
 //! - `oracle` (feature of the same name): each operation as host loops in f64, values and gradients,
 //!   written to be read. Every other implementation is tested against it.
 //!
-//! - `selective_scan`, `causal_conv1d`, `rms_norm`, `gated_rms_norm`, `cross_entropy` and `embedding` (feature `cube`): GPU kernels in CubeCL. A
+//! - `selective_scan`, `ssd`, `causal_conv1d`, `rms_norm`, `gated_rms_norm`, `cross_entropy` and `embedding` (feature `cube`): GPU kernels in CubeCL. A
 //!   launcher takes a client of any runtime and bindings of its buffers.
 //!
 //! - `decode` (feature `cube`): a whole model that reads prompts in one pass and then a token a step.
