@@ -9,6 +9,7 @@ use crate::decode::model::Sizes;
 use crate::decode::pack::copy;
 use crate::decode::product::Split;
 use crate::decode::ssd_step::{SsdStep, ssd_step_kernel};
+use crate::decode::states::Store;
 use crate::decode::team::lanes;
 use crate::gated_rms_norm::{GatedNormInputs, MAX_GROUP, gated_rms_norm};
 use crate::tensors::{address_type, check_optional, check_size, check_whole};
@@ -50,6 +51,8 @@ pub(in crate::decode) struct Mamba2 {
     pub headdim: usize,
     pub ngroups: usize,
     pub d_state: usize,
+    /// How the state lies in memory.
+    pub store: Store,
     pub dt_bias: Option<TensorBinding>,
     pub dt_limit: (f32, f32),
     pub a: TensorBinding,
@@ -143,6 +146,7 @@ impl Mamba2Weights {
             headdim,
             ngroups,
             d_state,
+            store: Store::new(d_state, dtype),
             dt_bias: self.dt_bias,
             dt_limit: self.dt_limit,
             a: self.a,
