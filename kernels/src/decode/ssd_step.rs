@@ -148,18 +148,18 @@ impl SsdStep {
 /// Some units own rows of a head's state, each a share of their columns: `h = exp(dt a) h + dt x B'`,
 /// `y = (h C + d x) gate`.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn ssd_step_kernel<F: Float, S: Size>(
+pub(super) fn ssd_step_kernel<F: Float, O: Float, S: Size>(
     u: &Tensor<F>, // [batch, d_inner + 2 ngroups d_state + nheads or more]
     gate: ComptimeOption<&Tensor<F>>, // [batch, d_inner or more]
     dt_bias: ComptimeOption<&Tensor<f32>>, // [nheads]
     a: &Tensor<f32>, // [nheads]
     skip: &Tensor<f32>, // [nheads] or [d_inner]
     state: &mut Tensor<Vector<u32, S>>, // [batch, nheads, headdim], rows as the store says
-    y: &mut Tensor<F>, // [batch, d_inner or more]
+    y: &mut Tensor<O>, // [batch, d_inner or more]
     least: f32,
     most: f32,
     #[comptime] step: SsdStep,
-    #[define(F)] _dtype: ElemType,
+    #[define(F, O)] _dtypes: [ElemType; 2],
 ) {
     let cubes = comptime!(step.cubes_a_head());
     let turns = comptime!(step.turns);
@@ -287,7 +287,7 @@ pub(super) fn ssd_step_kernel<F: Float, S: Size>(
                 total *= f32::cast_from(gate[sequence * gate.shape(1) + channel + own]);
             }
             let at = sequence * y.shape(1) + channel + own;
-            y[at] = F::cast_from(total);
+            y[at] = O::cast_from(total);
         }
     }
 }

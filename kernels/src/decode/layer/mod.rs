@@ -14,8 +14,8 @@ use crate::tensors::{address_type, check_optional, check_shape, check_size, chec
 
 pub(super) use mamba1::Mamba1;
 pub use mamba1::Mamba1Weights;
+pub(super) use mamba2::Mamba2;
 pub use mamba2::{GatedNormWeights, Mamba2Weights};
-pub(super) use mamba2::{Mamba2, one_position};
 
 /// Taps of the longest filter: a unit keeps them in registers.
 const MAX_WIDTH: usize = 16;
