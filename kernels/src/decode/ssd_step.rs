@@ -8,8 +8,9 @@ use super::states::{Store, from_words, to_words};
 use crate::pointwise::{exp, softplus};
 use crate::tensors::processors;
 
-/// Units of a cube: few, so that the heads of one sequence spread over the device.
+/// Units of a cube: few, and fewer where the heads of one sequence would leave the device idle.
 const UNITS: usize = 128;
+const LEAST_UNITS: usize = 32;
 
 /// Units that share a row of the state at most: a plane of CUDA adds up without shared memory.
 const MOST_PARTS: usize = 32;
@@ -20,7 +21,7 @@ const MOST_STATES: usize = 32;
 /// Rows of a unit at most.
 const MOST_ROWS: usize = 4;
 
-/// Cubes a multiprocessor below which units own fewer rows.
+/// Cubes a multiprocessor below which they own fewer rows.
 const CUBES_TO_FILL: usize = 4;
 
 /// What the kernel is compiled for. A cube owns `rows * turns` rows of a head's state, `parts` units each.
@@ -64,12 +65,16 @@ impl SsdStep {
             false => blocks.next_power_of_two() / 2,
         };
         let parts = parts.min(MOST_PARTS);
-        let rows = (UNITS / parts).min(headdim.next_power_of_two());
+        let mut rows = (UNITS / parts).min(headdim.next_power_of_two());
         let wanted = processors(hardware) * CUBES_TO_FILL;
+        let cubes = |rows: usize| sizes.batch * nheads * headdim.div_ceil(rows);
+        while rows * parts > LEAST_UNITS && cubes(rows) < wanted {
+            rows /= 2;
+        }
         let fits = |turns: usize| {
-            let cubes = sizes.batch * nheads * headdim.div_ceil(rows * turns);
             let states = turns * blocks.div_ceil(parts) * store.block();
-            rows * turns <= headdim && cubes >= wanted && states <= MOST_STATES
+            let fills = cubes(rows * turns) >= wanted;
+            rows * turns <= headdim && fills && states <= MOST_STATES
         };
         let mut turns = MOST_ROWS;
         while turns > 1 && !fits(turns) {
