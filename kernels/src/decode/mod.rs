@@ -29,6 +29,7 @@ mod prompt;
 mod rows;
 mod scan;
 mod ssd_step;
+mod states;
 mod team;
 
 use core::fmt;
