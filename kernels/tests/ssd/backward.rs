@@ -187,7 +187,7 @@ fn report(case: Case) -> usize {
             .zip(&want.1)
             .map(|(got, want)| (got - want).abs() / largest);
         let worst = errors.fold(0.0f64, |most, it| if it <= most { most } else { it });
-        wrong |= !(worst <= allowed);
+        wrong |= worst > allowed || worst.is_nan();
         line += &format!(" {} {worst:.1e}", got.0);
     }
     let Case {

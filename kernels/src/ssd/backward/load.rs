@@ -1,5 +1,8 @@
 //! Where a cube works, and how tiles reach shared memory.
 
+// `x - x` is zero, and NaN where `x` is not finite.
+#![allow(clippy::eq_op)]
+
 use cubecl::prelude::*;
 
 use super::super::tile::{Spot, Sums, Tile, spot};
