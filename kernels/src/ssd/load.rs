@@ -111,52 +111,18 @@ pub(super) fn request<F: Float, L: Size, V: Size>(
     #[comptime] tile: Tile,
     #[comptime] geometry: Geometry,
 ) {
-    // Chunks but the last are whole.
-    if rows.rows >= tile.rows {
-        copy_rows(source, rows, target, at, false, tile, geometry);
-    } else {
-        copy_rows(source, rows, target, at, true, tile, geometry);
-    }
-}
-
-#[cube]
-fn copy_rows<F: Float, L: Size, V: Size>(
-    source: &Tensor<Vector<F, L>>,
-    rows: &Rows,
-    target: &mut Shared<[Vector<F, V>]>,
-    at: usize,
-    #[comptime] clamped: bool,
-    #[comptime] tile: Tile,
-    #[comptime] geometry: Geometry,
-) {
     let across = comptime!(tile.columns / tile.lanes);
     let lanes = comptime!(tile.lanes);
     let vectors = comptime!(tile.rows * across);
-    let stride = rows.stride / lanes;
     #[unroll]
     for i in 0..comptime!(vectors.div_ceil(geometry.units)) {
-        // A unit's vectors lie below each other where the units are whole rows.
-        let (row, column) = if comptime!(geometry.units.is_multiple_of(across)) {
-            let row = UNIT_POS as usize / across + comptime!(i * geometry.units / across);
-            (row, UNIT_POS as usize % across)
-        } else {
-            let slot = UNIT_POS as usize + comptime!(i * geometry.units);
-            (slot / across, slot % across)
-        };
-        let mut inside = row;
-        if clamped {
-            inside = select(row < rows.rows, row, rows.rows - 1);
-        }
-        let from = rows.base / lanes + column + inside * stride;
-        let to = at + row * comptime!(tile.pitch()) + column;
-        let mut wanted = true.runtime();
-        if comptime!(!vectors.is_multiple_of(geometry.units)) {
-            wanted = row < comptime!(tile.rows);
-        }
-        if comptime!(geometry.is_padded()) {
-            wanted = wanted && column * lanes < rows.columns;
-        }
-        if wanted {
+        let slot = UNIT_POS as usize + comptime!(i * geometry.units);
+        let row = slot / across;
+        let column = slot % across * lanes;
+        let inside = select(row < rows.rows, row, rows.rows - 1);
+        let from = (rows.base + inside * rows.stride + column) / lanes;
+        let to = at + row * comptime!(tile.pitch()) + slot % across;
+        if slot < vectors && column < rows.columns {
             copy_async(
                 &source[from..from + 1],
                 target[to..to + 1].with_vector_size_mut::<L>(),

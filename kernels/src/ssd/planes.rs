@@ -14,7 +14,7 @@ use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
-use super::load::{Place, channel_skip, head_skip, place, state_index};
+use super::load::{channel_skip, head_skip, place, state_index};
 use super::repair::repair;
 use super::segments::DROPPED;
 use super::stages::{fetch, stage_of, staged, step_value};
@@ -255,11 +255,8 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                         #[unroll]
                         for low in 0..2usize {
                             let scale = scales[comptime!(i / 2 * 2 + low)];
-                            let mut value = scale * pair.extract(low);
-                            if comptime!(runs.is_some()) {
-                                // Zero times NaN would not do.
-                                value = select(scale == 0.0f32, 0.0f32, value);
-                            }
+                            // Zero times NaN would not do.
+                            let value = select(scale == 0.0f32, 0.0f32, scale * pair.extract(low));
                             pair.insert(low, value);
                         }
                         written[comptime!(4 * down + i)] = Vector::cast_from(pair);
@@ -309,19 +306,38 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 if plane_any(!finite) {
                     repair::<F>(&staged, &stage, &mut outputs, runs.is_some(), geometry);
                 }
-                write_outputs::<F, O>(
-                    &staged.inputs,
-                    stage.inputs,
-                    &outputs,
-                    d,
-                    skip,
-                    y,
-                    seq_len,
-                    nheads,
-                    &place,
-                    start,
-                    geometry,
-                );
+                #[unroll]
+                for i in 0..comptime!(output_form.values() / 2) {
+                    let spot = spot(comptime!(2 * i), output_form);
+                    let channel = place.channel + spot.column;
+                    let t = start + spot.row;
+                    let pairs = staged.inputs.with_vector_size::<Const<2>>();
+                    let index = (stage.inputs + spot.row * comptime!(input_tile.pitch())) * 4
+                        + spot.column / 2;
+                    let input = Vector::<f32, Const<2>>::cast_from(pairs[index]);
+                    let base = ((place.batch * seq_len + t) * nheads + place.head)
+                        * comptime!(geometry.headdim)
+                        + channel;
+                    let width = comptime!(geometry.out_width);
+                    #[unroll]
+                    for part in 0..comptime!(2 / width) {
+                        let mut out = Vector::<f32, O>::empty();
+                        #[unroll]
+                        for low in 0..width {
+                            let j = comptime!(part * width + low);
+                            let mut value = outputs[comptime!(2 * i + j)];
+                            if comptime!(d.is_some()) {
+                                let weight = channel_skip(d, skip, &place, channel + j, geometry);
+                                value += weight * input.extract(j);
+                            }
+                            out.insert(low, value);
+                        }
+                        let first = comptime!(part * width);
+                        if t < place.end && channel + first < comptime!(geometry.headdim) {
+                            y[(base + first) / width] = Vector::cast_from(out);
+                        }
+                    }
+                }
                 // All planes have read the states.
                 sync_cube();
                 store(&state, &mut staged.states, 0usize, state_tile, state_form);
@@ -371,66 +387,4 @@ fn kept_inputs<F: Float>(
         kept[i] = pair;
     }
     kept
-}
-
-/// Adds the skip to a plane's outputs and stores them.
-#[cube]
-fn write_outputs<F: Float, O: Size>(
-    inputs: &Shared<[Vector<F, Const<8>>]>,
-    at: usize,
-    outputs: &Array<f32>,
-    d: ComptimeOption<&Tensor<f32>>,
-    skip: f32,
-    y: &mut OwnedTensor<Vector<F, O>>,
-    seq_len: usize,
-    nheads: usize,
-    place: &Place,
-    start: usize,
-    #[comptime] geometry: Geometry,
-) {
-    let form = comptime!(geometry.output_sums());
-    let width = comptime!(geometry.out_width);
-    let pitch = comptime!(geometry.inputs().pitch());
-    let pairs = inputs.with_vector_size::<Const<2>>();
-    let first = spot(0usize, form);
-    let channel = place.channel + first.column;
-    #[unroll]
-    for half in 0..2usize {
-        let row = first.row + comptime!(8 * half);
-        let t = start + row;
-        let base = ((place.batch * seq_len + t) * nheads + place.head)
-            * comptime!(geometry.headdim)
-            + channel;
-        let input_at = (at + row * pitch) * 4 + first.column / 2;
-        if t < place.end {
-            #[unroll]
-            for i in 0..comptime!(form.across()) {
-                let input = Vector::<f32, Const<2>>::cast_from(pairs[input_at + comptime!(4 * i)]);
-                #[unroll]
-                for part in 0..comptime!(2 / width) {
-                    let column = comptime!(8 * i + part * width);
-                    let mut out = Vector::<f32, O>::empty();
-                    #[unroll]
-                    for low in 0..width {
-                        let mut value = outputs[comptime!(4 * i + 2 * half + part * width + low)];
-                        if comptime!(d.is_some()) {
-                            let channel = channel + comptime!(column + low);
-                            let weight = channel_skip(d, skip, place, channel, geometry);
-                            value += weight * input.extract(comptime!(part * width + low));
-                        }
-                        out.insert(low, value);
-                    }
-                    let out = Vector::<F, O>::cast_from(out);
-                    let to = (base + column) / width;
-                    if comptime!(geometry.is_padded()) {
-                        if channel + column < comptime!(geometry.headdim) {
-                            y[to] = out;
-                        }
-                    } else {
-                        y[to] = out;
-                    }
-                }
-            }
-        }
-    }
 }
