@@ -15,8 +15,8 @@
 //! logits   = head(rms_norm(x));  token = choice(logits)
 //! ```
 //!
-//! Sources: Gu and Dao 2023, "Mamba", section 3.4; Dao and Gu 2024, "Transformers are SSMs", section 7. The folder's `README.md` tells who owns what, what it costs
-//! and what was measured.
+//! Sources: Gu and Dao 2023, "Mamba", section 3.4; Dao and Gu 2024, "Transformers are SSMs", section 7. The folder's
+//! `README.md` tells who owns what, what it costs and what was measured.
 
 mod choose;
 mod graph;
