@@ -29,7 +29,6 @@ mod prompt;
 mod rows;
 mod scan;
 mod ssd_step;
-mod states;
 mod team;
 
 use core::fmt;

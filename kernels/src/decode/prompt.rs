@@ -12,7 +12,7 @@ use crate::KernelError;
 use crate::causal_conv1d::{ConvInputs, ConvOutputs, causal_conv1d};
 use crate::selective_scan::{ScanInputs, ScanOutputs, Strategy, selective_scan};
 use crate::ssd::{SsdInputs, SsdOutputs, ssd};
-use crate::tensors::{address_type, check_size, scratch};
+use crate::tensors::{address_type, check_size};
 
 const UNITS: u32 = 256;
 
@@ -236,16 +236,6 @@ impl Mamba2 {
         let own = |first, width| columns(client, projected, first, sequence(width), dtype);
         let y = empty(client, &sequence(d_inner), dtype);
         let state = [prompt.batch, self.nheads, self.headdim, self.d_state];
-        let (initial_state, final_state) = match self.store.packed {
-            true => (
-                (!prompt.fresh).then(|| self.store.restore(client, remembered, &state)),
-                scratch(client, &state),
-            ),
-            false => (
-                before(client, remembered, &state, prompt),
-                shaped(remembered, &state),
-            ),
-        };
         let skip = match self.d.size() == self.nheads {
             true => self.d.clone(),
             false => shaped(&self.d, &[self.nheads, self.headdim]),
@@ -260,7 +250,7 @@ impl Mamba2 {
                 c: group(d_inner + width),
                 d: Some(skip),
                 dt_bias: self.dt_bias.clone(),
-                initial_state,
+                initial_state: before(client, remembered, &state, prompt),
                 seq_idx: None,
                 dt_softplus: true,
                 dt_limit: self.dt_limit,
@@ -270,13 +260,10 @@ impl Mamba2 {
             },
             SsdOutputs {
                 y: in_heads(y.clone(), self.nheads),
-                final_state: final_state.clone(),
+                final_state: shaped(remembered, &state),
                 checkpoints: None,
             },
         )?;
-        if self.store.packed {
-            self.store.keep_in(client, final_state, remembered);
-        }
         let Some(norm) = &self.norm else {
             return Ok(y);
         };

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
 use super::choose::embed;
-use super::layer::{Layer, Mamba1, Mixer, ScanBuffers};
+use super::layer::{Layer, Mamba1, Mamba2, Mixer, ScanBuffers, one_position};
 use super::model::{Model, Sizes};
 use super::narrow::{WHOLE_ROWS, narrow_product};
 use super::pack::{Packed, transposed};
@@ -166,10 +166,15 @@ impl Layer {
                 dtype,
             );
         }
-        let (state, read) = (&self.state, [&u, &gate]);
+        let y = vectors(self.split.gate);
+        let buffers = ScanBuffers {
+            u: &u,
+            gate: &gate,
+            y: &y,
+        };
         let y = match &self.mixer {
-            Mixer::Mamba1(mixer) => mixer.step_rows(client, state, read, sizes, dtype)?,
-            Mixer::Mamba2(mixer) => mixer.step_rows(client, state, read, sizes, dtype)?,
+            Mixer::Mamba1(mixer) => mixer.step_rows(client, &self.state, buffers, sizes, dtype)?,
+            Mixer::Mamba2(mixer) => mixer.step_rows(client, &self.state, buffers, sizes, dtype)?,
         };
         times(client, y, &self.out_proj, single())
     }
@@ -181,15 +186,37 @@ impl Mamba1 {
         &self,
         client: &Client,
         state: &TensorBinding,
-        [u, gate]: [&TensorBinding; 2],
+        buffers: ScanBuffers,
         sizes: Sizes,
         dtype: ElemType,
     ) -> Result<TensorBinding, KernelError> {
-        let projected = times(client, u.clone(), &self.x_proj, single())?;
-        let y = empty(client, &[sizes.batch, self.x_proj.columns], dtype);
-        let buffers = ScanBuffers { u, gate, y: &y };
+        let projected = times(client, buffers.u.clone(), &self.x_proj, single())?;
+        let y = buffers.y.clone();
         self.scan(client, state, &projected, buffers, sizes, dtype);
         Ok(y)
+    }
+}
+
+impl Mamba2 {
+    /// From `u` and `gate` to what the output projection reads.
+    fn step_rows(
+        &self,
+        client: &Client,
+        state: &TensorBinding,
+        buffers: ScanBuffers,
+        sizes: Sizes,
+        dtype: ElemType,
+    ) -> Result<TensorBinding, KernelError> {
+        self.step(client, state, &buffers, sizes, dtype);
+        let Some(norm) = &self.norm else {
+            return Ok(buffers.y.clone());
+        };
+        let shape = [sizes.batch, self.d_inner()];
+        let normed = empty(client, &shape, dtype);
+        let [y, gate, out] =
+            [buffers.y, buffers.gate, &normed].map(|it| one_position(it, shape[1]));
+        norm.apply(client, y, gate, out, dtype)?;
+        Ok(normed)
     }
 }
 

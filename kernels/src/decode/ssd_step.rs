@@ -4,24 +4,19 @@ use cubecl::prelude::*;
 
 use super::layer::Mamba2;
 use super::model::Sizes;
-use super::states::{Store, from_words, to_words};
 use crate::pointwise::{exp, softplus};
 use crate::tensors::processors;
 
-/// Units of a cube: few, and fewer where the heads of one sequence would leave the device idle.
+/// Units of a cube: few, so that the heads of one sequence spread over the device.
 const UNITS: usize = 128;
-const LEAST_UNITS: usize = 32;
 
 /// Units that share a row of the state at most: a plane of CUDA adds up without shared memory.
 const MOST_PARTS: usize = 32;
 
-/// States of a unit at most, of rows that read `B` and `C` once: their loads are in flight at once.
-const MOST_STATES: usize = 32;
-
-/// Rows of a unit at most.
+/// Rows of a unit at most, which read `B` and `C` once: their loads are in flight at once.
 const MOST_ROWS: usize = 4;
 
-/// Cubes a multiprocessor below which they own fewer rows.
+/// Cubes a multiprocessor below which units own fewer rows.
 const CUBES_TO_FILL: usize = 4;
 
 /// What the kernel is compiled for. A cube owns `rows * turns` rows of a head's state, `parts` units each.
@@ -32,7 +27,8 @@ pub(super) struct SsdStep {
     headdim: usize,
     ngroups: usize,
     d_state: usize,
-    store: Store,
+    /// States that a unit loads at once.
+    lanes: usize,
     /// Units of a row.
     parts: usize,
     /// Rows that a cube has at once.
@@ -58,23 +54,18 @@ impl SsdStep {
             d_state,
             ..
         } = mixer;
-        let store = mixer.store;
-        let blocks = store.blocks();
-        let parts = match blocks.is_power_of_two() {
-            true => blocks,
-            false => blocks.next_power_of_two() / 2,
+        let lanes = if d_state.is_multiple_of(4) { 4 } else { 1 };
+        let vectors = d_state / lanes;
+        let parts = match vectors.is_power_of_two() {
+            true => vectors,
+            false => vectors.next_power_of_two() / 2,
         };
         let parts = parts.min(MOST_PARTS);
-        let mut rows = (UNITS / parts).min(headdim.next_power_of_two());
+        let rows = (UNITS / parts).min(headdim.next_power_of_two());
         let wanted = processors(hardware) * CUBES_TO_FILL;
-        let cubes = |rows: usize| sizes.batch * nheads * headdim.div_ceil(rows);
-        while rows * parts > LEAST_UNITS && cubes(rows) < wanted {
-            rows /= 2;
-        }
         let fits = |turns: usize| {
-            let states = turns * blocks.div_ceil(parts) * store.block();
-            let fills = cubes(rows * turns) >= wanted;
-            rows * turns <= headdim && fills && states <= MOST_STATES
+            let cubes = sizes.batch * nheads * headdim.div_ceil(rows * turns);
+            rows * turns <= headdim && cubes >= wanted
         };
         let mut turns = MOST_ROWS;
         while turns > 1 && !fits(turns) {
@@ -88,7 +79,7 @@ impl SsdStep {
             headdim,
             ngroups,
             d_state,
-            store,
+            lanes,
             parts,
             rows,
             turns,
@@ -99,24 +90,24 @@ impl SsdStep {
         }
     }
 
-    /// Words that a unit loads at once.
+    /// States that a unit loads at once.
     pub fn lanes(&self) -> usize {
-        self.store.lanes
+        self.lanes
     }
 
-    /// Blocks of a row that a unit takes.
-    fn share(&self) -> usize {
-        self.store.blocks().div_ceil(self.parts)
+    /// Vectors of a row.
+    fn vectors(&self) -> usize {
+        self.d_state / self.lanes
     }
 
     /// Vectors of a row that a unit takes.
-    fn loads(&self) -> usize {
-        self.share() * self.store.loads()
+    fn share(&self) -> usize {
+        self.vectors().div_ceil(self.parts)
     }
 
     /// Whether every unit has something to load in its turn `k`.
     fn full(&self, k: usize) -> bool {
-        (k + 1) * self.parts <= self.store.blocks()
+        (k + 1) * self.parts <= self.vectors()
     }
 
     /// Whether the rows of a head fill its cubes.
@@ -153,26 +144,24 @@ impl SsdStep {
 /// Some units own rows of a head's state, each a share of their columns: `h = exp(dt a) h + dt x B'`,
 /// `y = (h C + d x) gate`.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn ssd_step_kernel<F: Float, O: Float, S: Size>(
+pub(super) fn ssd_step_kernel<F: Float, S: Size>(
     u: &Tensor<F>, // [batch, d_inner + 2 ngroups d_state + nheads or more]
     gate: ComptimeOption<&Tensor<F>>, // [batch, d_inner or more]
     dt_bias: ComptimeOption<&Tensor<f32>>, // [nheads]
     a: &Tensor<f32>, // [nheads]
     skip: &Tensor<f32>, // [nheads] or [d_inner]
-    state: &mut Tensor<Vector<u32, S>>, // [batch, nheads, headdim], rows as the store says
-    y: &mut Tensor<O>, // [batch, d_inner or more]
+    state: &mut Tensor<Vector<f32, S>>, // [batch, nheads, headdim, d_state]
+    y: &mut Tensor<F>, // [batch, d_inner or more]
     least: f32,
     most: f32,
     #[comptime] step: SsdStep,
-    #[define(F, O)] _dtypes: [ElemType; 2],
+    #[define(F)] _dtype: ElemType,
 ) {
     let cubes = comptime!(step.cubes_a_head());
     let turns = comptime!(step.turns);
     let share = comptime!(step.share());
-    let store = comptime!(step.store);
-    let block = comptime!(step.store.block());
-    let blocks = comptime!(step.store.blocks());
-    let loads = comptime!(step.store.loads());
+    let lanes = comptime!(step.lanes);
+    let vectors = comptime!(step.vectors());
     let line = CUBE_POS / cubes;
     // All of a cube or none.
     if line >= comptime!(step.batch * step.nheads) {
@@ -190,7 +179,7 @@ pub(super) fn ssd_step_kernel<F: Float, O: Float, S: Size>(
     let dt_first = first + comptime!(step.d_inner() + 2 * step.projected());
 
     // Past the last row of the head units work on its first and write nothing; past the last column likewise.
-    let mut words = Array::<Vector<u32, S>>::new(comptime!(step.turns * step.loads()));
+    let mut befores = Array::<Vector<f32, S>>::new(comptime!(step.turns * step.share()));
     let mut inputs = Array::<f32>::new(turns);
     #[unroll]
     for turn in 0..turns {
@@ -199,12 +188,9 @@ pub(super) fn ssd_step_kernel<F: Float, O: Float, S: Size>(
         inputs[turn] = f32::cast_from(u[first + channel + row]);
         #[unroll]
         for k in 0..share {
-            let place = place(line, row, column(part, k, step), step);
-            #[unroll]
-            for v in 0..loads {
-                words[comptime!(turn * step.loads() + k * loads + v)] =
-                    state[place + comptime!(v * blocks)];
-            }
+            let at = column(part, k, step);
+            let place = (line * comptime!(step.headdim) + row) * vectors + at;
+            befores[comptime!(turn * step.share() + k)] = state[place];
         }
     }
 
@@ -230,48 +216,40 @@ pub(super) fn ssd_step_kernel<F: Float, O: Float, S: Size>(
     for k in 0..share {
         let own = part + comptime!(k * step.parts);
         let at = column(part, k, step);
-        let mut b = Array::<f32>::new(block);
-        let mut c = Array::<f32>::new(block);
+        let mut b = Vector::<f32, S>::empty();
+        let mut c = Vector::<f32, S>::empty();
         #[unroll]
-        for j in 0..block {
-            let entry = at * block + j;
-            b[j] = f32::cast_from(u[b_first + entry]);
-            let read = f32::cast_from(u[c_first + entry]);
-            c[j] = if comptime!(step.full(k)) {
-                read
-            } else {
-                select(own < blocks, read, 0.0f32)
-            };
+        for j in 0..lanes {
+            let entry = at * lanes + j;
+            b.insert(j, f32::cast_from(u[b_first + entry]));
+            let mut read = f32::cast_from(u[c_first + entry]);
+            if comptime!(!step.full(k)) {
+                read = select(own < vectors, read, 0.0f32);
+            }
+            c.insert(j, read);
         }
         #[unroll]
         for turn in 0..turns {
             let own_row = begin + comptime!(turn * step.rows);
             let row = row_of(own_row, step);
-            let write = dt * inputs[turn];
-            let at_words = comptime!(turn * step.loads() + k * loads);
-            let mut values = from_words::<S>(&words, at_words, store);
-            let mut sum = 0.0f32;
+            let before = befores[comptime!(turn * step.share() + k)];
+            let after = before * Vector::new(decay) + b * Vector::new(dt * inputs[turn]);
+            let product = after * c;
+            let mut sum = product.extract(0usize);
             #[unroll]
-            for j in 0..block {
-                let after = values[j] * decay + b[j] * write;
-                values[j] = after;
-                sum += after * c[j];
+            for j in 1..lanes {
+                sum += product.extract(j);
             }
             sums[turn] += sum;
             let mut inside = true.runtime();
             if comptime!(!step.full(k)) {
-                inside = own < blocks;
+                inside = own < vectors;
             }
             if comptime!(!step.is_whole()) {
                 inside = inside && own_row < comptime!(step.headdim);
             }
             if inside {
-                let vectors = to_words::<S>(&values, store);
-                let place = place(line, row, at, step);
-                #[unroll]
-                for v in 0..loads {
-                    state[place + comptime!(v * blocks)] = vectors[v];
-                }
+                state[(line * comptime!(step.headdim) + row) * vectors + at] = after;
             }
         }
     }
@@ -292,7 +270,7 @@ pub(super) fn ssd_step_kernel<F: Float, O: Float, S: Size>(
                 total *= f32::cast_from(gate[sequence * gate.shape(1) + channel + own]);
             }
             let at = sequence * y.shape(1) + channel + own;
-            y[at] = O::cast_from(total);
+            y[at] = F::cast_from(total);
         }
     }
 }
@@ -307,21 +285,14 @@ fn row_of(own: usize, #[comptime] step: SsdStep) -> usize {
     }
 }
 
-/// Where the first vector of a block of a row lies.
-#[cube]
-fn place(line: usize, row: usize, block: usize, #[comptime] step: SsdStep) -> usize {
-    let rows = line * comptime!(step.headdim) + row;
-    rows * comptime!(step.store.blocks() * step.store.loads()) + block
-}
-
-/// The unit's block of a row in its turn `k`, or the first past the last.
+/// The unit's vector of a row in its turn `k`, or the first past the last.
 #[cube]
 fn column(part: usize, #[comptime] k: usize, #[comptime] step: SsdStep) -> usize {
     let own = part + comptime!(k * step.parts);
     if comptime!(step.full(k)) {
         own
     } else {
-        select(own < comptime!(step.store.blocks()), own, 0)
+        select(own < comptime!(step.vectors()), own, 0)
     }
 }
 

@@ -8,12 +8,9 @@ use crate::KernelError;
 use crate::decode::model::Sizes;
 use crate::decode::pack::copy;
 use crate::decode::product::Split;
-use crate::decode::rows::{empty, shaped};
 use crate::decode::ssd_step::{SsdStep, ssd_step_kernel};
-use crate::decode::states::Store;
 use crate::decode::team::lanes;
 use crate::gated_rms_norm::{GatedNormInputs, MAX_GROUP, gated_rms_norm};
-use crate::rms_norm::{NormInputs, rms_norm};
 use crate::tensors::{address_type, check_optional, check_size, check_whole};
 
 /// The parameters that a layer of Mamba-2 has of its own.
@@ -53,8 +50,6 @@ pub(in crate::decode) struct Mamba2 {
     pub headdim: usize,
     pub ngroups: usize,
     pub d_state: usize,
-    /// How the state lies in memory.
-    pub store: Store,
     pub dt_bias: Option<TensorBinding>,
     pub dt_limit: (f32, f32),
     pub a: TensorBinding,
@@ -70,9 +65,8 @@ pub(in crate::decode) struct GatedNorm {
     group_size: usize,
     epsilon: f32,
     before_gate: bool,
-    /// Whether the gate comes first and the norm is over all channels: then the recurrence gates, and the output projection
-    /// of a team normalises.
-    plain: bool,
+    /// Whether the output projection of a team does it.
+    folded: bool,
 }
 
 impl Mamba2Weights {
@@ -116,9 +110,9 @@ impl Mamba2Weights {
         let norm = match self.norm {
             Some(norm) => {
                 check_whole("gamma", &norm.gamma, &[d_inner])?;
-                let plain = ngroups == 1 && !norm.norm_before_gate;
+                let folded = !in_rows && ngroups == 1 && !norm.norm_before_gate;
                 // The norm's own kernel writes rows without padding.
-                if !plain && !d_inner.is_multiple_of(lanes) {
+                if !folded && !d_inner.is_multiple_of(lanes) {
                     return Err(KernelError::NotCovered(
                         "gated norms of rows that fill no vectors",
                     ));
@@ -128,9 +122,9 @@ impl Mamba2Weights {
                     group_size: d_inner / ngroups,
                     epsilon: norm.epsilon,
                     before_gate: norm.norm_before_gate,
-                    plain,
+                    folded,
                 };
-                if in_rows || !plain {
+                if !folded {
                     norm.check()?;
                 }
                 Some(norm)
@@ -142,14 +136,13 @@ impl Mamba2Weights {
             channels,
             passed: nheads,
             gate: d_inner,
-            silu: norm.as_ref().is_none_or(|norm| norm.plain),
+            silu: norm.as_ref().is_none_or(|norm| norm.folded),
         };
         let mixer = Mamba2 {
             nheads,
             headdim,
             ngroups,
             d_state,
-            store: Store::new(d_state, dtype),
             dt_bias: self.dt_bias,
             dt_limit: self.dt_limit,
             a: self.a,
@@ -167,7 +160,7 @@ impl Mamba2 {
         self.nheads * self.headdim
     }
 
-    /// Columns of what the norm of a team writes where it is a launch of its own.
+    /// Columns of what the norm writes where it is a launch of its own.
     pub(super) fn normed_width(&self) -> usize {
         match self.own_norm() {
             Some(_) => self.d_inner(),
@@ -175,9 +168,9 @@ impl Mamba2 {
         }
     }
 
-    /// The norm, where the gate is its own.
+    /// The norm, where it is a launch of its own.
     fn own_norm(&self) -> Option<&GatedNorm> {
-        self.norm.as_ref().filter(|norm| !norm.plain)
+        self.norm.as_ref().filter(|norm| !norm.folded)
     }
 
     /// From `u` and `gate` to what the output projection reads, and the norm that it does.
@@ -194,7 +187,7 @@ impl Mamba2 {
             y: &vectors.y,
         };
         let single = ElemType::Float(FloatKind::F32);
-        self.step(client, state, buffers, sizes, [single; 2]);
+        self.step(client, state, &buffers, sizes, single);
         if let Some(norm) = self.own_norm() {
             let [y, gate, normed] = [&vectors.y, &vectors.gate, &vectors.extra]
                 .map(|it| one_position(it, self.d_inner()));
@@ -208,14 +201,14 @@ impl Mamba2 {
         Ok((&vectors.y, norm))
     }
 
-    /// One step of the recurrence, gated where no norm does that. The types are of what is read and of `y`.
-    fn step(
+    /// One step of the recurrence, over vectors of type `dtype`, gated where no norm of its own comes behind it.
+    pub fn step(
         &self,
         client: &Client,
         state: &TensorBinding,
-        buffers: ScanBuffers,
+        buffers: &ScanBuffers,
         sizes: Sizes,
-        dtypes: [ElemType; 2],
+        dtype: ElemType,
     ) {
         let step = SsdStep::new(client, self, sizes);
         let gate = match self.own_norm() {
@@ -243,48 +236,9 @@ impl Mamba2 {
                 // WGSL has no infinity.
                 most.min(f32::MAX),
                 step,
-                dtypes,
+                dtype,
             );
         }
-    }
-}
-
-impl Mamba2 {
-    /// From `u` and `gate` of more sequences than a team takes, of type `dtype`, to what the output projection reads.
-    pub fn step_rows(
-        &self,
-        client: &Client,
-        state: &TensorBinding,
-        [u, gate]: [&TensorBinding; 2],
-        sizes: Sizes,
-        dtype: ElemType,
-    ) -> Result<TensorBinding, KernelError> {
-        let shape = [sizes.batch, self.d_inner()];
-        let plain = self.norm.as_ref().filter(|norm| norm.plain);
-        let y_dtype = match plain {
-            Some(_) => ElemType::Float(FloatKind::F32),
-            None => dtype,
-        };
-        let y = empty(client, &shape, y_dtype);
-        let buffers = ScanBuffers { u, gate, y: &y };
-        self.step(client, state, buffers, sizes, [dtype, y_dtype]);
-        let Some(norm) = &self.norm else {
-            return Ok(y);
-        };
-        let normed = empty(client, &shape, dtype);
-        if norm.plain {
-            let inputs = NormInputs {
-                x: y,
-                gamma: shaped(&norm.gamma, &shape[1..]),
-                epsilon: norm.epsilon,
-                dtype,
-            };
-            rms_norm(client, inputs, normed.clone())?;
-        } else {
-            let [y, gate, out] = [&y, gate, &normed].map(|it| one_position(it, shape[1]));
-            norm.apply(client, y, gate, out, dtype)?;
-        }
-        Ok(normed)
     }
 }
 
@@ -312,7 +266,11 @@ impl GatedNorm {
         let inputs = GatedNormInputs {
             x: y,
             z: gate,
-            gamma: shaped(&self.gamma, &[d_inner]),
+            gamma: TensorBinding {
+                shape: [d_inner].into(),
+                strides: [1].into_iter().collect(),
+                ..self.gamma.clone()
+            },
             group_size: self.group_size,
             epsilon: self.epsilon,
             norm_before_gate: self.before_gate,
@@ -323,7 +281,7 @@ impl GatedNorm {
 }
 
 /// The first columns of a matrix as sequences of one position.
-fn one_position(matrix: &TensorBinding, columns: usize) -> TensorBinding {
+pub(in crate::decode) fn one_position(matrix: &TensorBinding, columns: usize) -> TensorBinding {
     let (rows, row) = (matrix.shape[0], matrix.strides[0]);
     TensorBinding {
         shape: [rows, 1, columns].into(),

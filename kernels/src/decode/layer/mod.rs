@@ -14,8 +14,8 @@ use crate::tensors::{address_type, check_optional, check_shape, check_size, chec
 
 pub(super) use mamba1::Mamba1;
 pub use mamba1::Mamba1Weights;
-pub(super) use mamba2::Mamba2;
 pub use mamba2::{GatedNormWeights, Mamba2Weights};
+pub(super) use mamba2::{Mamba2, one_position};
 
 /// Taps of the longest filter: a unit keeps them in registers.
 const MAX_WIDTH: usize = 16;
@@ -73,7 +73,6 @@ pub(super) struct Layer {
     pub out_proj: Packed,
     pub out_bias: Option<TensorBinding>,
     pub window: TensorBinding,
-    /// Of Mamba-2 as its store says.
     pub state: TensorBinding,
 }
 
@@ -152,25 +151,14 @@ impl Layer {
         check_optional("out_bias", &weights.out_bias, &[d_model])?;
         let shape: Vec<usize> = std::iter::once(batch).chain(shape).collect();
         let conv = [batch, width - 1, channels];
-        let (window, state) = match state {
+        let [window, state] = match state {
             Some(state) => {
                 check_whole("conv state", &state.conv, &conv)?;
                 check_whole("ssm state", &state.ssm, &shape)?;
-                let [window, state] = [state.conv, state.ssm].map(|state| copy(client, state, 1));
-                match &mixer {
-                    Mixer::Mamba1(_) => (window, state),
-                    Mixer::Mamba2(mixer) => (window, mixer.store.keep(client, state)),
-                }
+                [state.conv, state.ssm].map(|state| copy(client, state, 1))
             }
-            None => {
-                let states = shape.iter().product();
-                let words = match &mixer {
-                    Mixer::Mamba1(_) => states,
-                    Mixer::Mamba2(mixer) => mixer.store.words(states),
-                };
-                let window = scratch(client, &[1, conv.iter().product()]);
-                (window, scratch(client, &[1, words]))
-            }
+            None => [conv.iter().product(), shape.iter().product()]
+                .map(|len| scratch(client, &[1, len])),
         };
         let lanes = lanes(dtype.size(), &client.properties().hardware);
         let columns = |matrix| pack(client, transposed(matrix), dtype);
