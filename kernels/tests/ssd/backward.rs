@@ -5,7 +5,7 @@ use mamba_kernels::ssd::Strategy;
 
 use crate::support::ssd::{Case, Numbers, Options, Skip};
 use crate::support::ssd_gradients::{Upstream, gradient_tolerance};
-use crate::support::{Named, assert_close, client, kinds, worst_error};
+use crate::support::{Named, assert_close, client, compiles_large_kernels, kinds, worst_error};
 
 #[track_caller]
 fn check(case: Case) {
@@ -20,11 +20,17 @@ fn check(case: Case) {
 
 #[test]
 fn gradients_without_options_equal_the_oracle() {
+    if !compiles_large_kernels(&client()) {
+        return;
+    }
     check(Case::new([2, 37, 2, 8, 16], Options::NONE));
 }
 
 #[test]
 fn gradients_of_every_option_at_lengths_around_a_tile() {
+    if !compiles_large_kernels(&client()) {
+        return;
+    }
     for seq_len in [1, 17, 75] {
         let case = Case {
             chunk_size: 48,
@@ -36,6 +42,9 @@ fn gradients_of_every_option_at_lengths_around_a_tile() {
 
 #[test]
 fn gradients_of_slices_of_wider_rows_and_a_skip_of_each_channel() {
+    if !compiles_large_kernels(&client()) {
+        return;
+    }
     let options = Options {
         skip: Skip::Channels,
         dt_limit: (0.0, f32::INFINITY),
@@ -53,6 +62,9 @@ fn gradients_of_slices_of_wider_rows_and_a_skip_of_each_channel() {
 /// Of the runs that begin at positions 25, 26 and 62, the entries of one are not numbers: the others do not see it.
 #[test]
 fn nan_of_a_run_stays_in_it() {
+    if !compiles_large_kernels(&client()) {
+        return;
+    }
     const SEQ_LEN: usize = 75;
     let case = Case {
         chunk_size: 48,
@@ -101,6 +113,9 @@ fn bits(named: Vec<Named>) -> Vec<u64> {
 
 #[test]
 fn two_runs_give_the_same_bits() {
+    if !compiles_large_kernels(&client()) {
+        return;
+    }
     for dtype in kinds(&client()) {
         let case = Case {
             dtype,

@@ -91,6 +91,12 @@ impl Sizes {
     }
 }
 
+/// Whether the gradients' kernel is compiled in seconds: a driver that runs kernels on the CPU takes many minutes, and is
+/// given the portable path.
+fn compiles_soon(x: &CubeTensor) -> bool {
+    !x.client.properties().identity.name.contains("llvmpipe")
+}
+
 /// `[batch, seq_len, heads * width]` as `[batch, seq_len, heads, width]`, where it lies.
 fn with_heads(mut tensor: TensorBinding, heads: usize, width: usize) -> TensorBinding {
     let (shape, strides) = (tensor.shape.clone(), tensor.strides.clone());
@@ -147,7 +153,7 @@ pub(super) fn backward(
     grad_final_state: OptionalFloat<CubeBackend>,
 ) -> SsdGrads<CubeBackend> {
     let sizes = Sizes::of(&inputs);
-    if sizes.fits() {
+    if sizes.fits() && compiles_soon(&inputs.x) {
         let [x, dt, a, b, c] =
             [&inputs.x, &inputs.dt, &inputs.a, &inputs.b, &inputs.c].map(empty_like);
         let [d, dt_bias, initial_state] =
