@@ -1,9 +1,9 @@
 //! The f64 oracle against PyTorch: values, states and every gradient.
 
 use mamba_kernels::oracle::{
-    CausalConv1dInputs, LinearCrossEntropyInputs, SelectiveScanInputs, causal_conv1d,
+    CausalConv1dInputs, LinearCrossEntropyInputs, SelectiveScanInputs, SsdInputs, causal_conv1d,
     causal_conv1d_backward, linear_cross_entropy, linear_cross_entropy_backward, selective_scan,
-    selective_scan_backward,
+    selective_scan_backward, ssd, ssd_backward,
 };
 use mamba_tests::fixtures::{self, Fixture};
 use mamba_tests::tolerances::{ORACLE, assert_close};
@@ -103,6 +103,54 @@ fn selective_scan_equals_pytorch() {
         fixture.assert_optional("grad.d", grads.d);
         fixture.assert_optional("grad.z", grads.z);
         fixture.assert_optional("grad.delta_bias", grads.delta_bias);
+        fixture.assert_optional("grad.initial_state", grads.initial_state);
+    }
+}
+
+#[test]
+fn ssd_equals_pytorch() {
+    for name in fixtures::names("ssd_") {
+        let fixture = Doubles::load(&name);
+        let [batch, seq_len, nheads, headdim] = fixture.shape("x");
+        let [_, _, ngroups, d_state] = fixture.shape("b");
+        let [d, dt_bias, initial_state] =
+            ["d", "dt_bias", "initial_state"].map(|key| fixture.optional(key));
+        let inputs = SsdInputs {
+            batch,
+            seq_len,
+            nheads,
+            headdim,
+            ngroups,
+            d_state,
+            x: &fixture.required("x"),
+            dt: &fixture.required("dt"),
+            a: &fixture.required("a"),
+            b: &fixture.required("b"),
+            c: &fixture.required("c"),
+            d: d.as_deref(),
+            dt_bias: dt_bias.as_deref(),
+            initial_state: initial_state.as_deref(),
+            seq_idx: fixture.seq_idx(),
+            dt_softplus: fixture.fixture.setting("dt_softplus"),
+            dt_limit: (
+                fixture.fixture.setting("dt_limit_min"),
+                fixture.fixture.setting("dt_limit_max"),
+            ),
+        };
+        let output = ssd(&inputs);
+        fixture.assert("y", &output.y);
+        fixture.assert("final_state", &output.final_state);
+
+        let grad_final_state = fixture.optional("grad_final_state");
+        let grad_y = fixture.required("grad_y");
+        let grads = ssd_backward(&inputs, &grad_y, grad_final_state.as_deref());
+        fixture.assert("grad.x", &grads.x);
+        fixture.assert("grad.dt", &grads.dt);
+        fixture.assert("grad.a", &grads.a);
+        fixture.assert("grad.b", &grads.b);
+        fixture.assert("grad.c", &grads.c);
+        fixture.assert_optional("grad.d", grads.d);
+        fixture.assert_optional("grad.dt_bias", grads.dt_bias);
         fixture.assert_optional("grad.initial_state", grads.initial_state);
     }
 }
