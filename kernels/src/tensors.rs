@@ -112,6 +112,13 @@ fn contiguous(handle: cubecl::server::Handle, shape: &[usize]) -> TensorBinding 
     unsafe { TensorBinding::from_raw_parts(handle, strides.into(), Shape::from(shape.to_vec())) }
 }
 
+/// `count` cubes of `units` units along one axis, or a few more.
+pub(crate) fn cubes(client: &Client, count: usize, units: usize) -> (CubeCount, CubeDim) {
+    let cube = CubeDim::new_1d(units as u32);
+    let count = cubecl::calculate_cube_count_elemwise(client, count * units, cube);
+    (count, cube)
+}
+
 /// The widest index that any of the tensors needs.
 pub(crate) fn address_type<'a>(
     tensors: impl IntoIterator<Item = &'a TensorBinding>,

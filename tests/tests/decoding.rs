@@ -49,7 +49,7 @@ fn grouped() -> LanguageModelConfig {
             .with_ngroups(2)
             .with_norm_before_gate(true)
             .with_d_has_hdim(true)
-            .with_dt_limit_max(Some(0.05)),
+            .with_dt_limit([0.0, 0.05]),
     )
 }
 

@@ -27,7 +27,6 @@ fn linear(fixture: &Fixture, name: &str, device: &Device) -> Linear {
 fn block(fixture: &Fixture, device: &Device) -> Mamba2 {
     let size = |key: &str| fixture.setting::<usize>(key);
     let flag = |key: &str| fixture.setting::<bool>(key);
-    let most: f64 = fixture.setting("dt_limit_max");
     let config = Mamba2Config::new(size("d_model"))
         .with_d_state(size("d_state"))
         .with_d_conv(size("d_conv"))
@@ -38,8 +37,7 @@ fn block(fixture: &Fixture, device: &Device) -> Mamba2 {
         .with_d_has_hdim(flag("d_has_hdim"))
         .with_rmsnorm(flag("rmsnorm"))
         .with_norm_before_gate(flag("norm_before_gate"))
-        .with_dt_limit_min(fixture.setting("dt_limit_min"))
-        .with_dt_limit_max(most.is_finite().then_some(most))
+        .with_dt_limit(["dt_limit_min", "dt_limit_max"].map(|key| fixture.setting(key)))
         .with_bias(flag("bias"))
         .with_conv_bias(flag("conv_bias"))
         .with_chunk_size(8);
@@ -212,11 +210,8 @@ fn a_config_that_cannot_work_names_the_field() {
         (config().with_d_ssm(Some(256)), "d_ssm"),
         (config().with_d_conv(1), "d_conv"),
         (config().with_chunk_size(0), "chunk_size"),
-        (config().with_a_init_min(0.0), "a_init_min"),
-        (
-            config().with_dt_limit_min(2.0).with_dt_limit_max(Some(1.0)),
-            "dt_limit_min",
-        ),
+        (config().with_a_init_range([0.0, 16.0]), "a_init_range"),
+        (config().with_dt_limit([2.0, 1.0]), "dt_limit"),
     ] {
         let problem = config.validate().unwrap_err();
         assert!(problem.contains(field), "{field}: {problem}");

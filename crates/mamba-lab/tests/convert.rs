@@ -82,11 +82,14 @@ fn a_converted_model_writes_what_the_run_writes() {
         .assert()
         .success()
         .stdout(contains("test: loss"));
-        // Nothing is overwritten.
-        command(folder, &["convert", "tiny", "out/hub"])
-            .assert()
-            .failure()
-            .stderr(contains("out/hub/model.safetensors"));
+        // Nothing is overwritten, be it one file alone.
+        for file in ["tokenizer.json", "model.safetensors"] {
+            command(folder, &["convert", "tiny", "out/hub"])
+                .assert()
+                .failure()
+                .stderr(contains(format!("out/hub/{file}")));
+            fs::remove_file(folder.join("out/hub").join(file)).unwrap();
+        }
     }
 }
 

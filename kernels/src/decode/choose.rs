@@ -2,6 +2,8 @@
 
 use cubecl::prelude::*;
 
+use crate::tensors::cubes;
+
 /// Units of a cube.
 const UNITS: usize = 128;
 
@@ -22,13 +24,6 @@ pub(super) const MAX_VOCABULARY: usize = 2048 * TILE;
 
 pub(super) fn tiles(vocab_size: usize) -> usize {
     vocab_size.div_ceil(TILE)
-}
-
-/// A cube for each tile of each sequence, or for each sequence.
-fn cubes(client: &Client, count: usize) -> (CubeCount, CubeDim) {
-    let cube = CubeDim::new_1d(UNITS as u32);
-    let count = cubecl::calculate_cube_count_elemwise(client, count * UNITS, cube);
-    (count, cube)
 }
 
 /// Writes the rows of an embedding into vectors that may be padded.
@@ -103,7 +98,7 @@ pub(super) fn choose(
     } else {
         chooser.temperature.recip()
     };
-    let (cube_count, cube) = cubes(client, batch * count);
+    let (cube_count, cube) = cubes(client, batch * count, UNITS);
     // SAFETY: every index lies inside its tensor; all loops end.
     unsafe {
         tiles_kernel::launch_unchecked(
@@ -115,7 +110,7 @@ pub(super) fn choose(
             chooser.sums.clone().into_tensor_arg(),
             scale,
         );
-        let (cube_count, cube) = cubes(client, batch);
+        let (cube_count, cube) = cubes(client, batch, UNITS);
         choose_kernel::launch_unchecked(
             client,
             cube_count,

@@ -19,7 +19,7 @@ use crate::KernelError;
 use crate::pointwise::takes_ptx;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    check_rows, check_size, check_whole, checked_address_type, processors, scratch,
+    check_rows, check_size, check_whole, checked_address_type, cubes, processors, scratch,
 };
 use kernels::{backward_kernel, forward_kernel};
 
@@ -94,13 +94,6 @@ impl GatedNormInputs {
     }
 }
 
-/// A cube a group of a row, or of a run of rows.
-fn cubes(client: &Client, count: usize) -> (CubeCount, CubeDim) {
-    let cube = CubeDim::new_1d(UNITS as u32);
-    let count = cubecl::calculate_cube_count_elemwise(client, count * UNITS, cube);
-    (count, cube)
-}
-
 /// Writes `y`, `[batch, seq_len, columns]` of the inputs' `dtype`, contiguous, once the client's stream gets there.
 ///
 /// # Errors
@@ -118,7 +111,7 @@ pub fn gated_rms_norm(
     if rows == 0 {
         return Ok(());
     }
-    let (count, cube) = cubes(client, rows * groups);
+    let (count, cube) = cubes(client, rows * groups, UNITS);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         forward_kernel::launch_unchecked(
@@ -164,7 +157,7 @@ pub fn gated_rms_norm_backward(
     let runs = rows.div_ceil(run);
     let parts = scratch(client, &[runs, columns]);
     if rows > 0 {
-        let (count, cube) = cubes(client, runs * groups);
+        let (count, cube) = cubes(client, runs * groups, UNITS);
         let tensors = [&inputs.x, &inputs.z, &grad_y, &gradients.x];
         // SAFETY: as above.
         unsafe {

@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
-use crate::tensors::{address_type, check_size, check_whole, processors, scratch};
+use crate::tensors::{address_type, check_size, check_whole, cubes, processors, scratch};
 use kernels::{rms_norm_backward_kernel, rms_norm_kernel};
 
 /// Units of a cube, which share a row.
@@ -67,13 +67,6 @@ impl NormInputs {
     }
 }
 
-/// A cube a row, or a run of rows.
-fn cubes(client: &Client, count: usize) -> (CubeCount, CubeDim) {
-    let cube = CubeDim::new_1d(UNITS as u32);
-    let count = cubecl::calculate_cube_count_elemwise(client, count * UNITS, cube);
-    (count, cube)
-}
-
 /// Writes `y`, `[rows, columns]` of the inputs' `dtype`, once the client's stream gets there.
 ///
 /// # Errors
@@ -113,7 +106,7 @@ pub fn add_rms_norm(
         return Ok(());
     }
     let (update, sum) = update.map(|it| (it.update, it.sum)).unzip();
-    let (count, cube) = cubes(client, rows);
+    let (count, cube) = cubes(client, rows, UNITS);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         rms_norm_kernel::launch_unchecked(
@@ -155,7 +148,7 @@ pub fn rms_norm_backward(
     let runs = rows.div_ceil(run);
     let parts = scratch(client, &[runs, columns]);
     if rows > 0 {
-        let (count, cube) = cubes(client, runs);
+        let (count, cube) = cubes(client, runs, UNITS);
         // SAFETY: as above.
         unsafe {
             rms_norm_backward_kernel::launch_unchecked(

@@ -4,8 +4,6 @@ use burn::store::bridge::{self, map_data};
 use burn::store::burn_pack::Tensor as Packed;
 use burn::tensor::{DType, Shape, TensorData};
 
-use super::CheckpointError;
-
 /// Between the tensors of a file and one of ours.
 #[derive(Clone, Debug)]
 pub(super) enum Layout {
@@ -39,12 +37,12 @@ impl Rule {
     }
 
     /// The parameter in f32, read from the files when it is applied.
-    pub fn import(&self, parts: Vec<Packed>) -> Result<Packed, CheckpointError> {
+    pub fn import(&self, parts: Vec<Packed>) -> Packed {
         let name = self.ours.clone();
         let mut parts = parts.into_iter();
         let first = parts.next().expect("a rule names a tensor at least");
         let shape = first.shape.to_vec();
-        let tensor = match (&self.layout, &shape[..]) {
+        match (&self.layout, &shape[..]) {
             (Layout::Transposed, &[rows, columns]) => {
                 let shape = Shape::from([columns, rows]);
                 map_data(first, name, DType::F32, shape, move |data| {
@@ -64,7 +62,7 @@ impl Rule {
                     .all(|it| it.shape.len() == 2 && it.shape[1] == columns);
                 if !all {
                     // Its shape tells what is wrong when it is applied.
-                    return Ok(renamed(first, name));
+                    return renamed(first, name);
                 }
                 let rows = shape[0] + rest.iter().map(|it| it.shape[0]).sum::<usize>();
                 let whole = Shape::from([columns, rows]);
@@ -79,8 +77,7 @@ impl Rule {
             }
             // A wrong rank goes on as it is, and its shape tells when it is applied.
             _ => renamed(first, name),
-        };
-        Ok(tensor)
+        }
     }
 
     /// What the parameter is called and holds in a file: names, shapes and values.

@@ -50,7 +50,7 @@ pub fn load(
     let mut missing = Vec::new();
     for rule in rules {
         match tensors.take(&rule) {
-            Some(parts) => found.push(rule.import(parts)?),
+            Some(parts) => found.push(rule.import(parts)),
             None => missing.extend(rule.theirs.into_iter().filter(|it| !tensors.has(it))),
         }
     }
@@ -64,9 +64,9 @@ pub fn load(
             .iter()
             .map(|it| format!("{it} is no parameter of the model")),
     );
-    let unnamed = result.missing.into_iter().map(|(path, _)| path);
+    // What a file lacks is missing in the model, too, and named by the file's name already.
     if missing.is_empty() {
-        missing.extend(unnamed);
+        missing.extend(result.missing.into_iter().map(|(path, _)| path));
     }
     let unused = tensors.left_over(&config, family);
     if !(missing.is_empty() && unused.is_empty() && misshapen.is_empty()) {

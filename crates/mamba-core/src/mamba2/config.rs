@@ -36,12 +36,9 @@ pub struct Mamba2Config {
     /// Groups of heads that share B and C. Default: 1
     #[config(default = 1)]
     pub ngroups: usize,
-    /// Smallest `-A` at initialisation. Default: 1
-    #[config(default = 1.0)]
-    pub a_init_min: f64,
-    /// Largest `-A` at initialisation. Default: 16
-    #[config(default = 16.0)]
-    pub a_init_max: f64,
+    /// Least and largest `-A` at initialisation. Default: `[1, 16]`
+    #[config(default = "[1.0, 16.0]")]
+    pub a_init_range: [f64; 2],
     /// Whether the skip connection has a factor for each channel instead of each head. Default: false
     #[config(default = false)]
     pub d_has_hdim: bool,
@@ -60,12 +57,9 @@ pub struct Mamba2Config {
     /// No initial time step lies below it. Default: 1e-4
     #[config(default = 1e-4)]
     pub dt_init_floor: f64,
-    /// No time step lies below it. Default: 0
-    #[config(default = 0.0)]
-    pub dt_limit_min: f64,
-    /// No time step lies above it; left out: no limit. Default: none
-    #[config(default = "None")]
-    pub dt_limit_max: Option<f64>,
+    /// Least and largest time step. Default: `[0, inf]`
+    #[config(default = "[0.0, f64::INFINITY]")]
+    pub dt_limit: [f64; 2],
     /// Whether the input and output projections have biases. Default: false
     #[config(default = false)]
     pub bias: bool,
@@ -141,18 +135,16 @@ impl Mamba2Config {
                 self.nheads()
             ));
         }
-        let ranges = [
-            ("dt_min", "dt_max", self.dt_min, self.dt_max),
-            ("a_init_min", "a_init_max", self.a_init_min, self.a_init_max),
-        ];
-        for (low, high, least, most) in ranges {
-            if !(0.0 < least && least <= most) {
-                return Err(format!("{low} must be above 0 and at most {high}"));
-            }
+        if !(0.0 < self.dt_min && self.dt_min <= self.dt_max) {
+            return Err("dt_min must be above 0 and at most dt_max".into());
         }
-        let most = self.dt_limit_max.unwrap_or(f64::INFINITY);
-        if !(0.0 <= self.dt_limit_min && self.dt_limit_min <= most) {
-            return Err("dt_limit_min must be at least 0 and at most dt_limit_max".into());
+        let [least, most] = self.a_init_range;
+        if !(0.0 < least && least <= most && most.is_finite()) {
+            return Err("a_init_range must be two finite numbers above 0, the least first".into());
+        }
+        let [least, most] = self.dt_limit;
+        if !(0.0 <= least && least <= most) {
+            return Err("dt_limit must be two numbers of at least 0, the least first".into());
         }
         Ok(())
     }
@@ -170,11 +162,8 @@ impl Mamba2Config {
         let bound = |of: f64| Initializer::Uniform { min: -of, max: of };
         let filters = (self.d_conv as f64).sqrt().recip();
         let conv_dim = self.conv_dim();
-        let a = Tensor::<1>::random(
-            [nheads],
-            Distribution::Uniform(self.a_init_min, self.a_init_max),
-            device,
-        );
+        let [least, most] = self.a_init_range;
+        let a = Tensor::<1>::random([nheads], Distribution::Uniform(least, most), device);
         let skips = if self.d_has_hdim { d_ssm } else { nheads };
         let width = 2 * d_inner + 2 * self.ngroups * self.d_state + nheads;
         Mamba2 {
@@ -199,10 +188,7 @@ impl Mamba2Config {
             headdim: self.headdim,
             ngroups: self.ngroups,
             norm_before_gate: self.norm_before_gate,
-            dt_limit: [
-                self.dt_limit_min,
-                self.dt_limit_max.unwrap_or(f64::INFINITY),
-            ],
+            dt_limit: self.dt_limit,
             chunk_size: self.chunk_size,
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mamba_core::checkpoint;
 use mamba_train::load::load_model;
@@ -27,8 +27,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let device = start_device(None)?;
     let run = load_model(&run_path(&arguments.run), &device)?;
     let folder = &arguments.folder;
-    checkpoint::save(&run.model, &run.experiment.model, folder)?;
     let tokenizer = folder.join("tokenizer.json");
+    ensure!(
+        !tokenizer.exists(),
+        "{} is there already: give another folder",
+        tokenizer.display()
+    );
+    checkpoint::save(&run.model, &run.experiment.model, folder)?;
     if let Some(json) = run.tokenizer.to_json()? {
         fs::write(&tokenizer, json)
             .with_context(|| format!("cannot write {}", tokenizer.display()))?;

@@ -168,8 +168,10 @@ impl Mamba2 {
             .with_headdim(self.head_dim)
             .with_ngroups(self.n_groups)
             .with_rmsnorm(self.rms_norm)
-            .with_dt_limit_min(least.as_f64().unwrap_or(0.0))
-            .with_dt_limit_max(most.as_f64())
+            .with_dt_limit([
+                least.as_f64().unwrap_or(0.0),
+                most.as_f64().unwrap_or(f64::INFINITY),
+            ])
             .with_bias(self.use_bias)
             .with_conv_bias(self.use_conv_bias)
             .with_chunk_size(self.chunk_size);

@@ -79,7 +79,7 @@ fn mamba2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
         config.norm_epsilon == 1e-5,
     )?;
     // JSON has no infinity, and a limit far beyond any time step is none.
-    let most = mixer.dt_limit_max.unwrap_or(f64::from(f32::MAX));
+    let limit = mixer.dt_limit.map(|it| it.min(f64::from(f32::MAX)));
     Ok(json!({
         "architectures": ["Mamba2ForCausalLM"],
         "model_type": "mamba2",
@@ -99,7 +99,7 @@ fn mamba2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
         "norm_before_gate": false,
         "hidden_act": "silu",
         "layer_norm_epsilon": config.norm_epsilon,
-        "time_step_limit": [mixer.dt_limit_min, most],
+        "time_step_limit": limit,
         "residual_in_fp32": true,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "float32",

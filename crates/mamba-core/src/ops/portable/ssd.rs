@@ -14,7 +14,7 @@ use burn::backend::tensor::FloatTensor;
 use super::{Prim, continues};
 use crate::ops::extension::{OptionalFloat, SsdGrads, SsdInputs, SsdOptions, SsdOutputs};
 
-/// The sizes of a problem; `padded` is `chunks * chunk`.
+/// The sizes of a problem. The last of its `chunks` may be longer than what is left of the sequence.
 #[derive(Clone, Copy)]
 struct Sizes {
     batch: usize,
