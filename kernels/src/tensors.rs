@@ -112,11 +112,42 @@ fn contiguous(handle: cubecl::server::Handle, shape: &[usize]) -> TensorBinding 
     unsafe { TensorBinding::from_raw_parts(handle, strides.into(), Shape::from(shape.to_vec())) }
 }
 
+/// Units of a cube that has a multiprocessor to itself.
+const MANY_UNITS: usize = 512;
+
 /// `count` cubes of `units` units along one axis, or a few more.
 pub(crate) fn cubes(client: &Client, count: usize, units: usize) -> (CubeCount, CubeDim) {
     let cube = CubeDim::new_1d(units as u32);
     let count = cubecl::calculate_cube_count_elemwise(client, count * units, cube);
     (count, cube)
+}
+
+/// A grid of cubes, if the device has one as large.
+pub(crate) fn checked_grid(client: &Client, counts: [usize; 3]) -> Result<CubeCount, KernelError> {
+    let limits = client.properties().hardware.max_cube_count;
+    for (needed, limit) in counts.into_iter().zip([limits.0, limits.1, limits.2]) {
+        if needed > limit as usize {
+            return Err(KernelError::Device {
+                resource: "cubes along one axis",
+                needed,
+                available: limit as usize,
+            });
+        }
+    }
+    let [x, y, z] = counts.map(|count| count as u32);
+    Ok(CubeCount::Static(x, y, z))
+}
+
+/// Units for each of `rows` sums over `columns` values: `usual` where rows fill the device, else up to [`MANY_UNITS`],
+/// a few values each. A power of two if `usual` is.
+pub(crate) fn units_a_row(client: &Client, rows: usize, columns: usize, usual: usize) -> usize {
+    let hardware = &client.properties().hardware;
+    let most = MANY_UNITS.min(hardware.max_units_per_cube as usize);
+    let mut units = usual;
+    while rows <= processors(hardware) && 2 * units <= most && 2 * units < columns {
+        units *= 2;
+    }
+    units
 }
 
 /// The widest index that any of the tensors needs.

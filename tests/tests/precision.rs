@@ -86,3 +86,37 @@ fn mamba2_in_bf16() {
 fn a_transformer_in_bf16() {
     bf16_follows_f32(&[MixerKind::Attention, MixerKind::Mlp]);
 }
+
+/// The last logits of a prompt read in one pass beside those of its tokens read one at a time.
+fn steps_follow_the_prompt(mixers: &[MixerKind]) {
+    let Some(model) = model(mixers) else { return };
+    let model = model.with_precision(Precision::Bf16);
+    let device = device().autodiff();
+    let [tokens, _] = tokens();
+    let (whole, _) = model.prefill(tokens.clone(), model.initial_state(3, &device));
+    let mut state = model.initial_state(3, &device);
+    let mut stepped = None;
+    for column in tokens.iter_dim(1) {
+        let (logits, after) = model.step(column.reshape([3]), state);
+        (stepped, state) = (Some(logits), after);
+    }
+    let [got, want]: [Vec<f32>; 2] = [stepped.expect("there are tokens"), whole]
+        .map(|it| it.into_data().iter::<f32>().collect());
+    let distance = distance(&got, &want);
+    assert!(distance < 3e-2, "off by {distance}");
+}
+
+#[test]
+fn mamba1_steps_in_bf16() {
+    steps_follow_the_prompt(&[MixerKind::Mamba1]);
+}
+
+#[test]
+fn mamba2_steps_in_bf16() {
+    steps_follow_the_prompt(&[MixerKind::Mamba2]);
+}
+
+#[test]
+fn attention_steps_in_bf16() {
+    steps_follow_the_prompt(&[MixerKind::Mamba2, MixerKind::Attention, MixerKind::Mlp]);
+}

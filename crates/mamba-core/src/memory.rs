@@ -14,7 +14,8 @@ pub fn keep_freed() {
     // SAFETY: plain settings of the allocator.
     unsafe {
         libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        // Never: every number that fits here would give back gigabytes.
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
         // Heaps of other threads are too small for such blocks.
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }

@@ -14,6 +14,7 @@ pub(super) fn forward_kernel<F: Float>(
     y: &mut Tensor<F>,   // [batch, seq_len, columns]
     epsilon: f32,
     #[comptime] group_size: usize,
+    #[comptime] units: usize,
     #[comptime] norm_before_gate: bool,
     #[comptime] ptx: bool,
     #[define(F)] _dtype: ElemType,
@@ -26,15 +27,16 @@ pub(super) fn forward_kernel<F: Float>(
     if row >= y.len() / columns {
         terminate!();
     }
-    let owned = comptime!(group_size.div_ceil(UNITS));
+    let owned = comptime!(group_size.div_ceil(units));
     let (x_row, z_row) = (row_of(x, row) + begin, row_of(z, row) + begin);
     let out = row * columns + begin;
     let mut values = Array::<f32>::new(owned);
     let mut gates = Array::<f32>::new(owned);
+    let mut gammas = Array::<f32>::new(owned);
     let mut square = 0.0f32;
     #[unroll]
     for k in 0..owned {
-        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        let column = comptime!(k * units) + UNIT_POS as usize;
         let mut value = read(x, x_row, column, group_size);
         let gate = read(z, z_row, column, group_size);
         gates[k] = gate * sigmoid(gate, ptx);
@@ -42,15 +44,19 @@ pub(super) fn forward_kernel<F: Float>(
             value *= gates[k];
         }
         values[k] = value;
+        gammas[k] = 0.0f32;
+        if column < group_size {
+            gammas[k] = gamma[begin + column];
+        }
         square += value * value;
     }
-    let sum = cube_sum::<Const<1>>(Vector::new(square), UNITS).extract(0usize);
+    let sum = cube_sum::<Const<1>>(Vector::new(square), units).extract(0usize);
     let scale = 1.0f32 / (sum / group_size as f32 + epsilon).sqrt();
     #[unroll]
     for k in 0..owned {
-        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        let column = comptime!(k * units) + UNIT_POS as usize;
         if column < group_size {
-            let mut value = values[k] * scale * gamma[begin + column];
+            let mut value = values[k] * scale * gammas[k];
             if norm_before_gate {
                 value *= gates[k];
             }

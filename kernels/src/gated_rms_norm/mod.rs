@@ -20,10 +20,11 @@ use crate::pointwise::takes_ptx;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
     check_rows, check_size, check_whole, checked_address_type, cubes, processors, scratch,
+    units_a_row,
 };
 use kernels::{backward_kernel, forward_kernel};
 
-/// Units of a cube, which share a group of a row.
+/// Units of a cube, which share a group of a row, where groups fill the device.
 const UNITS: usize = 128;
 
 /// Most columns of a group: a unit keeps its share in registers.
@@ -111,7 +112,8 @@ pub fn gated_rms_norm(
     if rows == 0 {
         return Ok(());
     }
-    let (count, cube) = cubes(client, rows * groups, UNITS);
+    let units = units_a_row(client, rows * groups, inputs.group_size, UNITS);
+    let (count, cube) = cubes(client, rows * groups, units);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         forward_kernel::launch_unchecked(
@@ -125,6 +127,7 @@ pub fn gated_rms_norm(
             y.into_tensor_arg(),
             inputs.epsilon,
             inputs.group_size,
+            units,
             inputs.norm_before_gate,
             takes_ptx(client),
             inputs.dtype,

@@ -14,6 +14,7 @@ pub(super) fn rms_norm_kernel<F: Float>(
     y: &mut Tensor<F>,                           // [rows, columns]
     epsilon: f32,
     #[comptime] owned: usize,
+    #[comptime] units: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     // All of a cube or none.
@@ -23,25 +24,27 @@ pub(super) fn rms_norm_kernel<F: Float>(
     let columns = gamma.len();
     let row = CUBE_POS * columns;
     let mut values = Array::<f32>::new(owned);
+    let mut gammas = Array::<f32>::new(owned);
     let mut square = 0.0f32;
     #[unroll]
     for k in 0..owned {
-        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        let column = comptime!(k * units) + UNIT_POS as usize;
         let mut value = read(x, row, column, columns);
         #[comptime]
         if let ComptimeOption::Some(update) = update {
             value += read(update, row, column, columns);
         }
         values[k] = value;
+        gammas[k] = read(gamma, 0, column, columns);
         square += value * value;
     }
-    let sum = cube_sum::<Const<1>>(Vector::new(square), UNITS).extract(0usize);
+    let sum = cube_sum::<Const<1>>(Vector::new(square), units).extract(0usize);
     let scale = 1.0f32 / (sum / columns as f32 + epsilon).sqrt();
     #[unroll]
     for k in 0..owned {
-        let column = comptime!(k * UNITS) + UNIT_POS as usize;
+        let column = comptime!(k * units) + UNIT_POS as usize;
         if column < columns {
-            y[row + column] = F::cast_from(values[k] * scale * gamma[column]);
+            y[row + column] = F::cast_from(values[k] * scale * gammas[k]);
             #[comptime]
             if let ComptimeOption::Some(added) = &mut added {
                 added[row + column] = values[k];

@@ -15,10 +15,12 @@ use cubecl::prelude::*;
 
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
-use crate::tensors::{address_type, check_size, check_whole, cubes, processors, scratch};
+use crate::tensors::{
+    address_type, check_size, check_whole, cubes, processors, scratch, units_a_row,
+};
 use kernels::{rms_norm_backward_kernel, rms_norm_kernel};
 
-/// Units of a cube, which share a row.
+/// Units of a cube, which share a row, where rows fill the device.
 const UNITS: usize = 128;
 
 /// Most columns: a unit keeps its share of a row in registers.
@@ -106,7 +108,8 @@ pub fn add_rms_norm(
         return Ok(());
     }
     let (update, sum) = update.map(|it| (it.update, it.sum)).unzip();
-    let (count, cube) = cubes(client, rows, UNITS);
+    let units = units_a_row(client, rows, columns, UNITS);
+    let (count, cube) = cubes(client, rows, units);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         rms_norm_kernel::launch_unchecked(
@@ -120,7 +123,8 @@ pub fn add_rms_norm(
             sum.map(|it| it.into_tensor_arg()).into(),
             y.into_tensor_arg(),
             inputs.epsilon,
-            columns.div_ceil(UNITS),
+            columns.div_ceil(units),
+            units,
             inputs.dtype,
         );
     }

@@ -32,7 +32,7 @@ use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
 use crate::KernelError;
-use crate::tensors::{check_optional, check_rows, check_size, check_whole};
+use crate::tensors::{check_optional, check_rows, check_size, check_whole, checked_grid};
 
 pub use launch::selective_scan;
 pub use launch_backward::selective_scan_backward;
@@ -232,21 +232,10 @@ fn cube_count(
     channels: usize,
     chunk_len: usize,
 ) -> Result<CubeCount, KernelError> {
-    let limits = client.properties().hardware.max_cube_count;
     let counts = [
         dims.d_inner.div_ceil(channels),
         dims.batch,
         dims.seq_len.div_ceil(chunk_len),
     ];
-    for (needed, limit) in counts.into_iter().zip([limits.0, limits.1, limits.2]) {
-        if needed > limit as usize {
-            return Err(KernelError::Device {
-                resource: "cubes along one axis",
-                needed,
-                available: limit as usize,
-            });
-        }
-    }
-    let [x, y, z] = counts.map(|count| count as u32);
-    Ok(CubeCount::Static(x, y, z))
+    checked_grid(client, counts)
 }

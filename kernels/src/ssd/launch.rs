@@ -12,7 +12,8 @@ use super::units::units_kernel;
 use super::{Dims, SsdInputs, SsdOutputs, Strategy};
 use crate::KernelError;
 use crate::tensors::{
-    address_type, check_bindings, check_optional, check_whole, checked_address_type, scratch,
+    address_type, check_bindings, check_optional, check_whole, checked_address_type, checked_grid,
+    scratch,
 };
 
 /// Buffers of the scan with all options, and one for shapes and scalars.
@@ -265,17 +266,6 @@ fn cube_count(
     geometry: &Geometry,
     segments: usize,
 ) -> Result<CubeCount, KernelError> {
-    let limits = client.properties().hardware.max_cube_count;
     let counts = [dims.nheads * geometry.slices(), dims.batch, segments];
-    for (needed, limit) in counts.into_iter().zip([limits.0, limits.1, limits.2]) {
-        if needed > limit as usize {
-            return Err(KernelError::Device {
-                resource: "cubes along one axis",
-                needed,
-                available: limit as usize,
-            });
-        }
-    }
-    let [x, y, z] = counts.map(|count| count as u32);
-    Ok(CubeCount::Static(x, y, z))
+    checked_grid(client, counts)
 }

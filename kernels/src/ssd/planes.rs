@@ -14,10 +14,10 @@ use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
-use super::load::{channel_skip, head_skip, place, state_index};
+use super::load::{Place, channel_skip, head_skip, place, state_index};
 use super::repair::repair;
 use super::segments::DROPPED;
-use super::stages::{fetch, stage_of, staged, step_value};
+use super::stages::{Stage, Staged, fetch, stage_of, staged, step_value};
 use super::tile::{
     EDGE, PLANE, add_products, left_fragment, right_fragments, rounded_fragment, spot, store, zero,
 };
@@ -306,38 +306,9 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                 if plane_any(!finite) {
                     repair::<F>(&staged, &stage, &mut outputs, runs.is_some(), geometry);
                 }
-                #[unroll]
-                for i in 0..comptime!(output_form.values() / 2) {
-                    let spot = spot(comptime!(2 * i), output_form);
-                    let channel = place.channel + spot.column;
-                    let t = start + spot.row;
-                    let pairs = staged.inputs.with_vector_size::<Const<2>>();
-                    let index = (stage.inputs + spot.row * comptime!(input_tile.pitch())) * 4
-                        + spot.column / 2;
-                    let input = Vector::<f32, Const<2>>::cast_from(pairs[index]);
-                    let base = ((place.batch * seq_len + t) * nheads + place.head)
-                        * comptime!(geometry.headdim)
-                        + channel;
-                    let width = comptime!(geometry.out_width);
-                    #[unroll]
-                    for part in 0..comptime!(2 / width) {
-                        let mut out = Vector::<f32, O>::empty();
-                        #[unroll]
-                        for low in 0..width {
-                            let j = comptime!(part * width + low);
-                            let mut value = outputs[comptime!(2 * i + j)];
-                            if comptime!(d.is_some()) {
-                                let weight = channel_skip(d, skip, &place, channel + j, geometry);
-                                value += weight * input.extract(j);
-                            }
-                            out.insert(low, value);
-                        }
-                        let first = comptime!(part * width);
-                        if t < place.end && channel + first < comptime!(geometry.headdim) {
-                            y[(base + first) / width] = Vector::cast_from(out);
-                        }
-                    }
-                }
+                write_outputs::<F, O>(
+                    y, &staged, &stage, &outputs, d, skip, &place, start, geometry,
+                );
                 // All planes have read the states.
                 sync_cube();
                 store(&state, &mut staged.states, 0usize, state_tile, state_form);
@@ -364,6 +335,64 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
             let (index, inside) = state_index(base, &spot(i, state_form), &place, geometry);
             if inside {
                 ends[index] = state[i];
+            }
+        }
+    }
+}
+
+/// Writes a chunk's outputs, with the skip.
+#[cube]
+fn write_outputs<F: Float, O: Size>(
+    y: &mut Tensor<Vector<F, O>>, // [batch, seq_len, nheads, headdim]
+    staged: &Staged<F>,
+    stage: &Stage,
+    outputs: &Array<f32>,
+    d: ComptimeOption<&Tensor<f32>>, // [nheads] or [nheads, headdim]
+    skip: f32,
+    place: &Place,
+    start: usize,
+    #[comptime] geometry: Geometry,
+) {
+    let form = comptime!(geometry.output_sums());
+    let width = comptime!(geometry.out_width);
+    let headdim = comptime!(geometry.headdim);
+    let pairs = staged.inputs.with_vector_size::<Const<2>>();
+    let origin = spot(0usize, form);
+    let channel = place.channel + origin.column;
+    // Rows `lane / 4` and 8 below it: a branch each.
+    #[unroll]
+    for half in 0..2usize {
+        let row = origin.row + comptime!(8 * half);
+        let t = start + row;
+        if t < place.end {
+            let base =
+                ((place.batch * y.shape(1) + t) * y.shape(2) + place.head) * headdim + channel;
+            let input_at =
+                (stage.inputs + row * comptime!(geometry.inputs().pitch())) * 4 + origin.column / 2;
+            #[unroll]
+            for i in 0..comptime!(form.values() / 4) {
+                let input = Vector::<f32, Const<2>>::cast_from(pairs[input_at + comptime!(4 * i)]);
+                #[unroll]
+                for part in 0..comptime!(2 / width) {
+                    let first = comptime!(8 * i + part * width);
+                    let mut out = Vector::<f32, O>::empty();
+                    #[unroll]
+                    for low in 0..width {
+                        let j = comptime!(part * width + low);
+                        let mut value = outputs[comptime!(4 * i + 2 * half + j)];
+                        if comptime!(d.is_some()) {
+                            let own = channel + comptime!(8 * i + j);
+                            let weight = channel_skip(d, skip, place, own, geometry);
+                            value += weight * input.extract(j);
+                        }
+                        out.insert(low, value);
+                    }
+                    if comptime!(geometry.headdim.is_multiple_of(geometry.channels)) {
+                        y[(base + first) / width] = Vector::cast_from(out);
+                    } else if channel + first < headdim {
+                        y[(base + first) / width] = Vector::cast_from(out);
+                    }
+                }
             }
         }
     }

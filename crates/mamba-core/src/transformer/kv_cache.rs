@@ -92,6 +92,11 @@ impl KvCache {
 
         // Owned all the way: a second handle on a buffer would turn each write into a copy of it.
         let write = |buffer: Tensor<4>, tokens: Tensor<4>| {
+            // A cache begun in the weights' type, of a layer that computes in another.
+            let buffer = match buffer.dtype() == tokens.dtype() {
+                true => buffer,
+                false => buffer.cast(tokens.dtype()),
+            };
             let buffer = if end <= capacity {
                 buffer
             } else {

@@ -25,14 +25,14 @@ pub(super) struct Head {
 pub(super) fn head(
     batch: usize,
     head: usize,
+    heads_a_group: usize,
     nheads: usize,
     length: usize,
-    #[comptime] plan: Plan,
 ) -> Head {
     Head {
         batch,
         head,
-        group: head / comptime!(plan.heads_a_group),
+        group: head / heads_a_group,
         steps: (batch * nheads + head) * length,
         runs: batch * length,
     }

@@ -22,7 +22,8 @@ use super::{Dims, SsdGradients, SsdInputs, SsdUpstream, Strategy, check_heads};
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    check_bindings, check_optional, check_whole, checked_address_type, processors, scratch,
+    check_bindings, check_optional, check_whole, checked_address_type, checked_grid, processors,
+    scratch,
 };
 use gradients::gradients_kernel;
 use plan::Plan;
@@ -76,10 +77,10 @@ pub fn ssd_backward_as(
     let tail = dims.seq_len - (intervals - 1) * dims.chunk_size;
     let tiles = (intervals - 1) * plan.tiles() + tail.div_ceil(plan.positions);
     let heads = heads_a_part(&dims, batch * tiles, processors(hardware));
-    let parts = plan.heads_a_group.div_ceil(heads);
+    let parts = (nheads / dims.ngroups).div_ceil(heads);
     let counts = [
-        cube_count(client, [nheads * plan.blocks(), batch, intervals])?,
-        cube_count(client, [tiles, batch, dims.ngroups * parts])?,
+        checked_grid(client, [nheads * plan.blocks(), batch, intervals])?,
+        checked_grid(client, [tiles, batch, dims.ngroups * parts])?,
     ];
 
     let upstream_tensors = [&upstream.checkpoints, &upstream.y];
@@ -301,22 +302,6 @@ fn heads_a_part(dims: &Dims, tiles: usize, processors: usize) -> usize {
         .rev()
         .min_by_key(|&part| time(part))
         .unwrap_or(1)
-}
-
-/// A grid, if the device has one as large.
-fn cube_count(client: &Client, counts: [usize; 3]) -> Result<CubeCount, KernelError> {
-    let limits = client.properties().hardware.max_cube_count;
-    for (needed, limit) in counts.into_iter().zip([limits.0, limits.1, limits.2]) {
-        if needed > limit as usize {
-            return Err(KernelError::Device {
-                resource: "cubes along one axis",
-                needed,
-                available: limit as usize,
-            });
-        }
-    }
-    let [x, y, z] = counts.map(|count| count as u32);
-    Ok(CubeCount::Static(x, y, z))
 }
 
 fn check(

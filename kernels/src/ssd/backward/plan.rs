@@ -36,8 +36,6 @@ const TILES: [[usize; 3]; 4] = [[32, 32, 64], [16, 16, 64], [16, 16, 32], [16, 8
 pub(super) struct Plan {
     pub headdim: usize,
     pub d_state: usize,
-    /// Heads that read the same projections.
-    pub heads_a_group: usize,
     /// Positions between two checkpoints.
     pub interval: usize,
     /// Positions of a tile.
@@ -115,7 +113,6 @@ impl Plan {
         Self {
             headdim: dims.headdim,
             d_state: dims.d_state,
-            heads_a_group: dims.nheads / dims.ngroups,
             interval: dims.chunk_size,
             positions: 0,
             channels: 0,

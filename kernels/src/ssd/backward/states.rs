@@ -119,9 +119,9 @@ pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size
     let head = head(
         batch,
         CUBE_POS_X as usize / blocks,
+        nheads / c.shape(2),
         nheads,
         dt.shape(2),
-        plan,
     );
     let from = interval * comptime!(plan.interval);
     let to = from + comptime!(plan.interval);

@@ -1,0 +1,521 @@
+//! The gradients of a tile of positions, for some heads of a group.
+//!
+//! ```text
+//! M_ts  = (C_t . B_s) exp(sums_t - sums_s)  for s <= t of the same run     X_s = dt_s x_s
+//! gX_s  = sum_t M_ts gy_t + w_s g B_s       gx_s = dt_s gX_s + d gy_s
+//! gG_ts = (gy_t . X_s) exp(sums_t - sums_s) R_ts = gG_ts (C_t . B_s)       s < t alone
+//! gC_t  = sum_s gG_ts B_s + e_t h^T gy_t    gB_s = sum_t gG_ts C_t + w_s g^T X_s
+//! ```
+//!
+//! with `h` the state before the tile, `g` the gradient of the state after it, `e` what is left of `h` at a position and
+//! `w` what is left of a position's write at the tile's end.
+//!
+//! - A cube owns a tile and a part of a group's heads, one after the other. `C B^T` is computed once; the gradients of
+//!   `b` and `c` and the sum of `gG` over heads stay in registers, so that what would be two products a head is two a
+//!   cube.
+//! - `h` comes from the checkpoint before the tile's interval and the positions between, `g` from the gradient of the
+//!   state after the interval and the positions between: neither is stored for every tile.
+//! - What the exponents' gradients are made of is left as sums over rows and columns, three values a position and head,
+//!   for `steps.rs`. The diagonal of `R` is in none of them: it would have to cancel.
+//! - Sums over units go through shared memory in a fixed order; no atomics.
+//! - NaN: what is masked is selected, not multiplied. Where runs end inside a tile, values that are not finite are
+//!   zeros in the tiles whose products cross runs, and mark their positions instead.
+
+mod inputs;
+mod pairs;
+mod positions;
+mod projections;
+mod sums;
+
+use cubecl::prelude::*;
+
+use super::super::tile::{multiply, spot, store, zero};
+use super::load::{
+    Edge, Staging, channel_rows, edge, head, read_state, stage, state_rows, value_at,
+};
+use super::others::{Span, add_others, stage_projections, stage_rows, weigh};
+use super::plan::Plan;
+use super::reduce::{spot_from, zeros};
+use super::states::add_outer_products;
+use crate::pointwise::exp;
+use inputs::{pass_writes, write_inputs};
+use pairs::{grad_pairs, mixing};
+use positions::{positions_of_tile, read_positions};
+use projections::{add_reads, add_writes, stage_pair, write_projections};
+use sums::{head_sums, write_channel_skips, write_sums};
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W: Size>(
+    x: &Tensor<Vector<F, L>>,             // [batch, seq_len, nheads, headdim]
+    b: &Tensor<Vector<F, L>>,             // [batch, seq_len, ngroups, d_state]
+    c: &Tensor<Vector<F, L>>,             // [batch, seq_len, ngroups, d_state]
+    grad_y: &Tensor<Vector<F, L>>,        // [batch, seq_len, nheads, headdim]
+    dt: &Tensor<f32>,                     // [batch, nheads, length]
+    sums: &Tensor<f32>,                   // [batch, nheads, length]
+    runs: &Tensor<u32>,                   // [batch, length], unread without `seq_idx`
+    d: ComptimeOption<&Tensor<f32>>,      // [nheads] or [nheads, headdim]
+    checkpoints: &Tensor<Vector<f32, W>>, // [batch, intervals, nheads, headdim, d_state]
+    grad_states: &Tensor<Vector<f32, W>>, // the same shape, of the states after
+    grad_x: &mut Tensor<Vector<F, W>>,    // [batch, seq_len, nheads, headdim]
+    grad_b: &mut Tensor<Vector<O, W>>,    // [parts, batch, seq_len, ngroups, d_state]
+    grad_c: &mut Tensor<Vector<O, W>>,    // [parts, batch, seq_len, ngroups, d_state]
+    grad_steps: &mut Tensor<f32>,         // [3, batch, seq_len, nheads]
+    mut grad_d: ComptimeOption<OwnedTensor<f32>>, // [batch, tiles, nheads] or [.., nheads, headdim]
+    heads_a_part: u32,
+    #[comptime] plan: Plan,
+    #[define(F, E, O)] _dtypes: [ElemType; 3],
+) {
+    let seq_len = x.shape(1);
+    let nheads = x.shape(2);
+    let heads_a_group = nheads / b.shape(2);
+    let batch = CUBE_POS_Y as usize;
+    let positions = comptime!(plan.positions);
+    let interval = CUBE_POS_X as usize / comptime!(plan.tiles());
+    let first = interval * comptime!(plan.interval);
+    let last = first + comptime!(plan.interval);
+    let last = select(last < seq_len, last, seq_len);
+    let start = first + CUBE_POS_X as usize % comptime!(plan.tiles()) * positions;
+    let stop = select(start + positions < last, start + positions, last);
+    let span = Span {
+        first,
+        last,
+        start,
+        stop,
+    };
+    let heads_a_part = heads_a_part as usize;
+    let parts = heads_a_group.div_ceil(heads_a_part);
+    let group = CUBE_POS_Z as usize / parts;
+    let part = CUBE_POS_Z as usize % parts;
+    let heads = heads_a_group - part * heads_a_part;
+    let heads = select(heads < heads_a_part, heads, heads_a_part);
+    let first_head = group * heads_a_group + part * heads_a_part;
+
+    let input_tile = comptime!(plan.inputs());
+    let projection_tile = comptime!(plan.projection());
+    let state_tile = comptime!(plan.state());
+    let weight_tile = comptime!(plan.weights());
+    let input_form = comptime!(plan.input_sums());
+    let state_form = comptime!(plan.state_sums());
+    let weight_form = comptime!(plan.weight_sums());
+    let guarded = comptime!(plan.guarded());
+    let mut inputs =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
+    let mut grads =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
+    let mut other_rows = Shared::<[Vector<E, V>]>::new_aligned_slice(
+        comptime!(plan.others() * input_tile.vectors()),
+        16usize,
+    );
+    let mut writes =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
+    let mut readers =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
+    let mut other_states = Shared::<[Vector<E, V>]>::new_aligned_slice(
+        comptime!(plan.others() * projection_tile.vectors()),
+        16usize,
+    );
+    let mut states =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(state_tile.vectors()), 16usize);
+    let mut weights =
+        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(weight_tile.vectors()), 16usize);
+    let mut other_weights = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
+    let mut other_flaws = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
+    let mut tile = positions_of_tile(plan);
+    let mut slots = Shared::<[f32]>::new_slice(comptime!(plan.part_values()));
+
+    let input_origin = spot(0usize, input_form);
+    let projection_origin = spot(0usize, comptime!(plan.projection_sums()));
+    let state_origin = spot(0usize, state_form);
+    let weight_origin = spot(0usize, weight_form);
+
+    let projection_values = comptime!(plan.slices() * plan.projection_sums().values());
+    let mut sums_b = Array::<f32>::new(projection_values);
+    let mut sums_c = Array::<f32>::new(projection_values);
+    zeros(&mut sums_b, projection_values);
+    zeros(&mut sums_c, projection_values);
+    // C B^T, and the sum of its gradients over the heads.
+    let mut scores = Array::<f32>::new(comptime!(weight_form.values()));
+    let mut grad_scores = Array::<f32>::new(comptime!(weight_form.values()));
+    zero(&mut scores, weight_form);
+    zero(&mut grad_scores, weight_form);
+
+    let mut row = UNIT_POS as usize;
+    while row < comptime!(plan.weighted()) {
+        other_flaws[row] = 0.0f32;
+        row += comptime!(plan.units);
+    }
+    #[unroll]
+    for slice in 0..comptime!(plan.slices()) {
+        sync_cube();
+        let from = state_rows(batch, group, start, stop, slice, plan);
+        stage_pair::<F, L, E, V>(b, c, &from, &mut writes, &mut readers, &mut tile, plan);
+        sync_cube();
+        multiply::<E, V>(
+            &readers,
+            0usize,
+            &writes,
+            0usize,
+            &mut scores,
+            comptime!(plan.slice),
+            comptime!([projection_tile.along(), projection_tile.along()]),
+            weight_form,
+        );
+    }
+    if comptime!(plan.resident) {
+        stage_projections::<F, L, E, V>(
+            b,
+            c,
+            &mut other_states,
+            &mut other_flaws,
+            batch,
+            group,
+            &span,
+            guarded,
+            plan,
+        );
+    }
+
+    for index in 0..heads {
+        let head = head(
+            batch,
+            first_head + index,
+            heads_a_group,
+            nheads,
+            dt.shape(2),
+        );
+        // The edges of the tile and its interval's end, as decays are counted.
+        let mut before = Edge {
+            sum: 0.0f32.runtime(),
+            run: 0u32.runtime(),
+        };
+        if start > first {
+            let edge = edge(sums, runs, &head, start - 1, plan);
+            before.sum = edge.sum;
+            before.run = edge.run;
+        }
+        let after = edge(sums, runs, &head, stop - 1, plan);
+        let end = edge(sums, runs, &head, last - 1, plan);
+
+        // The units are done with the head before.
+        sync_cube();
+        read_positions(
+            dt, sums, runs, &mut tile, &head, start, stop, &before, &after, plan,
+        );
+        if comptime!(plan.resident) {
+            weigh(
+                dt,
+                sums,
+                runs,
+                &other_flaws,
+                &mut other_weights,
+                &head,
+                &span,
+                &before,
+                &after,
+                plan,
+            );
+        }
+
+        let mut head_sums = head_sums(plan);
+        // gy . x
+        let mut products = Array::<f32>::new(comptime!(weight_form.values()));
+        zero(&mut products, weight_form);
+
+        for block in 0..comptime!(plan.blocks()) {
+            sync_cube();
+            let from = channel_rows(&head, start, stop, block, plan);
+            stage::<F, L, E, V>(
+                x,
+                &from,
+                &mut inputs,
+                0usize,
+                &mut tile.faults,
+                0usize,
+                Staging::Plain,
+                input_tile,
+                plan,
+            );
+            stage::<F, L, E, V>(
+                grad_y,
+                &from,
+                &mut grads,
+                0usize,
+                &mut tile.faults,
+                0usize,
+                guarded,
+                input_tile,
+                plan,
+            );
+            if comptime!(plan.resident) {
+                stage_rows::<F, L, E, V>(
+                    x,
+                    grad_y,
+                    &mut other_rows,
+                    &mut other_weights,
+                    &head,
+                    &span,
+                    block,
+                    plan,
+                );
+            }
+            // The gradient of the state after the interval, on its way while tiles come in.
+            let size = comptime!(plan.headdim * plan.d_state);
+            let at = ((batch * checkpoints.shape(1) + interval) * nheads + head.head) * size;
+            let end_left = exp(end.sum - after.sum, plan.ptx);
+            let end_left = select(end.run == after.run, end_left, 0.0f32);
+            let mut state = Array::<f32>::new(comptime!(state_form.values()));
+            read_state::<W>(
+                grad_states,
+                at,
+                end_left,
+                block,
+                0usize,
+                &mut state,
+                state_form,
+                plan,
+            );
+            sync_cube();
+            multiply::<E, V>(
+                &grads,
+                0usize,
+                &inputs,
+                0usize,
+                &mut products,
+                comptime!(plan.channels),
+                comptime!([input_tile.along(), input_tile.along()]),
+                weight_form,
+            );
+            let mixing = mixing(&scores, &tile, &weight_origin, start, stop, plan);
+            store::<E, V>(&mixing, &mut weights, 0usize, weight_tile, weight_form);
+
+            let mut grad_inputs = Array::<f32>::new(comptime!(input_form.values()));
+            zero(&mut grad_inputs, input_form);
+            #[unroll]
+            for slice in 0..comptime!(plan.slices()) {
+                if comptime!(plan.slices() > 1) {
+                    sync_cube();
+                    let from = state_rows(batch, group, start, stop, slice, plan);
+                    stage_pair::<F, L, E, V>(
+                        b,
+                        c,
+                        &from,
+                        &mut writes,
+                        &mut readers,
+                        &mut tile,
+                        plan,
+                    );
+                }
+                // The gradient of the state after the tile.
+                if comptime!(slice > 0) {
+                    read_state::<W>(
+                        grad_states,
+                        at,
+                        end_left,
+                        block,
+                        slice,
+                        &mut state,
+                        state_form,
+                        plan,
+                    );
+                }
+                if comptime!(plan.resident) {
+                    add_others::<E, V>(&other_rows, &other_states, &mut state, &span, true, plan);
+                } else {
+                    add_outer_products::<F, L, E, V>(
+                        grad_y,
+                        c,
+                        dt,
+                        sums,
+                        runs,
+                        &mut other_rows,
+                        &mut other_states,
+                        &mut other_weights,
+                        &mut state,
+                        &head,
+                        stop,
+                        last,
+                        &after,
+                        block,
+                        slice,
+                        true,
+                        plan,
+                    );
+                }
+                sync_cube();
+                store::<E, V>(&state, &mut states, 0usize, state_tile, state_form);
+                // The state before the interval, on its way while the gradient is used.
+                let factor = exp(before.sum, plan.ptx);
+                let factor = select(before.run == 0, factor, 0.0f32);
+                read_state::<W>(
+                    checkpoints,
+                    at,
+                    factor,
+                    block,
+                    slice,
+                    &mut state,
+                    state_form,
+                    plan,
+                );
+                sync_cube();
+                multiply::<E, V>(
+                    &writes,
+                    0usize,
+                    &states,
+                    0usize,
+                    &mut grad_inputs,
+                    comptime!(plan.slice),
+                    comptime!([projection_tile.along(), state_tile.along()]),
+                    input_form,
+                );
+                add_writes::<E, V>(
+                    &inputs,
+                    &states,
+                    &mut sums_b,
+                    &tile,
+                    &projection_origin,
+                    slice,
+                    plan,
+                );
+
+                // The state before the tile.
+                if comptime!(plan.resident) {
+                    add_others::<E, V>(&other_rows, &other_states, &mut state, &span, false, plan);
+                } else {
+                    add_outer_products::<F, L, E, V>(
+                        x,
+                        b,
+                        dt,
+                        sums,
+                        runs,
+                        &mut other_rows,
+                        &mut other_states,
+                        &mut other_weights,
+                        &mut state,
+                        &head,
+                        first,
+                        start,
+                        &before,
+                        block,
+                        slice,
+                        false,
+                        plan,
+                    );
+                }
+                #[unroll]
+                for i in 0..comptime!(state_form.values()) {
+                    let spot = spot_from(&state_origin, i, state_form);
+                    let product = state[i]
+                        * value_at::<E, V>(&states, &state_origin, i, state_tile, state_form);
+                    head_sums.state += select(spot.owned, product, 0.0f32);
+                }
+                sync_cube();
+                store::<E, V>(&state, &mut states, 0usize, state_tile, state_form);
+                sync_cube();
+                add_reads::<E, V>(
+                    &grads,
+                    &states,
+                    &readers,
+                    &mut sums_c,
+                    &mut head_sums.reads,
+                    &tile,
+                    &projection_origin,
+                    slice,
+                    plan,
+                );
+            }
+
+            // What the state after takes of a position's input, then what later positions of the tile take.
+            pass_writes::<E, V>(
+                &inputs,
+                &mut grad_inputs,
+                &mut head_sums.writes,
+                &tile,
+                &input_origin,
+                plan,
+            );
+            multiply::<E, V>(
+                &weights,
+                0usize,
+                &grads,
+                0usize,
+                &mut grad_inputs,
+                positions,
+                comptime!([weight_tile.across(), input_tile.across()]),
+                input_form,
+            );
+            let mut skips = Array::<f32>::new(comptime!(input_form.values()));
+            write_inputs::<F, E, V, W>(
+                &inputs,
+                &grads,
+                &grad_inputs,
+                d,
+                grad_x,
+                &mut head_sums.inputs,
+                &mut skips,
+                &tile,
+                &input_origin,
+                &head,
+                start,
+                stop,
+                block,
+                plan,
+            );
+            #[comptime]
+            if let ComptimeOption::Some(grad_d) = &mut grad_d {
+                if comptime!(plan.skips_channels) {
+                    write_channel_skips(&skips, &mut slots, grad_d, &head, nheads, block, plan);
+                } else {
+                    #[unroll]
+                    for i in 0..comptime!(input_form.values()) {
+                        let spot = spot_from(&input_origin, i, input_form);
+                        head_sums.skip += select(spot.owned, skips[i], 0.0f32);
+                    }
+                }
+            }
+        }
+
+        let terms = grad_pairs(
+            &products,
+            &scores,
+            &mut grad_scores,
+            &tile,
+            &weight_origin,
+            start,
+            stop,
+            plan,
+        );
+        write_sums(
+            &head_sums,
+            &terms,
+            &mut slots,
+            grad_steps,
+            &mut grad_d,
+            &tile,
+            &head,
+            start,
+            stop,
+            plan,
+        );
+    }
+
+    sync_cube();
+    store::<E, V>(&grad_scores, &mut weights, 0usize, weight_tile, weight_form);
+    write_projections::<F, E, O, L, V, W>(
+        b,
+        c,
+        grad_b,
+        grad_c,
+        &weights,
+        &mut writes,
+        &mut readers,
+        &sums_b,
+        &sums_c,
+        &mut tile,
+        batch,
+        group,
+        part,
+        start,
+        stop,
+        plan,
+    );
+}
