@@ -3,7 +3,7 @@
 use cubecl::ir::FloatKind;
 
 use crate::support::conv::{Case, Numbers, Options, SHAPES};
-use crate::support::repeat::check_copies;
+use crate::support::repeat::{ROUNDED_ONCE, check_copies};
 use crate::support::{client, kinds, worst_error};
 
 #[test]
@@ -36,6 +36,7 @@ fn check_large(case: Case, copies: usize) {
         numbers.uploader(&client),
         copies,
         numbers.x.len(),
+        ROUNDED_ONCE,
         |device| numbers.kernels_on(device),
         || numbers.oracle(),
         &["grad_weight", "grad_bias"],

@@ -5,7 +5,7 @@ use cubecl::ir::FloatKind;
 use mamba_kernels::selective_scan::Strategy;
 
 use crate::check;
-use crate::support::repeat::check_copies;
+use crate::support::repeat::{ROUNDED_ONCE, check_copies};
 use crate::support::scan::{Case, Numbers, Options, SHAPES};
 use crate::support::{client, kinds, worst_error};
 
@@ -57,6 +57,7 @@ fn check_large(case: Case, copies: usize, strategy: Strategy) {
         numbers.uploader(&client),
         copies,
         numbers.u.len(),
+        ROUNDED_ONCE,
         |device| numbers.kernels_on(device, strategy),
         || numbers.oracle(),
         &["grad_a", "grad_d", "grad_delta_bias"],

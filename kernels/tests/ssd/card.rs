@@ -85,6 +85,7 @@ fn check_large(case: Case, copies: usize, strategy: Strategy) {
         numbers.uploader(&client),
         copies,
         numbers.x.len(),
+        numbers.case.tolerance(),
         |device| numbers.run(device, strategy, false),
         || numbers.oracle(),
         &[],
