@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::fixtures::Fixture;
+use crate::fixtures::{self, Fixture};
 
 /// The language models of the fixtures, and what their `config.json` calls them.
 pub const MODELS: [(&str, &str); 4] = [
@@ -21,7 +21,7 @@ pub const MODELS: [(&str, &str); 4] = [
 ];
 
 /// What a fixture holds besides parameters.
-const RESULTS: [&str; 4] = ["input_ids", "greedy_ids", "logits", "loss"];
+const RESULTS: [&str; 5] = ["input_ids", "greedy_ids", "logits", "hidden", "loss"];
 
 /// A fixture's parameters: name, shape, values.
 pub type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
@@ -75,6 +75,29 @@ pub fn folder(fixture: &Fixture, model_type: &str) -> TempDir {
     fs::write(folder.path().join("config.json"), config).expect("a writable folder");
     write(&folder.path().join("model.safetensors"), &tensors(fixture));
     folder
+}
+
+/// The fixtures of `parity.py`: their names.
+pub fn parities() -> Vec<String> {
+    fixtures::names("parity_")
+}
+
+/// A folder with the weights of a fixture of `parity.py`, and the `config.json` that its model was made of.
+pub fn parity_folder(fixture: &Fixture) -> TempDir {
+    let folder = TempDir::new().expect("a place for temporary files");
+    let config = fixture.setting::<String>("config");
+    fs::write(folder.path().join("config.json"), config).expect("a writable folder");
+    write(&folder.path().join("model.safetensors"), &tensors(fixture));
+    folder
+}
+
+/// The model of a fixture of `parity.py`, through its folder.
+pub fn parity_model(name: &str, device: &Device) -> (LanguageModel, LanguageModelConfig, Fixture) {
+    let fixture = Fixture::load(name);
+    let folder = parity_folder(&fixture);
+    let (model, config) =
+        checkpoint::load(folder.path(), device).unwrap_or_else(|error| panic!("{name}: {error}"));
+    (model, config, fixture)
 }
 
 /// The model of a fixture, through its folder.

@@ -47,6 +47,7 @@ fn every_operation_and_model_has_its_cases() {
         ("mamba1_lm", 1),
         ("gpt2_lm", 1),
         ("llama_lm", 1),
+        ("parity_", 13),
     ] {
         assert_eq!(fixtures::names(prefix).len(), cases, "{prefix}");
     }

@@ -53,6 +53,7 @@ fn block(fixture: &Fixture, device: &Device) -> Mamba1 {
         a_log: parameter(float(fixture.floats("A_log"), device)),
         d: parameter(float(fixture.floats("D"), device)),
         out_proj: linear(fixture, "out_proj", device),
+        dt_bc_rms_epsilon: None,
     }
 }
 

@@ -61,13 +61,23 @@ impl Block {
     /// - output: `[batch, seq_len, d_model]`
     pub fn forward_sequence(&self, x: Tensor<3>, seq_idx: Option<Tensor<2, Int>>) -> Tensor<3> {
         let input = self.norm.forward(x.clone());
+        self.mix_sequence(input, x, seq_idx)
+    }
+
+    /// Adds what the mixer makes of `input`, which is normalised already, to `residual`.
+    pub(crate) fn mix_sequence(
+        &self,
+        input: Tensor<3>,
+        residual: Tensor<3>,
+        seq_idx: Option<Tensor<2, Int>>,
+    ) -> Tensor<3> {
         let output = match &self.mixer {
-            Mixer::Mamba1(mixer) => return mixer.mix(input, None, seq_idx, Some(x)).0,
-            Mixer::Mamba2(mixer) => return mixer.mix(input, None, seq_idx, Some(x)).0,
+            Mixer::Mamba1(mixer) => return mixer.mix(input, None, seq_idx, Some(residual)).0,
+            Mixer::Mamba2(mixer) => return mixer.mix(input, None, seq_idx, Some(residual)).0,
             Mixer::Attention(mixer) => mixer.forward_sequence(input, seq_idx),
             Mixer::Mlp(mixer) => mixer.forward(input),
         };
-        x + output.cast(DType::F32)
+        residual + output.cast(DType::F32)
     }
 
     /// Runs the next tokens of sequences whose earlier ones are in `state`.
@@ -81,15 +91,25 @@ impl Block {
     ///
     /// If `state` is of another kind of mixer.
     pub fn forward(&self, x: Tensor<3>, state: LayerState) -> (Tensor<3>, LayerState) {
-        let [_, seq_len, _] = x.dims();
         let input = self.norm.forward(x.clone());
+        self.mix(input, x, state)
+    }
+
+    /// [`Block::mix_sequence`] of the next tokens.
+    pub(crate) fn mix(
+        &self,
+        input: Tensor<3>,
+        residual: Tensor<3>,
+        state: LayerState,
+    ) -> (Tensor<3>, LayerState) {
+        let [_, seq_len, _] = input.dims();
         let (output, state) = match (&self.mixer, state) {
             (Mixer::Mamba1(mixer), LayerState::Mamba1(state)) => {
-                let (output, state) = mixer.mix(input, Some(state), None, Some(x));
+                let (output, state) = mixer.mix(input, Some(state), None, Some(residual));
                 return (output, LayerState::Mamba1(state));
             }
             (Mixer::Mamba2(mixer), LayerState::Mamba2(state)) => {
-                let (output, state) = mixer.mix(input, Some(state), None, Some(x));
+                let (output, state) = mixer.mix(input, Some(state), None, Some(residual));
                 return (output, LayerState::Mamba2(state));
             }
             (Mixer::Attention(mixer), LayerState::Attention(cache)) if seq_len == 1 => {
@@ -105,7 +125,7 @@ impl Block {
             }
             (_, state) => panic!("Block: a state of another mixer was given: {state:?}"),
         };
-        (x + output.cast(DType::F32), state)
+        (residual + output.cast(DType::F32), state)
     }
 
     /// The state before any token.

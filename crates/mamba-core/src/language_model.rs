@@ -1,227 +1,17 @@
 //! The language model around the mixers.
 
-use burn::config::Config;
-use burn::module::{Initializer, Module, Param};
+mod config;
+
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, assert_shape, s};
 
-use crate::block::{Block, Mixer, MixerKind};
-use crate::mamba1::Mamba1Config;
-use crate::mamba2::Mamba2Config;
-use crate::norm::{Norm, NormConfig, NormKind};
+use crate::block::Block;
+use crate::norm::Norm;
 use crate::ops::{LinearCrossEntropy, Strategy, embed, linear, linear_cross_entropy, token_losses};
 use crate::precision::Precision;
 use crate::state::LanguageModelState;
-use crate::transformer::{AttentionConfig, MlpConfig};
 
-/// Configuration to create a [`LanguageModel`] with [`LanguageModelConfig::init`].
-///
-/// The model has `n_layer` repetitions of `pattern`: `["mamba1"]` is a Mamba, `["attention",
-/// "mlp"]` a transformer, and any other list a hybrid.
-#[derive(Config, Debug)]
-pub struct LanguageModelConfig {
-    /// Entries of the vocabulary. Default: 50257
-    #[config(default = 50257)]
-    pub vocab_size: usize,
-    /// The embedding has a multiple of this many rows. Default: 8
-    #[config(default = 8)]
-    pub pad_vocab_size_multiple: usize,
-    /// Width of the residual stream. Default: 128
-    #[config(default = 128)]
-    pub d_model: usize,
-    /// Repetitions of `pattern`. Default: 1
-    #[config(default = 1)]
-    pub n_layer: usize,
-    /// Mixers of one repetition, first one first. Default: `["mamba1"]`
-    #[config(default = "vec![MixerKind::Mamba1]")]
-    pub pattern: Vec<MixerKind>,
-    /// Norm of every layer and of the end. Default: rms_norm
-    #[config(default = "NormKind::RmsNorm")]
-    pub norm: NormKind,
-    /// Added to a mean square or variance before its root. Default: 1e-5
-    #[config(default = 1e-5)]
-    pub norm_epsilon: f64,
-    /// Learned positions, which bound the sequence length; 0 for none. Default: 0
-    #[config(default = 0)]
-    pub max_positions: usize,
-    /// Whether the head is the embedding. Default: true
-    #[config(default = true)]
-    pub tie_embeddings: bool,
-    /// Of the `mamba1` mixers.
-    #[config(default = "Mamba1Config::new(0)")]
-    pub mamba1: Mamba1Config,
-    /// Of the `mamba2` mixers.
-    #[config(default = "Mamba2Config::new(0)")]
-    pub mamba2: Mamba2Config,
-    /// Of the `attention` mixers.
-    #[config(default = "AttentionConfig::new(0, 4)")]
-    pub attention: AttentionConfig,
-    /// Of the `mlp` mixers.
-    #[config(default = "MlpConfig::new(0)")]
-    pub mlp: MlpConfig,
-}
-
-impl Default for LanguageModelConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl LanguageModelConfig {
-    /// The official Mamba-130M: 24 layers of width 768, vocabulary of GPT-NeoX.
-    pub fn mamba_130m() -> Self {
-        Self::new()
-            .with_vocab_size(50_280)
-            .with_d_model(768)
-            .with_n_layer(24)
-    }
-
-    /// The official Mamba-2-130M: 24 layers of width 768, vocabulary of GPT-NeoX.
-    pub fn mamba2_130m() -> Self {
-        Self::mamba_130m()
-            .with_pad_vocab_size_multiple(16)
-            .with_pattern(vec![MixerKind::Mamba2])
-    }
-
-    /// Rows of the embedding: the vocabulary rounded up to a multiple of
-    /// `pad_vocab_size_multiple`.
-    pub fn padded_vocab_size(&self) -> usize {
-        self.vocab_size
-            .next_multiple_of(self.pad_vocab_size_multiple.max(1))
-    }
-
-    /// What keeps [`LanguageModelConfig::init`] from working, naming the field.
-    pub fn validate(&self) -> Result<(), String> {
-        let at_least_one = [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("n_layer", self.n_layer),
-            ("pattern", self.pattern.len()),
-            ("attention.num_heads", self.attention.num_heads),
-            ("mamba1.expand", self.mamba1.expand),
-        ];
-        for (field, value) in at_least_one {
-            if value == 0 {
-                return Err(format!("{field} must be at least 1"));
-            }
-        }
-        let widths = [
-            ("mamba1", self.mamba1.d_model),
-            ("mamba2", self.mamba2.d_model),
-            ("attention", self.attention.d_model),
-            ("mlp", self.mlp.d_model),
-        ];
-        for (field, width) in widths {
-            if width != 0 && width != self.d_model {
-                return Err(format!(
-                    "{field}.d_model must be left out or equal d_model = {}, got {width}",
-                    self.d_model
-                ));
-            }
-        }
-        if !(1..=256).contains(&self.mamba1.d_state) {
-            let d_state = self.mamba1.d_state;
-            return Err(format!(
-                "mamba1.d_state must be between 1 and 256, got {d_state}"
-            ));
-        }
-        if self.mamba1.d_conv < 2 {
-            return Err(format!(
-                "mamba1.d_conv must be at least 2, got {}",
-                self.mamba1.d_conv
-            ));
-        }
-        if !(0.0 < self.mamba1.dt_min && self.mamba1.dt_min <= self.mamba1.dt_max) {
-            return Err("mamba1.dt_min must be above 0 and at most mamba1.dt_max".into());
-        }
-        if self.pattern.contains(&MixerKind::Mamba2) {
-            let mut mamba2 = self.mamba2.clone();
-            mamba2.d_model = self.d_model;
-            mamba2.validate().map_err(|it| format!("mamba2.{it}"))?;
-        }
-        if self.norm_epsilon.is_nan() || self.norm_epsilon <= 0.0 {
-            return Err(format!(
-                "norm_epsilon must be positive, got {}",
-                self.norm_epsilon
-            ));
-        }
-        let heads = self.attention.num_heads;
-        if self.pattern.contains(&MixerKind::Attention)
-            && self.attention.head_dim.is_none()
-            && !self.d_model.is_multiple_of(heads)
-        {
-            return Err(format!(
-                "attention.num_heads = {heads} must divide d_model = {}",
-                self.d_model
-            ));
-        }
-        Ok(())
-    }
-
-    /// Initialises a model: embeddings `N(0, 0.02)`, every branch that writes to the residual
-    /// stream scaled by one over the root of their number.
-    ///
-    /// # Panics
-    ///
-    /// With the message of [`LanguageModelConfig::validate`], if that returns one.
-    pub fn init(&self, device: &Device) -> LanguageModel {
-        if let Err(problem) = self.validate() {
-            panic!("LanguageModelConfig: {problem}");
-        }
-        let rows = self.padded_vocab_size();
-        let table = Initializer::Normal {
-            mean: 0.0,
-            std: 0.02,
-        };
-        let norm = NormConfig::new(self.d_model)
-            .with_kind(self.norm)
-            .with_epsilon(self.norm_epsilon);
-        let branches = self.n_layer * self.pattern.len();
-        let layers = self
-            .pattern
-            .iter()
-            .cycle()
-            .take(branches)
-            .map(|kind| Block {
-                norm: norm.init(device),
-                mixer: self.init_mixer(*kind, branches, device),
-            });
-        LanguageModel {
-            layers: layers.collect(),
-            norm: norm.init(device),
-            embedding: table.init([rows, self.d_model], device),
-            positions: (self.max_positions > 0)
-                .then(|| table.init([self.max_positions, self.d_model], device)),
-            head: (!self.tie_embeddings).then(|| table.init([rows, self.d_model], device)),
-            vocab_size: self.vocab_size,
-        }
-    }
-
-    fn init_mixer(&self, kind: MixerKind, branches: usize, device: &Device) -> Mixer {
-        let factor = (branches as f64).sqrt().recip();
-        match kind {
-            MixerKind::Mamba1 => {
-                let mut config = self.mamba1.clone();
-                config.d_model = self.d_model;
-                Mixer::Mamba1(config.init(device).rescale_residual(factor))
-            }
-            MixerKind::Mamba2 => {
-                let mut config = self.mamba2.clone();
-                config.d_model = self.d_model;
-                Mixer::Mamba2(config.init(device).rescale_residual(factor))
-            }
-            MixerKind::Attention => {
-                let mut config = self.attention.clone();
-                config.d_model = self.d_model;
-                Mixer::Attention(config.init(device).rescale_residual(factor))
-            }
-            MixerKind::Mlp => {
-                let mut config = self.mlp.clone();
-                config.d_model = self.d_model;
-                Mixer::Mlp(config.init(device).rescale_residual(factor))
-            }
-        }
-    }
-}
+pub use config::LanguageModelConfig;
 
 /// A language model over any mixers: embedding, [`Block`]s, norm, head.
 #[derive(Module, Debug)]
@@ -237,6 +27,8 @@ pub struct LanguageModel {
     /// `[padded vocabulary, d_model]`; the embedding where there is none.
     pub head: Option<Param<Tensor<2>>>,
     vocab_size: usize,
+    /// How many layers read the same input.
+    stage: usize,
 }
 
 impl LanguageModel {
@@ -282,8 +74,10 @@ impl LanguageModel {
             );
         }
         let mut x = self.embed(tokens, 0);
-        for layer in &self.layers {
-            x = layer.forward_sequence(x, seq_idx.clone());
+        for stage in self.layers.chunks(self.stage) {
+            for (layer, input) in stage.iter().zip(inputs(stage, &x)) {
+                x = layer.mix_sequence(input, x, seq_idx.clone());
+            }
         }
         self.norm.forward(x)
     }
@@ -358,10 +152,13 @@ impl LanguageModel {
         let [_, seq_len] = tokens.dims();
         let mut x = self.embed(tokens, state.position);
         let mut layers = Vec::with_capacity(self.layers.len());
-        for (layer, layer_state) in self.layers.iter().zip(state.layers) {
-            let (output, layer_state) = layer.forward(x, layer_state);
-            x = output;
-            layers.push(layer_state);
+        let mut states = state.layers.into_iter();
+        for stage in self.layers.chunks(self.stage) {
+            for ((layer, input), state) in stage.iter().zip(inputs(stage, &x)).zip(&mut states) {
+                let (output, state) = layer.mix(input, x, state);
+                x = output;
+                layers.push(state);
+            }
         }
         let state = LanguageModelState {
             layers,
@@ -428,6 +225,12 @@ impl LanguageModel {
         }
     }
 
+    /// Whether layers read what was before the layer above them.
+    #[cfg(feature = "cube")]
+    pub(crate) fn has_parallel_layers(&self) -> bool {
+        self.stage > 1
+    }
+
     fn head_weight(&self) -> Tensor<2> {
         self.head.as_ref().unwrap_or(&self.embedding).val()
     }
@@ -461,4 +264,11 @@ impl LanguageModel {
         };
         x.cast(DType::F32)
     }
+}
+
+/// What each layer of a stage reads. The norms come first, so that the residual stream has one owner again when the
+/// layers write to it.
+fn inputs(stage: &[Block], x: &Tensor<3>) -> Vec<Tensor<3>> {
+    let inputs = stage.iter().map(|layer| layer.norm.forward(x.clone()));
+    inputs.collect()
 }

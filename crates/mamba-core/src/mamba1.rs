@@ -3,12 +3,12 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::Linear;
-use burn::tensor::{Device, Int, Tensor, assert_shape};
+use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
 
 use crate::init::{inverse_softplus_of_time_steps, rescale, torch_linear};
 use crate::ops::{
-    CausalConv1d, SelectiveScan, causal_conv1d, halves, linear, project, project_onto,
+    CausalConv1d, SelectiveScan, causal_conv1d, halves, linear, project, project_onto, rms_norm_to,
     selective_scan, thirds,
 };
 use crate::state::Mamba1State;
@@ -64,6 +64,10 @@ pub struct Mamba1Config {
     /// Whether the input and output projections have biases. Default: false
     #[config(default = false)]
     pub bias: bool,
+    /// Divides the low-rank time step, B and C by their root mean squares, as FalconMamba does, with this added to the
+    /// mean squares; left out: they stay as they are. Default: none
+    #[config(default = "None")]
+    pub dt_bc_rms_epsilon: Option<f64>,
 }
 
 impl Mamba1Config {
@@ -130,6 +134,7 @@ impl Mamba1Config {
                     .repeat_dim(0, d_inner),
             ),
             d: Initializer::Ones.init([d_inner], device),
+            dt_bc_rms_epsilon: self.dt_bc_rms_epsilon,
             out_proj: torch_linear(d_inner, d_model, self.bias, device),
         }
     }
@@ -163,7 +168,7 @@ impl Mamba1Config {
 /// ```text
 /// x, z     = in_proj(input)
 /// x        = silu(causal_conv1d(x))
-/// dt, B, C = x_proj(x)
+/// dt, B, C = x_proj(x)                        each divided by its root mean square in a FalconMamba
 /// y        = selective_scan(x, dt_proj(dt), A = -exp(A_log), B, C, D, z)
 /// output   = out_proj(y)
 /// ```
@@ -188,6 +193,9 @@ pub struct Mamba1 {
     pub d: Param<Tensor<1>>,
     /// `d_inner -> d_model`
     pub out_proj: Linear,
+    /// Of the norms of the time step, B and C; none where they are not normalised.
+    #[module(skip)]
+    pub dt_bc_rms_epsilon: Option<f64>,
 }
 
 impl Mamba1 {
@@ -276,7 +284,11 @@ impl Mamba1 {
         });
 
         let projected = project(&self.x_proj, x.clone()); // [batch, seq_len, dt_rank + 2 d_state]
-        let [dt, b, c] = thirds(projected, dt_rank, d_state);
+        let [dt, b, c] =
+            thirds(projected, dt_rank, d_state).map(|part| match self.dt_bc_rms_epsilon {
+                Some(epsilon) => unscaled_rms_norm(part, epsilon),
+                None => part,
+            });
         let delta = linear(dt, self.dt_proj.weight.val(), None);
         let (y, ssm) = selective_scan(SelectiveScan {
             d: Some(self.d.val()),
@@ -292,6 +304,13 @@ impl Mamba1 {
         };
         (output, Mamba1State { conv, ssm })
     }
+}
+
+/// An RMS norm without parameters, computed in f32 whatever the type of `x`.
+fn unscaled_rms_norm(x: Tensor<3>, epsilon: f64) -> Tensor<3> {
+    let ([_, _, width], output) = (x.dims(), x.dtype().into());
+    let ones = Tensor::ones([width], (&x.device(), DType::F32));
+    rms_norm_to(x.cast(DType::F32), ones, epsilon, output)
 }
 
 impl ModuleDisplay for Mamba1 {

@@ -16,6 +16,7 @@ pub mod experiment;
 mod files;
 pub mod hardware;
 pub mod history;
+pub mod hub;
 pub mod interrupt;
 pub mod learner;
 pub mod load;

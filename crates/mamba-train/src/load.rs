@@ -1,6 +1,6 @@
 //! A trained model from its folder alone: a run, or a pretrained model in Hugging Face's layout.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::module::Module;
@@ -9,6 +9,7 @@ use burn::tensor::Device;
 use mamba_core::{LanguageModel, Precision, checkpoint};
 
 use crate::experiment::Experiment;
+use crate::hub::{Hub, is_gpt_neox_vocabulary, resolve};
 use crate::learner::LmTraining;
 use crate::run::RunFolder;
 use crate::tokenizer::Tokenizer;
@@ -42,30 +43,27 @@ pub enum Weights {
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 
-/// Loads the run or the pretrained model at `path` to `device`.
+/// Loads the run or the pretrained model at `path` to `device`. A path that is none may be the name of a model on the hub.
 ///
 /// # Errors
 ///
 /// As [`load_run`] and [`load_pretrained`].
 pub fn load_model(path: &Path, device: &Device) -> Result<LoadedRun> {
+    let path = &*resolve(path)?;
     match path.join(CONFIG).is_file() {
         true => load_pretrained(path, device),
         false => load_run(path, device),
     }
 }
 
-/// Loads the pretrained model in the folder `path` to `device`, with its `tokenizer.json`.
+/// Loads the pretrained model in the folder `path`, or of that name on the hub, to `device`, with its `tokenizer.json`.
 ///
 /// # Errors
 ///
-/// When a file is missing or damaged, the model is none of ours, or the tokenizer is another model's.
+/// When a file is missing or damaged, the model is none of ours, the tokenizer is another model's, or the hub does not give it.
 pub fn load_pretrained(path: &Path, device: &Device) -> Result<LoadedRun> {
-    let tokenizer = path.join(TOKENIZER);
-    ensure!(
-        tokenizer.is_file(),
-        "{} holds no {TOKENIZER}: put the model's there (that of Mamba and Mamba-2 is EleutherAI/gpt-neox-20b's)",
-        path.display()
-    );
+    let path = &*resolve(path)?;
+    let tokenizer = tokenizer_of(path)?;
     let spec = tokenizer.display().to_string();
     let tokenizer = Tokenizer::from_file(&tokenizer)?;
     let (model, config) = checkpoint::load(path, device)?;
@@ -86,6 +84,23 @@ pub fn load_pretrained(path: &Path, device: &Device) -> Result<LoadedRun> {
         model,
         tokenizer,
         weights: Weights::Pretrained,
+    })
+}
+
+/// The tokenizer in the folder of a pretrained model, or that of its family, of which Mamba's and Mamba-2's authors publish
+/// none with their models.
+fn tokenizer_of(folder: &Path) -> Result<PathBuf> {
+    let tokenizer = folder.join(TOKENIZER);
+    if tokenizer.is_file() {
+        return Ok(tokenizer);
+    }
+    let absent = format!("{} holds no {TOKENIZER}", folder.display());
+    ensure!(
+        is_gpt_neox_vocabulary(&checkpoint::read_config(folder)?),
+        "{absent}: put the model's there"
+    );
+    Hub::from_env().gpt_neox_tokenizer().with_context(|| {
+        format!("{absent}, which is that of EleutherAI/gpt-neox-20b: put it there")
     })
 }
 

@@ -15,6 +15,9 @@ pub(super) enum Layout {
     Depthwise,
     /// Several linear layers of one input, transposed and side by side: the output sizes of each.
     Joined(Vec<usize>),
+    /// The output features of a linear layer go head by head, each head's query, key and value together, and ours are all
+    /// queries, all keys, all values: the number of heads. A matrix is transposed as well.
+    ByHead(usize),
 }
 
 /// Where one of our parameters comes from.
@@ -75,6 +78,19 @@ impl Rule {
                     Ok(transposed(stacked, [rows, columns]))
                 })
             }
+            (Layout::ByHead(heads), &[rows, columns]) if rows.is_multiple_of(3 * heads) => {
+                let (shape, outer) = (Shape::from([columns, rows]), [*heads, 3]);
+                map_data(first, name, DType::F32, shape, move |data| {
+                    let sorted = swapped(values(single(data)), outer);
+                    transposed(TensorData::new(sorted, [rows, columns]), [rows, columns])
+                })
+            }
+            (Layout::ByHead(heads), &[rows]) if rows.is_multiple_of(3 * heads) => {
+                let (shape, outer) = (Shape::from([rows]), [*heads, 3]);
+                map_data(first, name, DType::F32, shape, move |data| {
+                    TensorData::new(swapped(values(single(data)), outer), [rows])
+                })
+            }
             // A wrong rank goes on as it is, and its shape tells when it is applied.
             _ => renamed(first, name),
         }
@@ -106,6 +122,14 @@ impl Rule {
                 });
                 parts.collect()
             }
+            (Layout::ByHead(heads), &[rows, columns]) => {
+                let back = swapped(values(transposed(data, [rows, columns])), [3, *heads]);
+                vec![(self.theirs[0].clone(), vec![columns, rows], back)]
+            }
+            (Layout::ByHead(heads), &[_]) => {
+                let back = swapped(values(data), [3, *heads]);
+                vec![(self.theirs[0].clone(), shape, back)]
+            }
             _ => vec![(self.theirs[0].clone(), shape, values(data))],
         }
     }
@@ -122,6 +146,18 @@ fn single(data: TensorData) -> TensorData {
 
 fn values(data: TensorData) -> Vec<f32> {
     data.try_into_vec::<f32>().expect("converted to f32 before")
+}
+
+/// `[a, b, rest]` to `[b, a, rest]`.
+fn swapped(from: Vec<f32>, [a, b]: [usize; 2]) -> Vec<f32> {
+    let rest = from.len() / (a * b);
+    let mut to = Vec::with_capacity(from.len());
+    for second in 0..b {
+        for first in 0..a {
+            to.extend_from_slice(&from[(first * b + second) * rest..][..rest]);
+        }
+    }
+    to
 }
 
 fn transposed(data: TensorData, [rows, columns]: [usize; 2]) -> TensorData {

@@ -7,8 +7,10 @@
 //! |---|---|---|
 //! | none, with `d_model` and `ssm_cfg` | `state-spaces/mamba-*`, `state-spaces/mamba2-*` as their authors publish them | |
 //! | `mamba` | `state-spaces/mamba-*-hf` | yes |
-//! | `mamba2` | Mamba-2 and Codestral-style models | yes |
+//! | `falcon_mamba` | `tiiuae/falcon-mamba-7b*` | yes |
+//! | `mamba2` | `mistralai/Mamba-Codestral-7B-v0.1` and other Mamba-2 | yes |
 //! | `gpt2` | `openai-community/gpt2*` | yes |
+//! | `gpt_neox` | `EleutherAI/pythia-*`, `EleutherAI/gpt-neox-20b` | yes |
 //! | `llama` | Llama-style transformers without scaled positions | yes |
 //!
 //! Parameters are f32 in memory, whatever their type in the file. Every tensor is accounted for: what is missing, left over or
@@ -32,6 +34,16 @@ use tensors::Tensors;
 
 pub use error::CheckpointError;
 pub use export::save;
+pub use tensors::{shards, weights_file};
+
+/// The configuration of the model in `folder`, whose weights need not be there.
+///
+/// # Errors
+///
+/// If `config.json` is missing or damaged, or describes a model that this crate does not have.
+pub fn read_config(folder: &Path) -> Result<LanguageModelConfig, CheckpointError> {
+    Ok(config::read(folder)?.config)
+}
 
 /// Reads the model in `folder` to `device`, and its configuration.
 ///

@@ -18,6 +18,10 @@ pub(super) fn rules(config: &LanguageModelConfig, family: Family, tensors: &Tens
             true => "",
             false => "transformer.",
         },
+        gpt_neox_head: match tensors.has("lm_head.weight") {
+            true => "lm_head.weight",
+            false => GPT_NEOX_HEAD,
+        },
     };
     names.rules(config, family)
 }
@@ -26,23 +30,37 @@ pub(super) fn rules(config: &LanguageModelConfig, family: Family, tensors: &Tens
 pub(super) struct Names {
     mamba_embedding: &'static str,
     gpt2_prefix: &'static str,
+    gpt_neox_head: &'static str,
 }
+
+/// The head of GPT-NeoX as all published files call it.
+const GPT_NEOX_HEAD: &str = "embed_out.weight";
+
+/// How a norm and a linear layer are called by us and by everyone else.
+const NORM: [[&str; 2]; 2] = [["gamma", "weight"], ["beta", "bias"]];
+const LINEAR: [[&str; 2]; 2] = [["weight", "weight"], ["bias", "bias"]];
 
 impl Names {
     /// Those that today's `transformers` writes.
     pub const WRITTEN: Self = Self {
         mamba_embedding: "backbone.embeddings.weight",
         gpt2_prefix: "transformer.",
+        gpt_neox_head: GPT_NEOX_HEAD,
     };
 
     pub fn rules(&self, config: &LanguageModelConfig, family: Family) -> Vec<Rule> {
         let mut rules = match family {
             Family::Mamba => self.mamba(config),
             Family::Gpt2 => self.gpt2(config),
+            Family::GptNeox => gpt_neox(config),
             Family::Llama => llama(config),
         };
         if !config.tie_embeddings {
-            rules.push(Rule::new("head", "lm_head.weight", Layout::Same));
+            let head = match family {
+                Family::GptNeox => self.gpt_neox_head,
+                Family::Mamba | Family::Gpt2 | Family::Llama => "lm_head.weight",
+            };
+            rules.push(Rule::new("head", head, Layout::Same));
         }
         rules
     }
@@ -115,8 +133,6 @@ impl Names {
                 Layout::Same,
             ));
         };
-        const NORM: [[&str; 2]; 2] = [["gamma", "weight"], ["beta", "bias"]];
-        const LINEAR: [[&str; 2]; 2] = [["weight", "weight"], ["bias", "bias"]];
         for part in NORM {
             add("norm", "ln_f", part);
         }
@@ -147,6 +163,66 @@ impl Names {
         }
         rules
     }
+}
+
+fn gpt_neox(config: &LanguageModelConfig) -> Vec<Rule> {
+    let mut rules = vec![Rule::new(
+        "embedding",
+        "gpt_neox.embed_in.weight",
+        Layout::Same,
+    )];
+    let mut add = |ours: String, theirs: String, parts: &[[&str; 2]], matrix: &Layout| {
+        rules.extend(parts.iter().map(|[our, their]| {
+            let layout = match (matrix, *our) {
+                (Layout::Transposed, "bias") => Layout::Same,
+                (layout, _) => layout.clone(),
+            };
+            Rule::new(format!("{ours}.{our}"), format!("{theirs}.{their}"), layout)
+        }));
+    };
+    let biased = |bias| &LINEAR[..1 + usize::from(bias)];
+    let by_head = Layout::ByHead(config.attention.num_heads);
+    add(
+        "norm".into(),
+        "gpt_neox.final_layer_norm".into(),
+        &NORM,
+        &Layout::Same,
+    );
+    for layer in 0..config.n_layer {
+        let first = |name: &str| format!("layers.{}.{name}", 2 * layer);
+        let second = |name: &str| format!("layers.{}.{name}", 2 * layer + 1);
+        let theirs = |name: &str| format!("gpt_neox.layers.{layer}.{name}");
+        add(
+            first("norm"),
+            theirs("input_layernorm"),
+            &NORM,
+            &Layout::Same,
+        );
+        add(
+            second("norm"),
+            theirs("post_attention_layernorm"),
+            &NORM,
+            &Layout::Same,
+        );
+        add(
+            first("mixer.in_proj"),
+            theirs("attention.query_key_value"),
+            biased(config.attention.qkv_bias),
+            &by_head,
+        );
+        for (ours, name, bias) in [
+            (
+                first("mixer.out_proj"),
+                "attention.dense",
+                config.attention.out_bias,
+            ),
+            (second("mixer.fc_in"), "mlp.dense_h_to_4h", config.mlp.bias),
+            (second("mixer.fc_out"), "mlp.dense_4h_to_h", config.mlp.bias),
+        ] {
+            add(ours, theirs(name), biased(bias), &Layout::Transposed);
+        }
+    }
+    rules
 }
 
 fn llama(config: &LanguageModelConfig) -> Vec<Rule> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use burn::store::burn_pack::Tensor as Packed;
 use burn::store::{ModuleStore, PytorchStore, SafetensorsStore};
@@ -29,20 +29,17 @@ struct Index {
 impl Tensors {
     /// Of the first format that the folder has, safetensors before PyTorch.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        let (whole, index, pytorch) = (
-            folder.join(WEIGHTS),
-            folder.join(INDEX),
-            folder.join(PYTORCH),
-        );
-        if whole.is_file() {
-            Ok(Self(safetensors(&whole)?))
-        } else if index.is_file() {
+        let file = weights_file(|file| folder.join(file).is_file());
+        if file == Some(WEIGHTS) {
+            Ok(Self(safetensors(&folder.join(WEIGHTS))?))
+        } else if file == Some(INDEX) {
             let mut tensors = BTreeMap::new();
-            for shard in shards(folder, &index)? {
-                tensors.extend(safetensors(&shard)?);
+            for shard in shards(folder)? {
+                tensors.extend(safetensors(&folder.join(shard))?);
             }
             Ok(Self(tensors))
-        } else if pytorch.is_file() {
+        } else if file == Some(PYTORCH) {
+            let pytorch = folder.join(PYTORCH);
             let mut store = PytorchStore::from_file(&pytorch);
             Ok(Self(all(&mut store, &pytorch)?))
         } else {
@@ -71,9 +68,14 @@ impl Tensors {
     /// What no rule took, but for copies and constants that some files hold.
     pub fn left_over(&self, config: &LanguageModelConfig, family: Family) -> Vec<String> {
         let names = self.0.keys().filter(|name| {
-            let tied_head = config.tie_embeddings && name.ends_with("lm_head.weight");
-            let masks = family == Family::Gpt2
-                && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"));
+            let head = name.ends_with("lm_head.weight") || name.ends_with("embed_out.weight");
+            let tied_head = config.tie_embeddings && head;
+            let mask_ends: &[&str] = match family {
+                Family::Gpt2 => &[".attn.bias", ".attn.masked_bias"],
+                Family::GptNeox => &[".attention.bias", ".attention.masked_bias"],
+                Family::Mamba | Family::Llama => &[],
+            };
+            let masks = mask_ends.iter().any(|end| name.ends_with(end));
             let rotations = name.ends_with("rotary_emb.inv_freq");
             !(tied_head || masks || rotations)
         });
@@ -81,14 +83,29 @@ impl Tensors {
     }
 }
 
-/// The files of an index, which lie beside it.
-fn shards(folder: &Path, index: &Path) -> Result<BTreeSet<PathBuf>, CheckpointError> {
-    let text = fs::read_to_string(index).map_err(|source| CheckpointError::File {
-        path: index.to_path_buf(),
+/// The file of weights that is read first where `has` tells which files there are: safetensors before an index of shards
+/// before PyTorch's.
+pub fn weights_file(has: impl Fn(&str) -> bool) -> Option<&'static str> {
+    [WEIGHTS, INDEX, PYTORCH].into_iter().find(|file| has(file))
+}
+
+/// The files that the index of a folder lists, which lie beside it; none where the weights are in one file.
+///
+/// # Errors
+///
+/// If the index is damaged, or names something else than files beside it.
+pub fn shards(folder: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+    let has = |file: &str| folder.join(file).is_file();
+    if weights_file(has) != Some(INDEX) {
+        return Ok(BTreeSet::new());
+    }
+    let index = folder.join(INDEX);
+    let text = fs::read_to_string(&index).map_err(|source| CheckpointError::File {
+        path: index.clone(),
         source,
     })?;
     let wrong = |problem: String| CheckpointError::Config {
-        path: index.to_path_buf(),
+        path: index.clone(),
         problem,
     };
     let Index { weight_map } = serde_json::from_str(&text).map_err(|it| wrong(it.to_string()))?;
@@ -97,7 +114,7 @@ fn shards(folder: &Path, index: &Path) -> Result<BTreeSet<PathBuf>, CheckpointEr
         let mut components = Path::new(&name).components();
         let plain = matches!(components.next(), Some(Component::Normal(_)));
         match plain && components.next().is_none() {
-            true => Ok(folder.join(name)),
+            true => Ok(name),
             false => Err(wrong(format!("{name} is no name of a file beside it"))),
         }
     });

@@ -3,10 +3,10 @@ use crate::ops::project;
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
-use burn::tensor::activation::{gelu, sigmoid, silu};
+use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::{Device, Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
-use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 
 /// The nonlinearity of an [`Mlp`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +15,7 @@ pub enum Activation {
     /// `x Φ(x)` with the tanh approximation of `Φ`, as in GPT-2.
     #[default]
     Gelu,
-    /// `x Φ(x)` with the error function.
+    /// `x Φ(x)` with the error function, as in GPT-NeoX.
     GeluExact,
     /// `silu(gate) * up`, as in Llama.
     #[serde(rename = "swiglu", alias = "swi_glu")]
@@ -107,7 +107,7 @@ impl Mlp {
         let hidden = project(&self.fc_in, x);
         let hidden = match self.activation {
             Activation::Gelu => gelu_tanh(hidden),
-            Activation::GeluExact => gelu(hidden),
+            Activation::GeluExact => gelu_erf(hidden),
             Activation::SwiGlu => {
                 let [d_hidden, _] = self.fc_out.weight.dims();
                 let gate = hidden.clone().narrow(D - 1, 0, d_hidden);
@@ -137,6 +137,13 @@ fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.clone() * sigmoid(x * slope)
 }
 
+/// `x/2 * (1 + erf(x / sqrt(2)))`.
+///
+/// Burn's `gelu` has this value, and on most backends the gradient of the form with tanh.
+fn gelu_erf<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.clone() * ((x * FRAC_1_SQRT_2).erf() * 0.5 + 0.5)
+}
+
 impl ModuleDisplay for Mlp {
     fn custom_settings(&self) -> Option<DisplaySettings> {
         DisplaySettings::new()
@@ -157,7 +164,7 @@ impl ModuleDisplay for Mlp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::activation::gelu_approximate;
+    use burn::tensor::activation::{gelu, gelu_approximate};
     use burn::tensor::{Distribution, Tolerance};
 
     #[test]
@@ -175,6 +182,30 @@ mod tests {
         gelu_tanh(x.clone())
             .to_data()
             .assert_approx_eq::<f32>(&gelu_approximate(x).to_data(), Tolerance::absolute(2e-6));
+    }
+
+    #[test]
+    fn gelu_erf_is_burns_with_its_own_gradient() {
+        let device = Device::flex().autodiff();
+        let inputs = [-50.0, -5.0, -1.0, 0.0, 0.3, 2.0, 60.0f32];
+        let x = Tensor::<1>::from_floats(inputs, &device).require_grad();
+        let y = gelu_erf(x.clone());
+        y.to_data()
+            .assert_approx_eq::<f32>(&gelu(x.clone()).to_data(), Tolerance::absolute(2e-6));
+        let gradient = x.grad(&y.sum().backward()).unwrap();
+        // Phi(x) + x phi(x)
+        let want = [
+            0.0,
+            -7.146_4e-6,
+            -0.083_315_5,
+            0.5,
+            0.732_327_8,
+            1.085_232,
+            1.0f32,
+        ];
+        gradient
+            .to_data()
+            .assert_approx_eq::<f32>(&want.into(), Tolerance::absolute(2e-6));
     }
 
     #[test]

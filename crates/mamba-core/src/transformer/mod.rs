@@ -1,10 +1,11 @@
 //! The transformer baseline: causal attention with a key-value cache, and the gated or plain MLP.
 //!
-//! Two well-known forms come out of the same parts:
+//! Three well-known forms come out of the same parts:
 //!
 //! | form | norm | positions | MLP |
 //! |---|---|---|---|
 //! | GPT-2 | `LayerNorm` | learned, added to the embedding | [`Activation::Gelu`] with bias |
+//! | GPT-NeoX | `LayerNorm` | rotary over a share of each head | [`Activation::GeluExact`] with bias, beside the attention instead of behind it (`parallel_residual`) |
 //! | Llama | `RmsNorm` | rotary (`rotary_dim = head_dim`) | [`Activation::SwiGlu`] without bias |
 
 mod attention;

@@ -17,7 +17,8 @@ use super::{run_path, start_device};
 /// tokenizer.json. Nothing in it is overwritten.
 #[derive(Args)]
 pub struct Arguments {
-    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
+    /// A run, by its folder or its name below artifacts/runs, or a pretrained model, by its folder or its name on the Hugging
+    /// Face hub, such as state-spaces/mamba-130m.
     run: String,
     /// Where the files go; made if it is not there.
     folder: PathBuf,

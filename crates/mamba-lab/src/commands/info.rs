@@ -16,7 +16,8 @@ use super::run_path;
 /// Show the devices of this build and the size of a model.
 #[derive(Args)]
 pub struct Arguments {
-    /// A run whose model to describe: its folder, or its name below artifacts/runs.
+    /// A model to describe: a run, by its folder or its name below artifacts/runs, the folder of a pretrained model, or its
+    /// name on the Hugging Face hub.
     run: Option<String>,
 }
 

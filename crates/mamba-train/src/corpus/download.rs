@@ -1,158 +1,14 @@
-//! Fetching a pinned archive from the Hugging Face hub, checked by hash, without ever hanging.
+//! A pinned archive of the Hugging Face hub, checked by hash and extracted.
 
-use std::env;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use hf_hub::api::Progress;
-use hf_hub::api::sync::ApiBuilder;
-use hf_hub::{Cache, Repo};
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, Result, bail};
 use zip::ZipArchive;
 
-use crate::cache::{cache_dir, sha256_hex, write_atomic};
-
-/// How long the hub may stay silent, before the first byte and between two pieces of the body.
-const PATIENCE: Duration = Duration::from_secs(8);
-
-/// Where downloads come from and where they are kept.
-#[derive(Clone, Debug)]
-pub struct Hub {
-    /// The hub's address.
-    pub endpoint: String,
-    /// The hub cache, shared with other programs.
-    pub hub_cache: PathBuf,
-    /// The folder under which extracted archives are kept, each in a folder of its own.
-    pub extracted: PathBuf,
-    /// The longest silence before a download is given up.
-    pub patience: Duration,
-    /// Whether only what is cached may be used.
-    pub offline: bool,
-}
-
-impl Hub {
-    /// The hub as the environment describes it: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`, and
-    /// `MAMBA_LAB_CACHE` for what is extracted.
-    pub fn from_env() -> Self {
-        let variable = |name| {
-            env::var(name)
-                .ok()
-                .filter(|value: &String| !value.is_empty())
-        };
-        // Not `Cache::from_env`, which panics for a user without a home folder.
-        let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
-            let home = dirs::home_dir()?;
-            Some(home.join(".cache").join("huggingface"))
-        });
-        let hub_cache = home.unwrap_or_else(env::temp_dir).join("hub");
-        Self {
-            endpoint: variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into()),
-            extracted: cache_dir().unwrap_or_else(|_| hub_cache.join("mamba-lab")),
-            hub_cache,
-            patience: PATIENCE,
-            offline: variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
-        }
-    }
-
-    /// The local path of a file of a dataset repository, downloaded unless it is cached.
-    fn fetch(&self, repo: &str, file: &str) -> Result<PathBuf> {
-        let repo = Repo::dataset(repo.into());
-        let cache = Cache::new(self.hub_cache.clone());
-        if let Some(path) = cache.repo(repo.clone()).get(file) {
-            return Ok(path);
-        }
-        if self.offline {
-            bail!("HF_HUB_OFFLINE is set and {file} is not in the hub cache");
-        }
-        let api = ApiBuilder::from_cache(cache)
-            .with_endpoint(self.endpoint.clone())
-            .build();
-        let api = api.context("cannot set up the connection")?.repo(repo);
-
-        // hf-hub offers no timeouts, and a silent network blocks it for minutes: it runs on a
-        // thread of its own that is left behind when it stays silent too long.
-        let (events, inbox) = mpsc::sync_channel(16);
-        let bar = ProgressBar::hidden();
-        let progress = Report {
-            events: events.clone(),
-            bar: bar.clone(),
-        };
-        let name = file.to_string();
-        thread::spawn(move || {
-            let result = api.download_with_progress(&name, progress);
-            // The message of hf-hub's error already tells its sources. The receiver is gone where
-            // the download was given up.
-            let _ = events.send(Event::Done(result.map_err(|error| anyhow!("{error}"))));
-        });
-        loop {
-            match inbox.recv_timeout(self.patience) {
-                Ok(Event::Alive) => {}
-                Ok(Event::Done(result)) => {
-                    return result.with_context(|| format!("no {file} from {}", self.endpoint));
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    bar.abandon();
-                    let (endpoint, seconds) = (&self.endpoint, self.patience.as_secs_f32());
-                    bail!("{endpoint} stayed silent for {seconds} s");
-                }
-                Err(RecvTimeoutError::Disconnected) => bail!("the download of {file} broke off"),
-            }
-        }
-    }
-}
-
-enum Event {
-    Alive,
-    Done(Result<PathBuf>),
-}
-
-/// Shows the download and tells the waiting thread that it goes on.
-struct Report {
-    events: SyncSender<Event>,
-    bar: ProgressBar,
-}
-
-impl Report {
-    /// Whether someone still waits. A full queue already says that bytes arrive.
-    fn is_awaited(&self) -> bool {
-        !matches!(
-            self.events.try_send(Event::Alive),
-            Err(TrySendError::Disconnected(_))
-        )
-    }
-}
-
-impl Progress for Report {
-    fn init(&mut self, size: usize, filename: &str) {
-        if !self.is_awaited() {
-            return;
-        }
-        let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.bar.set_style(style);
-        }
-        self.bar
-            .set_draw_target(indicatif::ProgressDrawTarget::stderr());
-        self.bar.set_length(size as u64);
-        self.bar.set_position(0);
-        self.bar.set_message(filename.to_string());
-    }
-
-    fn update(&mut self, size: usize) {
-        if self.is_awaited() {
-            self.bar.inc(size as u64);
-        }
-    }
-
-    fn finish(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
+use crate::cache::{sha256_hex, write_atomic};
+use crate::hub::Hub;
 
 /// A zip archive in a dataset repository, with the files wanted from it.
 pub(super) struct Archive {
@@ -181,7 +37,7 @@ impl Archive {
         if self.entries.iter().all(|entry| entry.is_at(&dir)) {
             return Ok(dir);
         }
-        let zip = hub.fetch(&self.repo, &self.file)?;
+        let zip = hub.dataset_file(&self.repo, &self.file)?;
         let bytes = fs::read(&zip).with_context(|| format!("cannot read {}", zip.display()))?;
         let found = sha256_hex(&bytes);
         if found != self.sha256 {
@@ -237,7 +93,8 @@ impl Entry {
 mod tests {
     use std::io::{BufRead, BufReader, Cursor, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::time::Instant;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use zip::ZipWriter;
     use zip::write::SimpleFileOptions;

@@ -22,7 +22,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-pub use download::Hub;
+pub use crate::hub::Hub;
 pub use stories::StoriesConfig;
 pub use wikitext2::Form;
 

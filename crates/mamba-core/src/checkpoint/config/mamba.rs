@@ -1,7 +1,7 @@
-//! Configurations of Mamba-1 and Mamba-2.
+//! Configurations of Mamba-1, FalconMamba and Mamba-2.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{Described, Family, File};
 use crate::block::MixerKind;
@@ -13,14 +13,14 @@ use crate::mamba2::Mamba2Config;
 /// A rank, or "auto".
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Rank {
+pub(super) enum Rank {
     Given(usize),
     Named(String),
 }
 
 impl Rank {
     /// The rank, 0 for the one that follows from the width.
-    fn resolve(&self, file: &File) -> Result<usize, CheckpointError> {
+    pub(super) fn resolve(&self, file: &File) -> Result<usize, CheckpointError> {
         match self {
             Self::Given(rank) => Ok(*rank),
             Self::Named(name) if name == "auto" => Ok(0),
@@ -37,7 +37,7 @@ impl Default for Rank {
     }
 }
 
-/// `MambaConfig` of `transformers`, with its defaults.
+/// `MambaConfig` and `FalconMambaConfig` of `transformers`, with their defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 pub(super) struct Mamba {
@@ -47,11 +47,15 @@ pub(super) struct Mamba {
     state_size: usize,
     conv_kernel: usize,
     expand: usize,
+    /// Wins over `expand`, which is 16 in FalconMamba-7B and means nothing.
+    intermediate_size: Option<usize>,
     time_step_rank: Rank,
     use_bias: bool,
     use_conv_bias: bool,
     hidden_act: String,
     layer_norm_epsilon: f64,
+    /// Of FalconMamba.
+    mixer_rms_eps: f64,
     tie_word_embeddings: bool,
 }
 
@@ -64,23 +68,44 @@ impl Default for Mamba {
             state_size: 16,
             conv_kernel: 4,
             expand: 2,
+            intermediate_size: None,
             time_step_rank: Rank::default(),
             use_bias: false,
             use_conv_bias: true,
             hidden_act: "silu".into(),
             layer_norm_epsilon: 1e-5,
+            mixer_rms_eps: 1e-6,
             tie_word_embeddings: true,
         }
     }
 }
 
 impl Mamba {
+    pub(super) fn describe_falcon(self, file: &File) -> Result<Described, CheckpointError> {
+        let epsilon = self.mixer_rms_eps;
+        let mut described = self.describe(file)?;
+        described.config.mamba1.dt_bc_rms_epsilon = Some(epsilon);
+        Ok(described)
+    }
+
     pub(super) fn describe(self, file: &File) -> Result<Described, CheckpointError> {
         file.expect("hidden_act", self.hidden_act == "silu")?;
+        let expand = match self.intermediate_size {
+            Some(width) if width.is_multiple_of(self.hidden_size.max(1)) => {
+                width / self.hidden_size.max(1)
+            }
+            Some(width) => {
+                return Err(file.unsupported(format!(
+                    "intermediate_size = {width}, which is no multiple of hidden_size = {},",
+                    self.hidden_size
+                )));
+            }
+            None => self.expand,
+        };
         let mixer = Mamba1Config::new(0)
             .with_d_state(self.state_size)
             .with_d_conv(self.conv_kernel)
-            .with_expand(self.expand)
+            .with_expand(expand)
             .with_dt_rank(self.time_step_rank.resolve(file)?)
             .with_bias(self.use_bias)
             .with_conv_bias(self.use_conv_bias);
@@ -98,6 +123,9 @@ impl Mamba {
 }
 
 /// `Mamba2Config` of `transformers`, with its defaults.
+///
+/// Some files, Codestral's among them, have `rms_norm` and `norm_before_gate`, too. `transformers` takes no notice of
+/// either: outputs are gated, then normalised.
 #[derive(Deserialize)]
 #[serde(default)]
 pub(super) struct Mamba2 {
@@ -113,11 +141,9 @@ pub(super) struct Mamba2 {
     chunk_size: usize,
     use_bias: bool,
     use_conv_bias: bool,
-    rms_norm: bool,
-    norm_before_gate: bool,
     hidden_act: String,
     layer_norm_epsilon: f64,
-    /// JSON has no infinity: what cannot be read as a number is one.
+    /// JSON has no infinity: what cannot be read as a number is one, and so is what we write for it.
     time_step_limit: [Value; 2],
     tie_word_embeddings: bool,
 }
@@ -137,8 +163,6 @@ impl Default for Mamba2 {
             chunk_size: 256,
             use_bias: false,
             use_conv_bias: true,
-            rms_norm: true,
-            norm_before_gate: false,
             hidden_act: "silu".into(),
             layer_norm_epsilon: 1e-5,
             time_step_limit: [json!(0.0), Value::Null],
@@ -152,7 +176,6 @@ impl Mamba2 {
         file.expect("hidden_act", self.hidden_act == "silu")?;
         // The gated norm of a mixer has one of its own, which is not in the file.
         file.expect("layer_norm_epsilon", self.layer_norm_epsilon == 1e-5)?;
-        file.expect("norm_before_gate", !self.norm_before_gate)?;
         if self.num_heads * self.head_dim != self.expand * self.hidden_size {
             return Err(file.wrong(format!(
                 "num_heads * head_dim = {} is not expand * hidden_size = {}",
@@ -167,10 +190,11 @@ impl Mamba2 {
             .with_expand(self.expand)
             .with_headdim(self.head_dim)
             .with_ngroups(self.n_groups)
-            .with_rmsnorm(self.rms_norm)
             .with_dt_limit([
                 least.as_f64().unwrap_or(0.0),
-                most.as_f64().unwrap_or(f64::INFINITY),
+                most.as_f64()
+                    .filter(|it| *it < f64::from(f32::MAX))
+                    .unwrap_or(f64::INFINITY),
             ])
             .with_bias(self.use_bias)
             .with_conv_bias(self.use_conv_bias)
@@ -184,147 +208,6 @@ impl Mamba2 {
             .with_norm_epsilon(self.layer_norm_epsilon)
             .with_tie_embeddings(self.tie_word_embeddings)
             .with_mamba2(mixer);
-        let family = Family::Mamba;
-        Ok(Described { config, family })
-    }
-}
-
-/// `MambaConfig` of the authors' code.
-#[derive(Deserialize)]
-pub(super) struct Original {
-    d_model: usize,
-    n_layer: usize,
-    vocab_size: usize,
-    #[serde(default)]
-    ssm_cfg: Map<String, Value>,
-    #[serde(default)]
-    attn_layer_idx: Vec<usize>,
-    #[serde(default)]
-    d_intermediate: usize,
-    #[serde(default = "yes")]
-    rms_norm: bool,
-    #[serde(default = "eight")]
-    pad_vocab_size_multiple: usize,
-    #[serde(default = "yes")]
-    tie_embeddings: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn eight() -> usize {
-    8
-}
-
-/// What `ssm_cfg` may set of a Mamba-1.
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct OriginalMamba1 {
-    d_state: usize,
-    d_conv: usize,
-    expand: usize,
-    dt_rank: Rank,
-    conv_bias: bool,
-    bias: bool,
-}
-
-impl Default for OriginalMamba1 {
-    fn default() -> Self {
-        Self {
-            d_state: 16,
-            d_conv: 4,
-            expand: 2,
-            dt_rank: Rank::default(),
-            conv_bias: true,
-            bias: false,
-        }
-    }
-}
-
-/// What `ssm_cfg` may set of a Mamba-2.
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct OriginalMamba2 {
-    d_state: usize,
-    d_conv: usize,
-    expand: usize,
-    headdim: usize,
-    d_ssm: Option<usize>,
-    ngroups: usize,
-    #[serde(rename = "D_has_hdim")]
-    d_has_hdim: bool,
-    rmsnorm: bool,
-    norm_before_gate: bool,
-    conv_bias: bool,
-    bias: bool,
-    chunk_size: usize,
-}
-
-impl Default for OriginalMamba2 {
-    fn default() -> Self {
-        Self {
-            d_state: 128,
-            d_conv: 4,
-            expand: 2,
-            headdim: 64,
-            d_ssm: None,
-            ngroups: 1,
-            d_has_hdim: false,
-            rmsnorm: true,
-            norm_before_gate: false,
-            conv_bias: true,
-            bias: false,
-            chunk_size: 256,
-        }
-    }
-}
-
-impl Original {
-    pub(super) fn describe(mut self, file: &File) -> Result<Described, CheckpointError> {
-        file.expect("attn_layer_idx", self.attn_layer_idx.is_empty())?;
-        file.expect("d_intermediate", self.d_intermediate == 0)?;
-        file.expect("rms_norm", self.rms_norm)?;
-        let config = LanguageModelConfig::new()
-            .with_vocab_size(self.vocab_size)
-            .with_pad_vocab_size_multiple(self.pad_vocab_size_multiple)
-            .with_d_model(self.d_model)
-            .with_n_layer(self.n_layer)
-            .with_tie_embeddings(self.tie_embeddings);
-        let layer = self.ssm_cfg.remove("layer");
-        let config = match layer.as_ref().and_then(Value::as_str) {
-            Some("Mamba1") | None => {
-                let mixer: OriginalMamba1 = file.parse(self.ssm_cfg)?;
-                config.with_mamba1(
-                    Mamba1Config::new(0)
-                        .with_d_state(mixer.d_state)
-                        .with_d_conv(mixer.d_conv)
-                        .with_expand(mixer.expand)
-                        .with_dt_rank(mixer.dt_rank.resolve(file)?)
-                        .with_conv_bias(mixer.conv_bias)
-                        .with_bias(mixer.bias),
-                )
-            }
-            Some("Mamba2") => {
-                let mixer: OriginalMamba2 = file.parse(self.ssm_cfg)?;
-                config.with_pattern(vec![MixerKind::Mamba2]).with_mamba2(
-                    Mamba2Config::new(0)
-                        .with_d_state(mixer.d_state)
-                        .with_d_conv(mixer.d_conv)
-                        .with_expand(mixer.expand)
-                        .with_headdim(mixer.headdim)
-                        .with_d_ssm(mixer.d_ssm)
-                        .with_ngroups(mixer.ngroups)
-                        .with_d_has_hdim(mixer.d_has_hdim)
-                        .with_rmsnorm(mixer.rmsnorm)
-                        .with_norm_before_gate(mixer.norm_before_gate)
-                        .with_conv_bias(mixer.conv_bias)
-                        .with_bias(mixer.bias)
-                        .with_chunk_size(mixer.chunk_size),
-                )
-            }
-            Some(other) => return Err(file.unsupported(format!("ssm_cfg.layer = {other}"))),
-        };
         let family = Family::Mamba;
         Ok(Described { config, family })
     }

@@ -1,6 +1,8 @@
 //! `config.json` and the configuration of a language model.
 
 mod mamba;
+mod original;
+mod python;
 mod transformer;
 mod write;
 
@@ -12,8 +14,9 @@ use serde_json::{Map, Value};
 
 use super::CheckpointError;
 use crate::language_model::LanguageModelConfig;
-use mamba::{Mamba, Mamba2, Original};
-use transformer::{Gpt2, Llama};
+use mamba::{Mamba, Mamba2};
+use original::Original;
+use transformer::{Gpt2, GptNeox, Llama};
 
 pub(super) use write::written;
 
@@ -25,6 +28,8 @@ pub(super) enum Family {
     /// Mamba-1 and Mamba-2.
     Mamba,
     Gpt2,
+    /// GPT-NeoX and Pythia.
+    GptNeox,
     Llama,
 }
 
@@ -42,12 +47,14 @@ pub(super) fn read(folder: &Path) -> Result<Described, CheckpointError> {
         source,
     })?;
     let file = File { path };
-    let fields: Map<String, Value> =
-        serde_json::from_str(&text).map_err(|error| file.wrong(error.to_string()))?;
+    let fields: Map<String, Value> = serde_json::from_str(&python::without_constants(&text))
+        .map_err(|error| file.wrong(error.to_string()))?;
     let described = match fields.get("model_type").and_then(Value::as_str) {
         Some("mamba") => file.parse::<Mamba>(fields)?.describe(&file)?,
+        Some("falcon_mamba") => file.parse::<Mamba>(fields)?.describe_falcon(&file)?,
         Some("mamba2") => file.parse::<Mamba2>(fields)?.describe(&file)?,
         Some("gpt2") => file.parse::<Gpt2>(fields)?.describe(&file)?,
+        Some("gpt_neox") => file.parse::<GptNeox>(fields)?.describe(&file)?,
         Some("llama") => file.parse::<Llama>(fields)?.describe(&file)?,
         Some(other) => return Err(file.unsupported(format!("model_type = {other}"))),
         None if fields.contains_key("ssm_cfg") => {

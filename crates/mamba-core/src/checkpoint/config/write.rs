@@ -15,13 +15,17 @@ pub(in crate::checkpoint) fn written(
 ) -> Result<(Value, Family), CheckpointError> {
     use MixerKind::{Attention, Mamba1, Mamba2, Mlp};
     match (&config.pattern[..], config.norm) {
+        // Of one layer a repetition, `parallel_residual` changes nothing.
         ([Mamba1], NormKind::RmsNorm) if config.max_positions == 0 => {
             Ok((mamba(config), Family::Mamba))
         }
         ([Mamba2], NormKind::RmsNorm) if config.max_positions == 0 => {
             Ok((mamba2(config)?, Family::Mamba))
         }
-        ([Attention, Mlp], NormKind::LayerNorm) => Ok((gpt2(config)?, Family::Gpt2)),
+        ([Attention, Mlp], NormKind::LayerNorm) if config.max_positions > 0 => {
+            Ok((gpt2(config)?, Family::Gpt2))
+        }
+        ([Attention, Mlp], NormKind::LayerNorm) => Ok((gpt_neox(config)?, Family::GptNeox)),
         ([Attention, Mlp], NormKind::RmsNorm) => Ok((llama(config)?, Family::Llama)),
         _ => Err(CheckpointError::NoCounterpart(format!(
             "no published architecture has layers {:?} with this norm and these positions",
@@ -39,9 +43,13 @@ fn require(what: &str, holds: bool) -> Result<(), CheckpointError> {
 
 fn mamba(config: &LanguageModelConfig) -> Value {
     let mixer = &config.mamba1;
-    json!({
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
+    let (architecture, model_type) = match mixer.dt_bc_rms_epsilon {
+        Some(_) => ("FalconMambaForCausalLM", "falcon_mamba"),
+        None => ("MambaForCausalLM", "mamba"),
+    };
+    let mut fields = json!({
+        "architectures": [architecture],
+        "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layer,
@@ -60,7 +68,11 @@ fn mamba(config: &LanguageModelConfig) -> Value {
         "residual_in_fp32": true,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "float32",
-    })
+    });
+    if let Some(epsilon) = mixer.dt_bc_rms_epsilon {
+        fields["mixer_rms_eps"] = json!(epsilon);
+    }
+    fields
 }
 
 fn mamba2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
@@ -109,22 +121,16 @@ fn mamba2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
 fn gpt2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
     let (attention, mlp) = (&config.attention, &config.mlp);
     require(
-        "learned positions are needed (max_positions)",
-        config.max_positions > 0,
+        "parallel_residual has no counterpart in GPT-2",
+        !config.parallel_residual,
     )?;
     require(
         "attention.rotary_dim has no counterpart in GPT-2",
         attention.rotary_dim == 0,
     )?;
-    let whole = attention
-        .num_kv_heads
-        .is_none_or(|heads| heads == attention.num_heads)
-        && attention
-            .head_dim
-            .is_none_or(|width| width * attention.num_heads == config.d_model);
     require(
         "attention.num_kv_heads and head_dim have no counterpart in GPT-2",
-        whole,
+        has_plain_heads(config),
     )?;
     let biased = attention.qkv_bias && attention.out_bias && mlp.bias;
     require("every linear layer of GPT-2 has a bias", biased)?;
@@ -153,8 +159,76 @@ fn gpt2(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
     }))
 }
 
+/// As many keys and values as queries, together as wide as the model.
+fn has_plain_heads(config: &LanguageModelConfig) -> bool {
+    let attention = &config.attention;
+    let heads = attention.num_heads;
+    attention.num_kv_heads.is_none_or(|it| it == heads)
+        && attention
+            .head_dim
+            .is_none_or(|width| width * heads == config.d_model)
+}
+
+fn gpt_neox(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
+    let (attention, mlp) = (&config.attention, &config.mlp);
+    require(
+        "with layer norms positions must be learned (max_positions) or rotary (attention.rotary_dim)",
+        attention.rotary_dim > 0 && !attention.rotary_interleaved,
+    )?;
+    require(
+        "attention.num_kv_heads and head_dim have no counterpart in GPT-NeoX",
+        has_plain_heads(config),
+    )?;
+    let biased = mlp.bias && attention.qkv_bias == attention.out_bias;
+    require(
+        "GPT-NeoX has biases in its MLP, and in both or none of the layers of its attention",
+        biased,
+    )?;
+    let activation = match mlp.activation {
+        Activation::Gelu => "gelu_new",
+        Activation::GeluExact => "gelu",
+        Activation::SwiGlu => {
+            return Err(CheckpointError::NoCounterpart(
+                "mlp.activation = swiglu in GPT-NeoX".into(),
+            ));
+        }
+    };
+    let (head_dim, rotary_dim) = (config.d_model / attention.num_heads, attention.rotary_dim);
+    Ok(json!({
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": attention.num_heads,
+        "intermediate_size": mlp.d_hidden.unwrap_or(4 * config.d_model),
+        "hidden_act": activation,
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": config.norm_epsilon,
+        "attention_bias": attention.qkv_bias,
+        "use_parallel_residual": config.parallel_residual,
+        "rotary_pct": share(rotary_dim, head_dim),
+        "rotary_emb_base": attention.rotary_base,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": "float32",
+    }))
+}
+
+/// A share of `whole` that is `part` again when it is multiplied and rounded down.
+fn share(part: usize, whole: usize) -> f64 {
+    let exact = part as f64 / whole as f64;
+    match (whole as f64 * exact) as usize == part {
+        true => exact,
+        false => (part as f64 + 0.5) / whole as f64,
+    }
+}
+
 fn llama(config: &LanguageModelConfig) -> Result<Value, CheckpointError> {
     let (attention, mlp) = (&config.attention, &config.mlp);
+    require(
+        "parallel_residual has no counterpart in Llama",
+        !config.parallel_residual,
+    )?;
     let head_dim = attention
         .head_dim
         .unwrap_or(config.d_model / attention.num_heads);

@@ -29,7 +29,8 @@ pub(crate) fn decoder(
 ) -> Option<Decoder> {
     let epsilon = model.norm.epsilon;
     let alike = |norm: &Norm| norm.epsilon == epsilon && norm.output() == model.norm.output();
-    if model.positions.is_some() || !model.layers.iter().all(|layer| alike(&layer.norm)) {
+    let plain = model.positions.is_none() && !model.has_parallel_layers();
+    if !plain || !model.layers.iter().all(|layer| alike(&layer.norm)) {
         return None;
     }
     let layers = model.layers.iter().map(|layer| match &layer.mixer {
@@ -88,7 +89,11 @@ fn layer_state(state: &ModuleState) -> Option<LayerState> {
     })
 }
 
+/// Nothing of a mixer that normalises its time step, B and C.
 fn mamba1_weights(norm: &Norm, mixer: &Mamba1) -> Option<LayerWeights> {
+    if mixer.dt_bc_rms_epsilon.is_some() {
+        return None;
+    }
     let own = Mamba1Weights {
         x_proj: matrix(mixer.x_proj.weight.val())?,
         dt_proj: matrix(mixer.dt_proj.weight.val())?,
