@@ -3,7 +3,6 @@
 
 use std::fs;
 
-use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use mamba_core::transformer::AttentionConfig;
 use mamba_core::{
@@ -41,8 +40,7 @@ fn configs() -> [LanguageModelConfig; 4] {
 fn model(config: &LanguageModelConfig, seed: u64, device: &Device) -> LanguageModel {
     device.seed(seed);
     let mut model = config.init(device);
-    let scaled = |table: Param<Tensor<2>>| table.map(|table| table * 25.0);
-    model.embedding = scaled(model.embedding);
+    model.embedding = model.embedding.map(|table| table * 25.0);
     model
 }
 

@@ -163,6 +163,11 @@ mod tests {
     use mamba_core::MixerKind;
     use mamba_core::transformer::AttentionConfig;
 
+    /// A GPU beside it would compile kernels for minutes.
+    fn cpu() -> Device {
+        mamba_core::device::device("flex").unwrap_or_default()
+    }
+
     fn span(begin: usize, counted: usize, end: usize) -> Span {
         Span {
             begin,
@@ -195,7 +200,7 @@ mod tests {
     }
 
     fn model(mixer: MixerKind) -> LanguageModel {
-        let device = Device::default();
+        let device = cpu();
         device.seed(3);
         LanguageModelConfig::new()
             .with_vocab_size(29)
@@ -208,7 +213,7 @@ mod tests {
     /// The mean of each token's loss behind all tokens from the beginning of its window.
     #[test]
     fn sliding_windows_are_what_each_token_sees() {
-        let (text, device) = (text(), Device::default());
+        let (text, device) = (text(), cpu());
         for mixer in [MixerKind::Mamba1, MixerKind::Attention] {
             let model = model(mixer);
             let sliding = Sliding {
@@ -235,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_carried_state_sees_all() {
-        let device = Device::default();
+        let device = cpu();
         let tokens: Vec<u32> = (0..2500).map(|it| it * it % 29).collect();
         let text = EncodedCorpus::from_tokens(&tokens);
         let mamba = model(MixerKind::Mamba1);
@@ -260,7 +265,7 @@ mod tests {
         let model = model(MixerKind::Mamba1);
         for (context, stride) in [(1, 1), (8, 0), (8, 8)] {
             let sliding = Sliding { context, stride };
-            let device = Device::default();
+            let device = cpu();
             assert!(evaluate_sliding(&model, &text(), sliding, 1, &device, |_, _| true).is_err());
         }
     }

@@ -254,7 +254,7 @@ pub fn stream(
     let mut generator = run.model.generate_from(request, device)?;
     let mut text = Text::new(&run.tokenizer, ending.stop);
     let mut intro = Some(intro);
-    while let Some(token) = generator.next() {
+    for token in generator.by_ref() {
         compiling::hide();
         let token = token?;
         pass.tokens(1);
