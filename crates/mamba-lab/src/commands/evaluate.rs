@@ -26,7 +26,7 @@ use crate::progress;
 /// Measure the loss and perplexity of a trained model on one split of a corpus, or its score on LAMBADA.
 ///
 /// Figures compare only where text, tokens, convention and past are alike; all are printed. A model is never measured on
-/// another form of WikiText-2 (raw, or with <unk>) than it was trained on.
+/// another form of WikiText-2 (raw, or with `<unk>`) than it was trained on.
 #[derive(Args)]
 pub struct Arguments {
     /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
