@@ -9,7 +9,9 @@ use clap::Parser;
 use mamba_bench::machine::Provenance;
 use mamba_bench::measure::Samples;
 use mamba_bench::report::write_json_lines;
-use mamba_core::{LanguageModel, LanguageModelConfig, Precision, Sampler, SamplingConfig};
+use mamba_core::{
+    LanguageModel, LanguageModelConfig, Precision, Sampler, SamplingConfig, checkpoint,
+};
 use serde::Serialize;
 
 /// Calls before the first that counts: kernels are compiled, memory is allocated.
@@ -41,6 +43,9 @@ struct Args {
     /// Layers of the model
     #[arg(long, default_value_t = 24)]
     layers: usize,
+    /// Also write the model there, in Hugging Face's layout, to time commands on it
+    #[arg(long)]
+    save: Option<PathBuf>,
     /// Where the JSON lines go
     #[arg(long)]
     output: Option<PathBuf>,
@@ -71,10 +76,11 @@ fn main() -> Result<()> {
         "--tokens 2 and --rounds 1 at least"
     );
     let device = mamba_core::device::start(&args.device)?;
-    let model = LanguageModelConfig::mamba_130m()
-        .with_n_layer(args.layers)
-        .init(&device)
-        .with_precision(args.precision);
+    let config = LanguageModelConfig::mamba_130m().with_n_layer(args.layers);
+    let model = config.init(&device).with_precision(args.precision);
+    if let Some(folder) = &args.save {
+        checkpoint::save(&model, &config, folder)?;
+    }
     let provenance = Provenance::collect(1);
     let mut records = Vec::new();
     let mut record = |what, length, ms: Samples, tokens: usize| {

@@ -247,7 +247,7 @@ impl LanguageModel {
     }
 
     /// The f32 residual stream at the first layer, for tokens that begin at `position`.
-    fn embed(&self, tokens: Tensor<2, Int>, position: usize) -> Tensor<3> {
+    pub(crate) fn embed(&self, tokens: Tensor<2, Int>, position: usize) -> Tensor<3> {
         let [_, seq_len] = tokens.dims();
         let x = embed(self.embedding.val(), tokens);
         let x = match &self.positions {

@@ -67,15 +67,20 @@ mod norm;
 pub mod ops;
 mod precision;
 mod sampling;
+mod snapshot;
 mod state;
 pub mod transformer;
 
 pub use block::{Block, Mixer, MixerKind};
-pub use generate::{GenerateError, Generator};
+pub use generate::{
+    Continuation, GenerateError, Generated, Generations, Generator, Logprobs, Request, Score,
+    StopFilter,
+};
 pub use language_model::{LanguageModel, LanguageModelConfig};
 pub use mamba1::{DtInit, Mamba1, Mamba1Config};
 pub use mamba2::{Mamba2, Mamba2Config};
 pub use norm::{Norm, NormConfig, NormKind};
 pub use precision::Precision;
 pub use sampling::{Sampler, SamplingConfig, SamplingError};
+pub use snapshot::{Snapshot, SnapshotError};
 pub use state::{LanguageModelState, LayerState, Mamba1State, Mamba2State};

@@ -28,4 +28,12 @@ impl Precision {
     pub fn is_supported(self, device: &Device) -> bool {
         device.supports_dtype(self.dtype())
     }
+
+    /// The one in which `device` trains fastest: bf16 on GPUs that have it.
+    pub fn fastest(device: &Device) -> Self {
+        match crate::ops::on_cube(device) && Self::Bf16.is_supported(device) {
+            true => Self::Bf16,
+            false => Self::F32,
+        }
+    }
 }

@@ -12,6 +12,8 @@ mod rng;
 pub use config::SamplingConfig;
 pub use error::SamplingError;
 
+use std::collections::BTreeMap;
+
 use filters::{Candidate, Filters};
 use rng::SplitMix64;
 
@@ -59,13 +61,33 @@ impl Sampler {
     /// If a logit is NaN or positive infinity, if none is finite, or if a token in `history` is
     /// outside the vocabulary.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
-        let invalid = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
-        if let Some(token) = logits.iter().position(invalid) {
-            let value = logits[token];
-            return Err(SamplingError::InvalidLogit { token, value });
+        check(logits)?;
+        if self.config.penalizes() {
+            self.seen.clear();
+            self.seen.extend_from_slice(history);
+            self.seen.sort_unstable();
+            let runs = self.seen.chunk_by(|a, b| a == b);
+            let counts = runs.map(|run| (run[0], run.len()));
+            penalize(&self.config, logits, counts)?;
         }
-        self.penalize(logits, history)?;
+        self.choose(logits)
+    }
 
+    /// [`Sampler::sample`] behind a history of which only the tokens' counts are known.
+    pub(crate) fn sample_counted(
+        &mut self,
+        logits: &mut [f32],
+        counts: &BTreeMap<u32, usize>,
+    ) -> Result<u32, SamplingError> {
+        check(logits)?;
+        if self.config.penalizes() {
+            let counts = counts.iter().map(|(token, count)| (*token, *count));
+            penalize(&self.config, logits, counts)?;
+        }
+        self.choose(logits)
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, SamplingError> {
         let vocab_size = logits.len();
         let best = argmax(logits).ok_or(SamplingError::NoCandidate { vocab_size })?;
         if self.config.temperature == 0.0 {
@@ -85,15 +107,10 @@ impl Sampler {
             top_p,
             min_p,
             typical_p,
-            frequency_penalty,
-            presence_penalty,
-            repetition_penalty,
-            seed: _,
+            ..
         } = self.config;
         let all = top_k.is_none() && top_p == 1.0 && min_p == 0.0 && typical_p == 1.0;
-        let plain =
-            repetition_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0;
-        (all && plain).then_some(temperature)
+        (all && !self.config.penalizes()).then_some(temperature)
     }
 
     /// The next random number, in `[0, 1)`.
@@ -102,39 +119,42 @@ impl Sampler {
         // Rounding must not make it 1.
         (self.rng.next_f64() as f32).min(1.0f32.next_down())
     }
+}
 
-    fn penalize(&mut self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
-        let SamplingConfig {
-            repetition_penalty: repeated,
-            frequency_penalty: each,
-            presence_penalty: once,
-            ..
-        } = self.config;
-        if repeated == 1.0 && each == 0.0 && once == 0.0 {
-            return Ok(());
-        }
-        self.seen.clear();
-        self.seen.extend_from_slice(history);
-        self.seen.sort_unstable();
-
-        let vocab_size = logits.len();
-        for run in self.seen.chunk_by(|a, b| a == b) {
-            let (token, count) = (run[0], run.len() as f32);
-            let logit = logits
-                .get_mut(token as usize)
-                .ok_or(SamplingError::UnknownToken { token, vocab_size })?;
-            if !logit.is_finite() {
-                continue;
-            }
-            let scaled = match *logit > 0.0 {
-                true => *logit / repeated,
-                false => *logit * repeated,
-            };
-            // The bounds keep an extreme penalty from making infinities.
-            *logit = (scaled - count * each - once).clamp(f32::MIN, f32::MAX);
-        }
-        Ok(())
+fn check(logits: &[f32]) -> Result<(), SamplingError> {
+    let invalid = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    match logits.iter().position(invalid) {
+        Some(token) => Err(SamplingError::InvalidLogit {
+            token,
+            value: logits[token],
+        }),
+        None => Ok(()),
     }
+}
+
+/// Takes the penalties of tokens that have occurred so many times off their logits.
+fn penalize(
+    config: &SamplingConfig,
+    logits: &mut [f32],
+    counts: impl Iterator<Item = (u32, usize)>,
+) -> Result<(), SamplingError> {
+    let vocab_size = logits.len();
+    for (token, count) in counts {
+        let logit = logits
+            .get_mut(token as usize)
+            .ok_or(SamplingError::UnknownToken { token, vocab_size })?;
+        if !logit.is_finite() {
+            continue;
+        }
+        let scaled = match *logit > 0.0 {
+            true => *logit / config.repetition_penalty,
+            false => *logit * config.repetition_penalty,
+        };
+        let frequent = count as f32 * config.frequency_penalty;
+        // The bounds keep an extreme penalty from making infinities.
+        *logit = (scaled - frequent - config.presence_penalty).clamp(f32::MIN, f32::MAX);
+    }
+    Ok(())
 }
 
 /// The first of the largest logits, if any is finite.

@@ -1,6 +1,6 @@
 //! What a model remembers between two calls.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::transformer::KvCache;
 
@@ -68,6 +68,48 @@ pub enum LayerState {
 }
 
 impl LayerState {
+    /// The sequences of both.
+    fn join(self, other: Self) -> Self {
+        fn both<const D: usize>(first: Tensor<D>, second: Tensor<D>) -> Tensor<D> {
+            Tensor::cat(vec![first, second], 0)
+        }
+        match (self, other) {
+            (Self::Mamba1(a), Self::Mamba1(b)) => Self::Mamba1(Mamba1State {
+                conv: both(a.conv, b.conv),
+                ssm: both(a.ssm, b.ssm),
+            }),
+            (Self::Mamba2(a), Self::Mamba2(b)) => Self::Mamba2(Mamba2State {
+                conv: both(a.conv, b.conv),
+                ssm: both(a.ssm, b.ssm),
+            }),
+            (Self::Attention(a), Self::Attention(b)) => Self::Attention(KvCache::from_tokens(
+                both(a.keys(), b.keys()),
+                both(a.values(), b.values()),
+            )),
+            (Self::Stateless, Self::Stateless) => Self::Stateless,
+            (a, b) => panic!("LayerState: states of different mixers: {a:?} and {b:?}"),
+        }
+    }
+
+    /// The sequences of these rows.
+    fn select(self, rows: &Tensor<1, Int>) -> Self {
+        match self {
+            Self::Mamba1(it) => Self::Mamba1(Mamba1State {
+                conv: it.conv.select(0, rows.clone()),
+                ssm: it.ssm.select(0, rows.clone()),
+            }),
+            Self::Mamba2(it) => Self::Mamba2(Mamba2State {
+                conv: it.conv.select(0, rows.clone()),
+                ssm: it.ssm.select(0, rows.clone()),
+            }),
+            Self::Attention(cache) => Self::Attention(KvCache::from_tokens(
+                cache.keys().select(0, rows.clone()),
+                cache.values().select(0, rows.clone()),
+            )),
+            Self::Stateless => Self::Stateless,
+        }
+    }
+
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
         match self {
@@ -89,6 +131,35 @@ pub struct LanguageModelState {
 }
 
 impl LanguageModelState {
+    /// The sequences of several states as one batch, in their order.
+    ///
+    /// # Panics
+    ///
+    /// If there is none, they are of different models, or attention has seen different numbers of tokens.
+    pub(crate) fn cat(states: Vec<Self>) -> Self {
+        let join = |all: Self, next: Self| Self {
+            position: all.position.max(next.position),
+            layers: all
+                .layers
+                .into_iter()
+                .zip(next.layers)
+                .map(|(all, next)| all.join(next))
+                .collect(),
+        };
+        states.into_iter().reduce(join).expect("a state at least")
+    }
+
+    /// The sequences of these rows, in that order.
+    pub(crate) fn select(self, rows: &[usize], device: &Device) -> Self {
+        let rows: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
+        let rows = Tensor::<1, Int>::from_data(&rows[..], device);
+        let layers = self.layers.into_iter();
+        Self {
+            layers: layers.map(|layer| layer.select(&rows)).collect(),
+            position: self.position,
+        }
+    }
+
     /// Bytes held by all layers.
     pub fn num_bytes(&self) -> usize {
         self.layers.iter().map(LayerState::num_bytes).sum()

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use mamba_train::experiment::Experiment;
 
 /// Name and text of every experiment that comes with the program.
-const BUILT_IN: [(&str, &str); 7] = [
+const BUILT_IN: [(&str, &str); 8] = [
     (
         "quickstart",
         include_str!("../../../experiments/quickstart.toml"),
@@ -34,6 +34,10 @@ const BUILT_IN: [(&str, &str); 7] = [
     (
         "hybrid-wikitext2",
         include_str!("../../../experiments/hybrid-wikitext2.toml"),
+    ),
+    (
+        "finetune",
+        include_str!("../../../experiments/finetune.toml"),
     ),
 ];
 

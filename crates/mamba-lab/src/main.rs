@@ -10,7 +10,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{compare, convert, evaluate, generate, info, train};
+use commands::{chat, compare, convert, evaluate, generate, info, train};
 use failure::{Failed, guard};
 use mamba_core::{compilation, device};
 use mamba_train::{compiling, logging};
@@ -29,6 +29,7 @@ enum Command {
     Evaluate(evaluate::Arguments),
     Compare(compare::Arguments),
     Generate(generate::Arguments),
+    Chat(chat::Arguments),
     Convert(convert::Arguments),
     Info(info::Arguments),
 }
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
             Command::Evaluate(arguments) => evaluate::run(arguments),
             Command::Compare(arguments) => compare::run(arguments),
             Command::Generate(arguments) => generate::run(arguments),
+            Command::Chat(arguments) => chat::run(arguments),
             Command::Convert(arguments) => convert::run(arguments),
             Command::Info(arguments) => info::run(arguments),
         },

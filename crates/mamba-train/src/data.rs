@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cache::cache_dir;
 use crate::corpus::{Corpus, Split};
@@ -65,14 +65,35 @@ impl Splits {
     }
 }
 
+/// One split, for an evaluation that needs no other.
+#[derive(Clone, Debug)]
+pub struct SplitText {
+    /// Its tokens.
+    pub tokens: Arc<EncodedCorpus>,
+    /// Its words, between white space: the same for every tokenizer.
+    pub words: usize,
+    /// What the text turned out to be, in one line.
+    pub description: String,
+}
+
 /// One split of `data`, for an evaluation that needs no other.
 ///
 /// # Errors
 ///
-/// When its text cannot be had or is shorter than two tokens.
-pub fn load_split(data: &DataConfig, tokenizer: &Tokenizer, split: Split) -> Result<Arc<Windows>> {
+/// When its text cannot be had or has fewer than two tokens.
+pub fn load_split(data: &DataConfig, tokenizer: &Tokenizer, split: Split) -> Result<SplitText> {
     let corpus = load(data, &[split], &[])?;
-    windows(data, &corpus, tokenizer, split, Tail::Keep)
+    let text = corpus.text(split)?;
+    let tokens = encode(data, text, tokenizer)?;
+    ensure!(
+        tokens.len() > 1,
+        "the {split} split is too short: it has a single token"
+    );
+    Ok(SplitText {
+        tokens: Arc::new(tokens),
+        words: text.split_whitespace().count(),
+        description: corpus.to_string(),
+    })
 }
 
 /// The text of `data`, which must be the corpus it names, if it names one: losses on different
@@ -81,8 +102,8 @@ fn load(data: &DataConfig, required: &[Split], optional: &[Split]) -> Result<Cor
     let corpus = data.corpus_config().load(required, optional)?;
     if let Some(expected) = data.corpus.as_deref().filter(|name| *name != corpus.name()) {
         bail!(
-            "the run was trained on {expected}, but this text is {}; give the folder of the same \
-             text with --data-dir",
+            "the model was trained on {expected}, but this text is {}: losses on both cannot be compared; give the \
+             folder of the same text with --data-dir",
             corpus.name()
         );
     }
@@ -96,11 +117,14 @@ fn windows(
     split: Split,
     tail: Tail,
 ) -> Result<Arc<Windows>> {
-    let cache = cache_dir().ok().map(|dir| dir.join("tokens"));
-    let cache = cache.as_deref().map(Path::new);
-    let text = corpus.text(split)?;
-    let encoded = EncodedCorpus::load_or_encode(text, tokenizer, data.convention, cache)?;
+    let encoded = encode(data, corpus.text(split)?, tokenizer)?;
     let windows = Windows::new(Arc::new(encoded), data.seq_len, tail)
         .with_context(|| format!("the {split} split is too short"))?;
     Ok(Arc::new(windows))
+}
+
+fn encode(data: &DataConfig, text: &str, tokenizer: &Tokenizer) -> Result<EncodedCorpus> {
+    let cache = cache_dir().ok().map(|dir| dir.join("tokens"));
+    let cache = cache.as_deref().map(Path::new);
+    EncodedCorpus::load_or_encode(text, tokenizer, data.convention, cache)
 }

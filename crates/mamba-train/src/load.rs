@@ -114,7 +114,7 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
     let folder = RunFolder::open(path)?;
     let experiment = folder.experiment()?;
     let tokenizer = Tokenizer::load(folder.path())?;
-    let precision = match experiment.training.precision {
+    let precision = match experiment.training.precision.on(device) {
         precision if precision.is_supported(device) => precision,
         _ => Precision::F32,
     };

@@ -41,11 +41,15 @@ pub struct WarmupSchedule {
 impl WarmupSchedule {
     /// The schedule of a run of `total_steps` optimizer steps.
     pub fn new(training: &TrainingConfig, total_steps: usize) -> Self {
+        let warmup_steps = match training.warmup_fraction {
+            0.0 => training.warmup_steps,
+            fraction => (fraction * total_steps as f64).ceil() as usize,
+        };
         Self {
             kind: training.schedule,
             peak: training.learning_rate,
             min: training.min_learning_rate,
-            warmup_steps: training.warmup_steps,
+            warmup_steps,
             total_steps,
             step: 0,
         }
@@ -112,6 +116,18 @@ mod tests {
         assert!((schedule.rate(8) - 0.55).abs() < 1e-12);
         assert!((schedule.rate(12) - 0.1).abs() < 1e-12);
         assert!((schedule.rate(40) - 0.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_fraction_of_the_steps_warms_up() {
+        let training = TrainingConfig {
+            learning_rate: 1.0,
+            warmup_fraction: 0.1,
+            ..TrainingConfig::default()
+        };
+        let schedule = WarmupSchedule::new(&training, 31);
+        let warmup: Vec<f64> = (0..4).map(|step| schedule.rate(step)).collect();
+        assert_eq!(warmup, [0.25, 0.5, 0.75, 1.0]);
     }
 
     #[test]

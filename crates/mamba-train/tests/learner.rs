@@ -95,7 +95,7 @@ fn run(start: Start, interrupter: &Interrupter) -> anyhow::Result<Outcome> {
         display: Display::Quiet,
         interrupter: interrupter.clone(),
     };
-    train_on(start, options, |_| Ok(splits()), |_| {})
+    train_on(start, options, |_, _| Ok(splits()), |_| {})
 }
 
 fn finish(start: Start) -> (RunFolder, Summary) {
@@ -290,7 +290,7 @@ fn name_that_is_taken_is_refused_before_any_work() {
     let loaded = train_on(
         begin,
         TrainOptions::default(),
-        |_| panic!("data must not be loaded"),
+        |_, _| panic!("data must not be loaded"),
         |_: TrainEvent| {},
     );
     assert!(
@@ -426,4 +426,105 @@ fn accumulated_gradients_equal_those_of_one_big_batch() {
     whole
         .into_data()
         .assert_approx_eq::<f32>(&parts.into_data(), burn::tensor::Tolerance::absolute(1e-6));
+}
+
+/// The parameters of a finished run or of its last checkpoint, flat.
+fn parameters(folder: &RunFolder) -> Vec<f32> {
+    use burn::module::Module;
+    use mamba_train::load::load_run;
+    struct All(Vec<f32>);
+    impl burn::module::ModuleVisitor for All {
+        fn visit_float<const D: usize>(
+            &mut self,
+            param: &burn::module::Param<burn::tensor::Tensor<D>>,
+        ) {
+            self.0.extend(param.val().into_data().iter::<f32>());
+        }
+    }
+    let mut all = All(Vec::new());
+    load_run(folder.path(), &device())
+        .unwrap()
+        .model
+        .visit(&mut all);
+    all.0
+}
+
+fn files(folder: &RunFolder) -> Vec<(PathBuf, Vec<u8>)> {
+    let files = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|it| it.unwrap().path());
+    let mut files: Vec<_> = files
+        .filter(|path| path.is_file())
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_run_begins_with_another_model_and_resumes_like_any_other() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    // Wider than the default, with another vocabulary than the tokenizer's: a fine-tuned run keeps all of it.
+    let sizes = ["model.d_model=12", "training.epochs=1"];
+    let (source, _) = finish(start(runs.path(), "source", experiment(&sizes)));
+    let before = files(&source);
+    let plain = r#"
+        name = "further"
+        [data]
+        seq_len = 6
+        batch_size = 2
+        [training]
+        precision = "auto"
+        epochs = 2
+        learning_rate = 0.001
+        warmup_fraction = 0.1
+        weight_decay = 0.1
+        checkpoint_every = 3
+        log_every = 1
+    "#;
+    let further = |name: &str, overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        let mut experiment = Experiment::parse(plain, "further", &overrides).unwrap();
+        experiment.from = Some(source.path().to_path_buf());
+        start(runs.path(), name, experiment)
+    };
+
+    // A step so small that it changes nothing shows with what the run began.
+    let still = [
+        "training.max_steps=1",
+        "training.learning_rate=1e-30",
+        "training.min_learning_rate=0",
+    ];
+    let (folder, _) = finish(further("still", &still));
+    assert_eq!(parameters(&folder), parameters(&source));
+    let written = folder.experiment().unwrap();
+    assert_eq!((written.model.d_model, written.model.vocab_size), (12, 256));
+    assert_eq!(&written.data.tokenizer, "bytes");
+    assert_eq!(
+        written.training.precision,
+        mamba_train::experiment::PrecisionSetting::F32
+    );
+
+    let (whole, summary) = finish(further("whole", &[]));
+    assert!(summary.valid.unwrap().loss < summary.before.unwrap().loss);
+    let parts = interrupt_at(further("parts", &[]), runs.path().join("parts"), 9);
+    finish(Start::Resume(parts.clone()));
+    assert_eq!(parameters(&parts), parameters(&whole));
+    assert_ne!(parameters(&whole), parameters(&source));
+    assert_eq!(files(&source), before, "the source is only read");
+
+    // What contradicts the model is refused before a folder is made.
+    for (overrides, told) in [
+        (["model.d_model=16"], "model:"),
+        (["data.tokenizer=some.json"], "data.tokenizer:"),
+    ] {
+        let error = run(further("none", &overrides), &Interrupter::new()).unwrap_err();
+        assert!(format!("{error:#}").contains(told), "{error:#}");
+    }
+    let mut nowhere = Experiment::parse(plain, "further", &[]).unwrap();
+    nowhere.from = Some(runs.path().join("nowhere"));
+    let error = run(start(runs.path(), "none", nowhere), &Interrupter::new()).unwrap_err();
+    assert!(format!("{error:#}").contains("nowhere"), "{error:#}");
+    assert!(!runs.path().join("none").exists());
 }

@@ -234,6 +234,25 @@ impl Decoder {
         Ok(f32::from_bytes(&bytes[0]).to_vec())
     }
 
+    /// What is remembered of the tokens that were read, first layer first: the convolution's window and the recurrence's
+    /// state, laid out as in [`LayerState`].
+    ///
+    /// # Errors
+    ///
+    /// If the device failed.
+    pub fn states(&self) -> Result<Vec<[Vec<f32>; 2]>, ServerError> {
+        if self.fresh {
+            self.model.forget(&self.client);
+        }
+        let layers = self.model.layers.iter().map(|layer| {
+            let tensors = [&layer.window, &layer.state].map(Clone::clone);
+            let tensors = tensors.map(|it| it.into_copy_descriptor(size_of::<f32>()));
+            let bytes = self.client.read_tensor(tensors.into())?;
+            Ok([&bytes[0], &bytes[1]].map(|it| f32::from_bytes(it).to_vec()))
+        });
+        layers.collect()
+    }
+
     /// The tokens that the device chose in the last step. They are copied before whatever comes next.
     pub fn tokens(&self) -> Tokens {
         let (client, tokens) = (self.client.clone(), self.model.tokens.clone());

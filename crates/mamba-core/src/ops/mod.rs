@@ -91,7 +91,7 @@ fn on_flex(device: &Device) -> bool {
 }
 
 /// Whether `device` is one of a CubeCL backend, where `mamba_kernels` runs.
-fn on_cube(device: &Device) -> bool {
+pub(crate) fn on_cube(device: &Device) -> bool {
     match device.clone().without_autodiff().as_dispatch() {
         #[cfg(feature = "cube")]
         DispatchDevice::Cube(_) => true,

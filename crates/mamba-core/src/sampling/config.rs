@@ -44,6 +44,13 @@ impl Default for SamplingConfig {
 }
 
 impl SamplingConfig {
+    /// Whether tokens that have occurred are less likely, or more.
+    pub fn penalizes(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0
+    }
+
     /// Checks that every field is in its range.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ impl KvCache {
     /// A cache that holds exactly these tokens. They are not copied.
     ///
     /// `keys`, `values`: `[batch, num_kv_heads, seq_len, head_dim]`
-    pub(super) fn from_tokens(keys: Tensor<4>, values: Tensor<4>) -> Self {
+    pub(crate) fn from_tokens(keys: Tensor<4>, values: Tensor<4>) -> Self {
         let len = keys.dims()[2];
         Self { keys, values, len }
     }
@@ -68,13 +68,19 @@ impl KvCache {
             .sum()
     }
 
+    /// Its `num_kv_heads` and `head_dim`.
+    pub(crate) fn heads(&self) -> [usize; 2] {
+        let [_, num_kv_heads, _, head_dim] = self.keys.dims();
+        [num_kv_heads, head_dim]
+    }
+
     /// The keys seen, `[batch, num_kv_heads, len, head_dim]`; not of an empty cache.
-    pub(super) fn keys(&self) -> Tensor<4> {
+    pub(crate) fn keys(&self) -> Tensor<4> {
         self.keys.clone().narrow(2, 0, self.len)
     }
 
     /// The values seen, `[batch, num_kv_heads, len, head_dim]`; not of an empty cache.
-    pub(super) fn values(&self) -> Tensor<4> {
+    pub(crate) fn values(&self) -> Tensor<4> {
         self.values.clone().narrow(2, 0, self.len)
     }
 

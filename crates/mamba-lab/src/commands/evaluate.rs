@@ -4,19 +4,29 @@ use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use clap::Args;
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use clap::{Args, ValueEnum};
 use mamba_train::compiling;
 use mamba_train::corpus::Split;
-use mamba_train::data::load_split;
-use mamba_train::evaluate::evaluate;
+use mamba_train::data::{SplitText, load_split};
+use mamba_train::evaluate::{
+    Evaluation, Sliding, evaluate, evaluate_carried, evaluate_lambada, evaluate_sliding,
+    perplexity, read_passages,
+};
+use mamba_train::experiment::DataConfig;
 use mamba_train::learner::TokenLoader;
-use mamba_train::load::load_model;
+use mamba_train::load::{LoadedRun, load_model};
+use mamba_train::tokenizer::Convention;
+use mamba_train::windows::{Tail, Windows};
 
 use super::{run_path, start_device};
 use crate::progress;
 
-/// Measure the loss and perplexity of a trained model on one split of its corpus.
+/// Measure the loss and perplexity of a trained model on one split of a corpus, or its score on LAMBADA.
+///
+/// Figures compare only where text, tokens, convention and past are alike; all are printed. A model is never measured on
+/// another form of WikiText-2 (raw, or with `<unk>`) than it was trained on.
 #[derive(Args)]
 pub struct Arguments {
     /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
@@ -27,9 +37,43 @@ pub struct Arguments {
     /// Folder with the text, if it is not where it was at training.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
+    /// What comes before a token that is predicted.
+    #[arg(long, value_enum, default_value_t = Past::Windows)]
+    past: Past,
+    /// Tokens of a window; by default those of training and, of a pretrained model, 1024 or its positions.
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// With --past sliding: tokens between two windows; by default half of one.
+    #[arg(long, value_name = "TOKENS")]
+    stride: Option<usize>,
+    /// How the text becomes tokens, whole-file or rows (each line of WikiText-2 alone, blank lines left out, all joined); by
+    /// default as at training.
+    #[arg(long, value_name = "NAME")]
+    convention: Option<Convention>,
+    /// Instead: predict the last words of FILE, a JSON object with "text" a line, the form that OpenAI published.
+    #[arg(long, value_name = "FILE",
+        conflicts_with_all = ["data_dir", "past", "context", "stride", "convention", "split"])]
+    lambada: Option<PathBuf>,
+    /// With --lambada: only so many passages, the first ones.
+    #[arg(long, value_name = "N", requires = "lambada")]
+    limit: Option<usize>,
+    /// Windows or passages are computed so many at once; by default as at training.
+    #[arg(long, value_name = "N", conflicts_with = "lambada")]
+    batch_size: Option<usize>,
     /// Device to run on, such as flex, wgpu or cuda:1.
     #[arg(long)]
     device: Option<String>,
+}
+
+/// What comes before a token that is predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Past {
+    /// Windows side by side, each without a past, as the losses of training.
+    Windows,
+    /// Windows that overlap; of each the tokens count that the one before has not reached.
+    Sliding,
+    /// The whole split, by a state that is carried through it; not with attention.
+    Carried,
 }
 
 fn parse_split(name: &str) -> Result<Split, String> {
@@ -38,27 +82,73 @@ fn parse_split(name: &str) -> Result<Split, String> {
     found.ok_or_else(|| "expected train, valid or test".into())
 }
 
+/// Tokens of a pretrained model's window where nothing is said.
+const CONTEXT: usize = 1024;
+
+/// Tokens of a pretrained model's batch where nothing is said.
+const AT_ONCE: usize = 4096;
+
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    ensure!(
+        arguments.stride.is_none() || arguments.past == Past::Sliding,
+        "--stride: only windows that overlap have one; give --past sliding"
+    );
+    ensure!(
+        arguments.context.is_none() || arguments.past != Past::Carried,
+        "--context: a state that is carried has no windows; leave it out"
+    );
+    ensure!(
+        arguments.batch_size != Some(0) && arguments.limit != Some(0),
+        "--batch-size and --limit: give at least 1"
+    );
+    let passages = match &arguments.lambada {
+        Some(path) => Some(read_passages(path)?),
+        None => None,
+    };
     let device = start_device(arguments.device.as_deref())?;
     let run = load_model(&run_path(&arguments.run), &device)?;
+    if let Some(mut passages) = passages {
+        passages.truncate(arguments.limit.unwrap_or(usize::MAX));
+        let mut progress = Progress::begin();
+        let told = evaluate_lambada(
+            &run.model,
+            &run.tokenizer,
+            &passages,
+            &device,
+            |done, all| progress.show(done, all),
+        )?;
+        progress.end();
+        let told = told.context("there is no passage")?;
+        let mut out = stdout().lock();
+        writeln!(
+            out,
+            "LAMBADA: accuracy {:.4}, perplexity {:.2}",
+            told.accuracy, told.perplexity
+        )?;
+        let (passages, tokens) = (told.passages, run.tokenizer.name());
+        writeln!(
+            out,
+            "over the last words of {passages} passages ({tokens} tokens): right where every token of the word is the \
+             most likely one, perplexity a word"
+        )?;
+        return Ok(ExitCode::SUCCESS);
+    }
+
     let mut data = run.experiment.data.clone();
-    if let Some(folder) = arguments.data_dir {
-        data.data_dir = Some(folder);
+    if let Some(folder) = &arguments.data_dir {
+        data.data_dir = Some(folder.clone());
     }
-    let windows = load_split(&data, &run.tokenizer, arguments.split)?;
-    let batches = TokenLoader::sequential(windows, data.batch_size, &device);
-    compiling::show();
-    let mut bar = None;
-    let evaluation = evaluate(&run.model, &batches, |done, total| {
-        compiling::hide();
-        let bar = bar.get_or_insert_with(|| progress::bar("evaluating", total));
-        bar.set_position(done as u64);
-        true
-    })?
-    .context("the split holds no batch")?;
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
+    data.convention = arguments.convention.unwrap_or(data.convention);
+    if run.experiment.data.corpus.is_none() {
+        let context = arguments.context.unwrap_or(CONTEXT);
+        data.batch_size = (AT_ONCE / context.max(1)).max(1);
     }
+    data.batch_size = arguments.batch_size.unwrap_or(data.batch_size);
+    let text = load_split(&data, &run.tokenizer, arguments.split)?;
+    let mut progress = Progress::begin();
+    let (evaluation, past) = measure(&arguments, &run, &data, &text, &device, &mut progress)?;
+    progress.end();
+    let evaluation = evaluation.context("the split holds no batch")?;
 
     let mut out = stdout().lock();
     let (split, tokens) = (arguments.split.name(), evaluation.tokens);
@@ -70,11 +160,95 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     )?;
     writeln!(
         out,
-        "over {tokens} tokens of {} ({} tokens, {}), in windows of {} that each begin without a past",
-        data.corpus.as_deref().unwrap_or("text"),
+        "over {tokens} tokens of {} ({} tokens, {}), {past}",
+        text.description,
         run.tokenizer.name(),
         data.convention,
-        data.seq_len
+    )?;
+    let nats = evaluation.loss * evaluation.tokens as f64 / text.words as f64;
+    writeln!(
+        out,
+        "perplexity a word {:.2}, over {} words between white space, whatever the tokens",
+        perplexity(nats),
+        text.words
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The loss, and in words what came before each token.
+fn measure(
+    arguments: &Arguments,
+    run: &LoadedRun,
+    data: &DataConfig,
+    text: &SplitText,
+    device: &Device,
+    progress: &mut Progress,
+) -> Result<(Option<Evaluation>, String)> {
+    let pretrained = run.model.max_positions().unwrap_or(CONTEXT).min(CONTEXT);
+    let usual = match run.experiment.data.corpus {
+        Some(_) => data.seq_len,
+        None => pretrained,
+    };
+    let context = arguments.context.unwrap_or(usual);
+    let on_batch = |done, all| progress.show(done, all);
+    match arguments.past {
+        Past::Windows => {
+            if let Some(positions) = run.model.max_positions() {
+                ensure!(
+                    context <= positions,
+                    "--context: the model has {positions} positions, got {context}"
+                );
+            }
+            let windows = Windows::new(text.tokens.clone(), context, Tail::Keep)?;
+            let batches = TokenLoader::sequential(windows.into(), data.batch_size, device);
+            let told = evaluate(&run.model, &batches, on_batch)?;
+            let past = format!("in windows of {context} that each begin without a past");
+            Ok((told, past))
+        }
+        Past::Sliding => {
+            let stride = arguments.stride.unwrap_or((context / 2).max(1));
+            let sliding = Sliding { context, stride };
+            let (model, text) = (&run.model, &text.tokens);
+            let told = evaluate_sliding(model, text, sliding, data.batch_size, device, on_batch)?;
+            let past = format!(
+                "in windows of {context} at a stride of {stride}, each token once, behind {} to {} others",
+                context - stride,
+                context - 1
+            );
+            Ok((told, past))
+        }
+        Past::Carried => {
+            let told = evaluate_carried(&run.model, &text.tokens, device, on_batch)?;
+            Ok((
+                told,
+                "each behind all that come before it, by a carried state".into(),
+            ))
+        }
+    }
+}
+
+/// A bar, once kernels are compiled.
+struct Progress(Option<indicatif::ProgressBar>);
+
+impl Progress {
+    fn begin() -> Self {
+        compiling::show();
+        Self(None)
+    }
+
+    fn show(&mut self, done: usize, total: usize) -> bool {
+        compiling::hide();
+        let bar = self
+            .0
+            .get_or_insert_with(|| progress::bar("evaluating", total));
+        bar.set_position(done as u64);
+        true
+    }
+
+    fn end(self) {
+        compiling::hide();
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
+    }
 }

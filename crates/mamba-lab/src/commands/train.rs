@@ -3,13 +3,14 @@
 use std::io::{Write, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use burn::train::Interrupter;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
-use mamba_core::{Sampler, SamplingConfig};
+use mamba_core::{Request, Sampler, SamplingConfig};
 use mamba_train::compiling;
 use mamba_train::interrupt::stop_on_ctrl_c;
 use mamba_train::load::load_run;
@@ -17,7 +18,8 @@ use mamba_train::run::{DEFAULT_RUNS, RunFolder};
 use mamba_train::summary::{Scores, Summary};
 use mamba_train::train::{Display, Outcome, Start, TrainEvent, TrainOptions, train};
 
-use super::{generate, start_device};
+use super::generate::statistics::Statistics;
+use super::{generate, run_path, start_device};
 use crate::failure::guard;
 use crate::{experiments, progress};
 
@@ -28,9 +30,12 @@ use crate::{experiments, progress};
 #[derive(Args)]
 pub struct Arguments {
     /// A TOML file, or one of quickstart, tutorial-mamba, tutorial-transformer, mamba-wikitext2,
-    /// mamba2-wikitext2, transformer-wikitext2, hybrid-wikitext2.
-    #[arg(default_value = "quickstart")]
-    experiment: String,
+    /// mamba2-wikitext2, transformer-wikitext2, hybrid-wikitext2, finetune; by default quickstart, with --from finetune.
+    experiment: Option<String>,
+    /// Begin with a trained model and its tokenizer: a run, by its folder or its name below artifacts/runs, or the folder
+    /// of a pretrained model. It is only read.
+    #[arg(long, value_name = "MODEL")]
+    from: Option<String>,
     /// Change a setting, as in `--set model.mamba1.d_state=32`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
@@ -38,7 +43,7 @@ pub struct Arguments {
     #[arg(long)]
     name: Option<String>,
     /// Continue the run given by --name from its last checkpoint, with its own settings.
-    #[arg(long, requires = "name", conflicts_with_all = ["overrides", "dataset", "data_dir"])]
+    #[arg(long, requires = "name", conflicts_with_all = ["from", "overrides", "dataset", "data_dir"])]
     resume: bool,
     /// Folder with the text: train.txt, valid.txt and test.txt, or the names of WikiText-2.
     #[arg(long, value_name = "FOLDER")]
@@ -56,6 +61,9 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = DisplayArgument::Auto)]
     display: DisplayArgument,
 }
+
+/// The experiment for a model that is trained further.
+const FINETUNE: &str = "finetune";
 
 #[derive(Clone, Copy, ValueEnum)]
 enum DisplayArgument {
@@ -153,7 +161,21 @@ fn start(arguments: &Arguments) -> Result<Start> {
     if let Some(dataset) = &arguments.dataset {
         overrides.push(format!("data.dataset={dataset:?}"));
     }
-    let mut experiment = experiments::load(&arguments.experiment, &overrides)?;
+    let usual = match arguments.from {
+        Some(_) => FINETUNE,
+        None => "quickstart",
+    };
+    let which = arguments.experiment.as_deref().unwrap_or(usual);
+    let mut experiment = experiments::load(which, &overrides)?;
+    if let Some(model) = &arguments.from {
+        let folder = run_path(model).canonicalize();
+        let folder = folder.with_context(|| format!("--from: there is no model {model}"))?;
+        experiment.from = Some(folder);
+    }
+    ensure!(
+        which != FINETUNE || experiment.from.is_some(),
+        "the experiment {FINETUNE} begins with a trained model: give one by --from"
+    );
     if let Some(folder) = &arguments.data_dir {
         // The run folder must be usable from anywhere.
         let folder = folder
@@ -189,6 +211,9 @@ impl Reporter {
             } => compiling::beside(|| {
                 self.folder = Some(folder.clone());
                 eprintln!("{data}: {train_tokens} training tokens");
+                if let Ok(Some(from)) = folder.experiment().map(|it| it.from) {
+                    eprintln!("Beginning with {}", from.display());
+                }
                 eprintln!("Model of {parameters} parameters");
                 match step {
                     0 => eprintln!(
@@ -279,13 +304,17 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
         seed: run.experiment.training.seed,
         ..Default::default()
     })?;
-    let prompt = run.tokenizer.encode(&settings.prompt)?;
+    let prompt = generate::encode(&run.tokenizer, &settings.prompt, false)?;
     let intro = format!("\nA sample: {}", settings.prompt);
-    let limit = generate::Limit {
-        tokens: settings.tokens,
+    let request = Request::new(&prompt, sampler)
+        .with_max_tokens(settings.tokens)
+        .with_stop_tokens(run.tokenizer.end_of_text());
+    let ending = generate::Ending {
         stop: &[],
+        keep: false,
     };
-    generate::stream(&run, &intro, &prompt, sampler, limit, device, out)?;
+    let (request, mut statistics) = ((request, prompt.len()), Statistics::since(Instant::now()));
+    generate::stream(&run, &intro, request, ending, device, &mut statistics, out)?;
     writeln!(out)?;
     stderr().flush()?;
     Ok(())

@@ -12,8 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Result, anyhow, ensure};
 use mamba_core::LanguageModelConfig;
 use serde::{Deserialize, Serialize};
+use toml::Table;
 
-pub use training::{OptimizerKind, TrainingConfig};
+pub use training::{OptimizerKind, PrecisionSetting, TrainingConfig};
 
 use crate::corpus::{CorpusConfig, DatasetKind, StoriesConfig};
 use crate::tokenizer::Convention;
@@ -23,7 +24,11 @@ use crate::tokenizer::Convention;
 pub struct Experiment {
     /// The name, which also names the run folder. Default: `"experiment"`.
     pub name: String,
-    /// The model. `vocab_size` always follows the tokenizer.
+    /// The model to begin with: a run's folder or that of a pretrained model, from which `model` and the tokenizer come.
+    /// Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// The model. `vocab_size` always follows the tokenizer, but for a model that another one is begun with.
     pub model: LanguageModelConfig,
     /// The text and how it is cut into batches.
     pub data: DataConfig,
@@ -37,6 +42,7 @@ impl Default for Experiment {
     fn default() -> Self {
         Self {
             name: "experiment".into(),
+            from: None,
             model: LanguageModelConfig::default(),
             data: DataConfig::default(),
             training: TrainingConfig::default(),
@@ -143,8 +149,29 @@ impl Experiment {
         Ok(toml::to_string_pretty(self)?)
     }
 
+    /// Takes the model and the tokenizer of `source`, with which the run begins.
+    ///
+    /// # Errors
+    ///
+    /// When the experiment asks for others, or for sequences that the model has no positions for.
+    pub(crate) fn begin_with(&mut self, source: &Self) -> Result<()> {
+        let (own, default) = (Table::try_from(&self.model)?, Self::default());
+        ensure!(
+            own == Table::try_from(&default.model)? || own == Table::try_from(&source.model)?,
+            "model: the run begins with another model, whose sizes it has; leave the section out, or train without --from"
+        );
+        let tokenizer = &self.data.tokenizer;
+        ensure!(
+            *tokenizer == default.data.tokenizer || *tokenizer == source.data.tokenizer,
+            "data.tokenizer: the run begins with a model, whose tokenizer it has; leave the key out, or train without --from"
+        );
+        self.model = source.model.clone();
+        self.data.tokenizer = source.data.tokenizer.clone();
+        self.validate()
+    }
+
     /// Checks what the types cannot.
-    fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let mut components = Path::new(&self.name).components();
         ensure!(
             matches!(

@@ -1,6 +1,7 @@
 //! The `[training]` section.
 
 use anyhow::{Result, ensure};
+use burn::tensor::Device;
 use mamba_core::Precision;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,39 @@ pub enum OptimizerKind {
     AdamW,
 }
 
+/// `training.precision` as it is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionSetting {
+    /// [`Precision::F32`].
+    #[default]
+    F32,
+    /// [`Precision::Bf16`], or an error.
+    Bf16,
+    /// [`Precision::fastest`]. A run writes down which that was.
+    Auto,
+}
+
+impl PrecisionSetting {
+    /// What it stands for on `device`.
+    pub fn on(self, device: &Device) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+            Self::Auto => Precision::fastest(device),
+        }
+    }
+}
+
+impl From<Precision> for PrecisionSetting {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// The optimisation. A limit or an interval of 0 is off.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -27,8 +61,9 @@ pub struct TrainingConfig {
     /// Minutes of training after which the run ends as if complete. Default: 0.
     pub max_minutes: f64,
     /// `"f32"`, or `"bf16"` for products and activations in bf16 on a GPU that has it; parameters, their
-    /// gradients, the residual stream and the states of mixers stay in f32. Default: `"f32"`.
-    pub precision: Precision,
+    /// gradients, the residual stream and the states of mixers stay in f32. `"auto"` takes bf16 on a GPU that has it.
+    /// Default: `"f32"`.
+    pub precision: PrecisionSetting,
     /// `"adam"` or `"adamw"`. Default: `"adamw"`.
     pub optimizer: OptimizerKind,
     /// The peak learning rate. Default: 1e-3.
@@ -39,6 +74,8 @@ pub struct TrainingConfig {
     pub schedule: ScheduleKind,
     /// Steps over which the learning rate rises linearly to its peak. Default: 100.
     pub warmup_steps: usize,
+    /// The same as a part of all steps; above 0 it overrides `warmup_steps`. Default: 0.
+    pub warmup_fraction: f64,
     /// Decay of the first moment. Default: 0.9.
     pub beta_1: f64,
     /// Decay of the second moment. Default: 0.95.
@@ -74,12 +111,13 @@ impl Default for TrainingConfig {
             epochs: 1,
             max_steps: 0,
             max_minutes: 0.0,
-            precision: Precision::F32,
+            precision: PrecisionSetting::F32,
             optimizer: OptimizerKind::AdamW,
             learning_rate: 1e-3,
             min_learning_rate: 1e-5,
             schedule: ScheduleKind::Cosine,
             warmup_steps: 100,
+            warmup_fraction: 0.0,
             beta_1: 0.9,
             beta_2: 0.95,
             epsilon: 1e-8,
@@ -138,6 +176,7 @@ impl TrainingConfig {
             self.learning_rate,
             self.min_learning_rate
         );
+        decay("warmup_fraction", self.warmup_fraction)?;
         decay("beta_1", self.beta_1)?;
         decay("beta_2", self.beta_2)?;
         positive("epsilon", self.epsilon)?;

@@ -4,7 +4,7 @@ mod session;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::data::dataset::Dataset;
 use burn::tensor::Device;
 use burn::train::Interrupter;
@@ -14,8 +14,10 @@ use crate::checkpoint::Checkpoint;
 use crate::data::Splits;
 use crate::experiment::Experiment;
 use crate::learner::Plan;
+use crate::load::{LoadedRun, load_model};
 use crate::run::RunFolder;
 use crate::summary::Summary;
+use crate::tokenizer::Tokenizer;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -124,12 +126,15 @@ pub fn train(
     train_on(
         start,
         options,
-        |experiment| Splits::load(&experiment.data),
+        |experiment, tokenizer| match tokenizer {
+            Some(tokenizer) => Splits::with_tokenizer(&experiment.data, tokenizer),
+            None => Splits::load(&experiment.data),
+        },
         on_event,
     )
 }
 
-/// Like [`train`], on data from `load`.
+/// Like [`train`], on data from `load`, which is given the tokenizer of a model or a run that is continued.
 ///
 /// # Errors
 ///
@@ -137,19 +142,32 @@ pub fn train(
 pub fn train_on(
     start: Start,
     options: TrainOptions,
-    load: impl FnOnce(&Experiment) -> Result<Splits>,
+    load: impl FnOnce(&Experiment, Option<Tokenizer>) -> Result<Splits>,
     mut on_event: impl FnMut(TrainEvent),
 ) -> Result<Outcome> {
     let mut experiment = start.experiment()?;
+    let precision = experiment.training.precision.on(&options.device);
     ensure!(
-        experiment.training.precision.is_supported(&options.device),
+        precision.is_supported(&options.device),
         "training.precision: the device has no bf16; set it to \"f32\""
     );
-    let splits = load(&experiment)?;
+    experiment.training.precision = precision.into();
+    let source = start.source(&experiment, &options.device)?;
+    if let (Start::New { .. }, Some(source)) = (&start, &source) {
+        experiment.begin_with(&source.experiment)?;
+    }
+    let (tokenizer, source) = match source {
+        Some(source) => (Some(source.tokenizer), Some(source.model)),
+        None => (start.tokenizer()?, None),
+    };
+    let splits = load(&experiment, tokenizer)?;
     if let Some(notice) = &splits.notice {
         on_event(TrainEvent::Notice(notice.clone()));
     }
-    experiment.model.vocab_size = splits.tokenizer.vocab_size();
+    // A vocabulary of another model may have more entries than its tokenizer uses.
+    if experiment.from.is_none() {
+        experiment.model.vocab_size = splits.tokenizer.vocab_size();
+    }
     experiment.data.corpus = Some(splits.corpus.clone());
     let plan = Plan::new(&experiment, splits.train.len())?;
     let (folder, checkpoint) = start.folder(&experiment)?;
@@ -162,7 +180,7 @@ pub fn train_on(
         folder,
         options,
     };
-    session.carry_out(checkpoint, &mut on_event)
+    session.carry_out(checkpoint, source, &mut on_event)
 }
 
 impl Start {
@@ -188,6 +206,30 @@ impl Start {
                 );
                 folder.experiment()
             }
+        }
+    }
+
+    /// The model that a run begins with, unless it goes on from a checkpoint.
+    fn source(&self, experiment: &Experiment, device: &Device) -> Result<Option<LoadedRun>> {
+        let Some(from) = &experiment.from else {
+            return Ok(None);
+        };
+        if let Self::Resume(folder) = self
+            && folder.checkpoints().latest()?.is_some()
+        {
+            return Ok(None);
+        }
+        let source = load_model(from, device);
+        Ok(Some(
+            source.context("from: cannot load the model to begin with")?,
+        ))
+    }
+
+    /// That of a run that is resumed.
+    fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match self {
+            Self::New { .. } => Ok(None),
+            Self::Resume(folder) => Ok(Some(Tokenizer::load(folder.path())?)),
         }
     }
 

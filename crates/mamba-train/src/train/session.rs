@@ -52,6 +52,7 @@ impl Session {
     pub(super) fn carry_out(
         &self,
         checkpoint: Option<Checkpoint>,
+        source: Option<LanguageModel>,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Outcome> {
         let state = checkpoint
@@ -60,7 +61,7 @@ impl Session {
         if self.display() != Display::Quiet {
             compiling::show();
         }
-        let learner = self.learner(checkpoint)?;
+        let learner = self.learner(checkpoint, source)?;
         let parameters = learner.model().num_params();
         on_event(TrainEvent::Started {
             folder: self.folder.clone(),
@@ -137,13 +138,22 @@ impl Session {
         }
     }
 
-    /// The learner of the run, as it was at `checkpoint`.
-    fn learner(&self, checkpoint: Option<Checkpoint>) -> Result<Learner<LmTraining>> {
+    /// The learner of the run, as it was at `checkpoint`; at its beginning with the parameters of `source`, if there is one.
+    fn learner(
+        &self,
+        checkpoint: Option<Checkpoint>,
+        source: Option<LanguageModel>,
+    ) -> Result<Learner<LmTraining>> {
         let training = &self.experiment.training;
         let device = self.train_device();
         device.seed(training.seed);
-        let model = self.experiment.model.init(&device);
-        let model = model.with_precision(training.precision);
+        let mut model = self.experiment.model.init(&device);
+        if let Some(source) = source {
+            let loaded = model.try_load_record(source.into_record());
+            model =
+                loaded.map_err(|error| anyhow!("cannot begin with the model given: {error}"))?;
+        }
+        let model = model.with_precision(training.precision.on(&self.options.device));
         let mut module = LmTraining::new(model, training.grad_accum, training.clip_norm);
         let mut optimizer = build_optimizer(training, &module);
         let schedule = WarmupSchedule::new(training, self.plan.total_steps);

@@ -1,4 +1,7 @@
-//! The loss on a whole split.
+//! What a trained model is worth: the loss on a whole split, with and without a past, and LAMBADA.
+
+mod lambada;
+mod text;
 
 use anyhow::{Result, anyhow, ensure};
 use burn::data::dataloader::DataLoader;
@@ -7,6 +10,9 @@ use mamba_core::LanguageModel;
 use serde::{Deserialize, Serialize};
 
 use crate::windows::TokenBatch;
+
+pub use lambada::{Lambada, Passage, evaluate_lambada, read_passages};
+pub use text::{Sliding, evaluate_carried, evaluate_sliding};
 
 /// Losses held on the device before they are read back: enough to keep a GPU busy, few enough
 /// to keep its queue short.

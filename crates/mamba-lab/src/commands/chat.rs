@@ -1,0 +1,125 @@
+//! `mamba-lab chat`
+
+use std::io::{BufRead, IsTerminal, Write, stderr, stdin, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use clap::Args;
+use mamba_core::{Request, Sampler, SamplingConfig, Snapshot};
+use mamba_train::load::LoadedRun;
+
+use super::generate::sampling::SamplingArguments;
+use super::generate::statistics::Statistics;
+use super::generate::{self, Ending, Finish, state};
+
+/// Talk with a trained model, a line in and an answer out, each behind all that came before.
+///
+/// The models are trained to continue text, not to follow instructions: the line goes into --template, and what the model
+/// continues it with, up to --stop, is its answer. Nothing is read twice: a Mamba keeps the conversation in a state of one
+/// size, which --state saves after every answer and continues from the next time.
+#[derive(Args)]
+pub struct Arguments {
+    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
+    run: String,
+    /// Continue the conversation saved in FILE, if it is there, and save it there after every answer.
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// What the model reads of a line, which stands at `{}`; `\n` is a line break.
+    #[arg(long, value_name = "TEXT", default_value = "{}\\n")]
+    template: String,
+    /// Text that ends an answer and is not shown; may be repeated. `\n` is a line break.
+    #[arg(long, value_name = "TEXT", default_value = "\\n")]
+    stop: Vec<String>,
+    /// Tokens of an answer at most.
+    #[arg(long, short = 'n', default_value_t = 128)]
+    tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+    /// Device to run on, such as flex, wgpu or cuda:1.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let mut statistics = Statistics::since(Instant::now());
+    let sampling = arguments.sampling.config()?;
+    let broken = |text: &String| text.replace("\\n", "\n");
+    let (template, stop) = (
+        broken(&arguments.template),
+        arguments.stop.iter().map(broken).collect::<Vec<_>>(),
+    );
+    generate::check_stop(&stop)?;
+    ensure!(
+        template.matches("{}").count() == 1,
+        "--template: give one {{}}, where the line is to stand"
+    );
+    if let Some(path) = &arguments.state {
+        state::check_writable(path)?;
+    }
+    let (device, run) = generate::load(&arguments.run, arguments.device.as_deref())?;
+    let mut after = None;
+    if let Some(path) = arguments.state.as_ref().filter(|path| path.exists()) {
+        let snapshot = state::load(path, &run.model, &device)?;
+        eprintln!(
+            "Continuing {} behind {} tokens",
+            path.display(),
+            snapshot.state.position
+        );
+        after = Some(snapshot);
+    }
+    let terminal = stdin().is_terminal();
+    let ask = || {
+        if terminal {
+            eprint!("> ");
+        }
+        stderr().flush()
+    };
+    let mut out = stdout().lock();
+    ask()?;
+    for (number, line) in stdin().lock().lines().enumerate() {
+        let line = line.context("cannot read standard input")?;
+        let tokens = generate::encode(&run.tokenizer, &template.replacen("{}", &line, 1), false)?;
+        let mut config = sampling.clone();
+        // Each answer has random numbers of its own, and a conversation is the same each time.
+        config.seed = config.seed.wrapping_add(number as u64);
+        let mut request = Request::new(&tokens, Sampler::new(config)?)
+            .with_max_tokens(arguments.tokens)
+            .with_stop_tokens(run.tokenizer.end_of_text());
+        if let Some(after) = after.take() {
+            request = request.after(after);
+        }
+        let ending = Ending {
+            stop: &stop,
+            keep: true,
+        };
+        let answer = (request, tokens.len());
+        let (finish, snapshot) =
+            generate::stream(&run, "", answer, ending, &device, &mut statistics, &mut out)?;
+        writeln!(out)?;
+        let mut snapshot = snapshot.expect("the end was wanted");
+        if finish != Finish::Stop {
+            snapshot = close(&run, snapshot, &stop[0], &device)?;
+        }
+        if let Some(path) = &arguments.state {
+            snapshot.save(&run.model, path)?;
+        }
+        after = Some(snapshot);
+        ask()?;
+    }
+    if terminal {
+        eprintln!();
+    }
+    eprintln!("{statistics}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the model read the text that ends an answer, where it did not come to it.
+fn close(run: &LoadedRun, after: Snapshot, stop: &str, device: &Device) -> Result<Snapshot> {
+    let tokens = run.tokenizer.encode(stop)?;
+    let sampler = Sampler::new(SamplingConfig::default())?;
+    let request = Request::new(&tokens, sampler).after(after);
+    Ok(run.model.generate_from(request, device)?.snapshot()?)
+}
