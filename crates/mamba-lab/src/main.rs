@@ -10,7 +10,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{compare, convert, evaluate, generate, info, train};
+use commands::{bench, compare, convert, evaluate, generate, info, train};
 use failure::{Failed, guard};
 use mamba_core::{compilation, device};
 use mamba_train::{compiling, logging};
@@ -30,6 +30,7 @@ enum Command {
     Compare(compare::Arguments),
     Generate(generate::Arguments),
     Convert(convert::Arguments),
+    Bench(bench::Arguments),
     Info(info::Arguments),
 }
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
             Command::Compare(arguments) => compare::run(arguments),
             Command::Generate(arguments) => generate::run(arguments),
             Command::Convert(arguments) => convert::run(arguments),
+            Command::Bench(arguments) => bench::run(arguments),
             Command::Info(arguments) => info::run(arguments),
         },
     );
