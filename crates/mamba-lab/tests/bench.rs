@@ -116,12 +116,11 @@ fn memory_is_measured_in_processes_of_its_own() {
     assert_eq!(state(0), state(1), "Mamba's state is of one size");
     assert_eq!(2.0 * state(2), state(3), "a key-value cache grows");
     if cfg!(target_os = "linux") {
-        assert!(
-            results["rows"][0]["figures"]["weights_mib"]
-                .as_f64()
-                .unwrap()
-                > 1.0
-        );
+        // An embedding of 8,192 rows of 256 numbers is 8 MiB, all of it less than twice that.
+        let weights = results["rows"][0]["figures"]["weights_mib"]
+            .as_f64()
+            .unwrap();
+        assert!((8.0..20.0).contains(&weights), "{weights} MiB");
     }
 }
 

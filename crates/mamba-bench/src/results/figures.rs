@@ -20,7 +20,7 @@ const fn kind(name: &'static str, title: &'static str, decimals: usize) -> Figur
 }
 
 /// In the order of a table's columns.
-pub const FIGURES: [Figure; 19] = [
+pub const FIGURES: [Figure; 18] = [
     // Time of a call over its sequences.
     kind("ms_per_sequence", "ms/seq", 3),
     // Tokens read or written over time.
@@ -51,8 +51,6 @@ pub const FIGURES: [Figure; 19] = [
     kind("state_mib", "state MiB", 2),
     // That over the sequence's positions.
     kind("state_bytes_per_token", "state B/tok", 0),
-    // Parameters.
-    kind("million_parameters", "M par.", 1),
     // A peer's time over ours: above 1, we are faster.
     kind("over_ours", "x ours", 2),
     // Quartiles of that over the rounds.

@@ -114,7 +114,7 @@ fn roofline(run: &Run, peaks: &Peaks, points: Vec<(String, f64, f64)>) -> Chart 
     let low = points.iter().map(|point| point.1).fold(ridge, f64::min) / 2.0;
     let high = points.iter().map(|point| point.1).fold(ridge, f64::max) * 2.0;
     let mut series = vec![Series {
-        name: format!("roof: {:.0} GB/s, {peak:.0} GFLOP/s", bandwidth * 1e-9),
+        name: format!("{:.0} GB/s, {peak:.0} GFLOP/s", bandwidth * 1e-9),
         points: vec![(low, low * bandwidth * 1e-9), (ridge, peak), (high, peak)],
         spread: Vec::new(),
         style: Style::Dashed,
