@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use burn::tensor::Device;
@@ -58,6 +59,7 @@ pub struct Run<'a> {
     folder: ResultFolder,
     watch: &'a mut dyn Watch,
     clock: Clock,
+    start: Instant,
 }
 
 impl<'a> Run<'a> {
@@ -99,6 +101,7 @@ impl<'a> Run<'a> {
             folder,
             watch,
             clock,
+            start: Instant::now(),
         };
         let head = Head::collect(
             suite.name,
@@ -163,6 +166,19 @@ impl<'a> Run<'a> {
             batch,
             length,
         }
+    }
+
+    /// Refuses further work that may be left out, when `--quick` has taken most of its two minutes.
+    ///
+    /// # Errors
+    ///
+    /// If it has.
+    pub fn in_time(&self) -> Result<()> {
+        ensure!(
+            !self.options.quick || self.start.elapsed() < QUICK,
+            "--quick has taken its time: measure this without it"
+        );
+        Ok(())
     }
 
     /// Whether the device is a CPU.
@@ -282,6 +298,9 @@ fn start_peer(python: &Path, device: &str) -> Result<HuggingFace> {
     };
     HuggingFace::start(python, threads(), &torch)
 }
+
+/// After this long nothing that may be left out begins under `--quick`.
+const QUICK: Duration = Duration::from_secs(75);
 
 /// This project's name as an engine.
 pub const OURS: &str = "mamba-lab";

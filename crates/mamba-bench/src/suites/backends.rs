@@ -11,7 +11,7 @@ use crate::measure::{Calls, clocked};
 use crate::plot::Bars;
 use crate::problems::{Model, Op, Size};
 use crate::proofs;
-use crate::results::{Absent, Entry, Row};
+use crate::results::{Absent, Entry, Row, is_cpu};
 use crate::run::{OURS, Run};
 
 pub(super) fn run(run: &mut Run) -> Result<()> {
@@ -22,7 +22,9 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     };
     let length = run.options.lengths.first().copied().unwrap_or(length);
     let models = run.filtered(Model::all(Size::Tutorial, length), |model| model.name)?;
-    let names = device::device_names();
+    // CPUs first: a GPU's kernels may take minutes to compile, in software most of all.
+    let mut names = device::device_names();
+    names.sort_by_key(|name| !is_cpu(name));
     run.expect((names.len() * (models.len() + 1)) as f64);
     let mut bars = Vec::new();
     for (color, name) in names.into_iter().enumerate() {
@@ -73,9 +75,11 @@ fn prove(run: &mut Run, models: &[Model], name: &str, device: &Device) -> Result
     let precision = run.options.precision;
     anyhow::ensure!(precision.is_supported(device), "it has no bf16");
     for op in Op::of(models) {
+        run.in_time()?;
         run.prove(attempt(|| proofs::op(&op, precision, name, device)))?;
     }
     for model in models {
+        run.in_time()?;
         run.prove(attempt(|| proofs::model(model, precision, name, device)))?;
         let autodiff = device.clone().autodiff();
         run.prove(attempt(|| {
@@ -96,11 +100,13 @@ fn measure(
 ) -> [(&'static str, Outcome); 2] {
     let pace = run.pace();
     let forward = attempt(|| {
+        run.in_time()?;
         let subject = Subject::new(model, run.options.precision, device);
         let tokens = subject.tokens(batch, length);
         pace.measure_one(clocked(|| subject.forward(&tokens).map(drop)))
     });
     let training = attempt(|| {
+        run.in_time()?;
         let device = device.clone().autodiff();
         let subject = Subject::new(model, run.options.precision, &device);
         let tokens = subject.tokens(batch, length + 1);

@@ -42,7 +42,10 @@ impl Peers {
         let Some(mut peer) = run.peer.take() else {
             return Ok(());
         };
-        let loaded = attempt(|| hand_over(run, &mut peer, subject));
+        let loaded = attempt(|| {
+            run.in_time()?;
+            hand_over(run, &mut peer, subject)
+        });
         if peer.is_running() {
             run.peer = Some(peer);
         }
@@ -84,7 +87,9 @@ impl Peers {
         let tokens = subject
             .problem
             .token_values(task.batch, task.length + extra);
-        let ready = worth_waiting(task.patience, task.flops, rate)
+        let ready = run
+            .in_time()
+            .and_then(|()| worth_waiting(task.patience, task.flops, rate))
             .and_then(|()| peer.set_tokens(task.batch, &tokens));
         let (ours, theirs) = match ready {
             Err(reason) => (alone(ours), Err(reason)),
