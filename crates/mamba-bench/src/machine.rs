@@ -4,10 +4,10 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine and the sources behind a run's numbers.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Provenance {
     /// Name of the processor.
     pub cpu: String,
@@ -16,7 +16,7 @@ pub struct Provenance {
     /// Main memory in GiB, where the system tells.
     pub memory_gib: Option<u64>,
     /// The widest instruction set that the kernels use here.
-    pub simd: &'static str,
+    pub simd: String,
     /// Threads that every engine was given.
     pub threads: usize,
     /// Git revision of the working directory, `-dirty` if files differ from it.
@@ -25,6 +25,9 @@ pub struct Provenance {
     pub date: Option<String>,
     /// The command line.
     pub command: String,
+    /// Processes that wanted to run in the last minute, on average, where the system tells.
+    #[serde(default)]
+    pub load: Option<f64>,
     /// Variables that steer the allocators and thread pools of all engines, as `NAME=value`.
     pub environment: Vec<String>,
 }
@@ -37,14 +40,20 @@ impl Provenance {
             cpu: proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: memory.map(|bytes| bytes >> 30),
-            simd: simd(),
+            simd: simd().into(),
             threads,
             revision: output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
             date: output_of("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
             command: std::env::args().collect::<Vec<_>>().join(" "),
+            load: load(),
             environment: environment(),
         }
     }
+}
+
+fn load() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().next()?.parse().ok()
 }
 
 fn environment() -> Vec<String> {
@@ -76,6 +85,34 @@ pub fn peak_memory() -> Option<u64> {
     proc_field("/proc/self/status", "VmHWM").and_then(kibibytes)
 }
 
+/// The size of this process that is in memory, in bytes, where the system tells.
+pub fn resident_memory() -> Option<u64> {
+    proc_field("/proc/self/status", "VmRSS").and_then(kibibytes)
+}
+
+/// Lets [`peak_memory`] count from here; whether the system could.
+pub fn forget_peak() -> bool {
+    // 5 is the kernel's code for this, see proc(5).
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Memory of an NVIDIA GPU that is taken, by whomever, in bytes, where its tool tells.
+pub fn gpu_memory(index: &str) -> Option<u64> {
+    let query = [
+        "--query-gpu=memory.used",
+        "--format=csv,noheader,nounits",
+        "-i",
+        index,
+    ];
+    let mebibytes: u64 = output_of("nvidia-smi", &query)?.parse().ok()?;
+    Some(mebibytes << 20)
+}
+
+/// Memory that could be taken without swapping, in bytes, where the system tells.
+pub fn available_memory() -> Option<u64> {
+    proc_field("/proc/meminfo", "MemAvailable").and_then(kibibytes)
+}
+
 /// The value of the first line `name : value`.
 fn proc_field(path: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
@@ -93,7 +130,7 @@ fn kibibytes(value: String) -> Option<u64> {
         .map(|size| size * 1024)
 }
 
-fn output_of(program: &str, args: &[&str]) -> Option<String> {
+pub(crate) fn output_of(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.trim().to_owned())
@@ -165,5 +202,17 @@ mod tests {
         let touched = vec![1u8; 64 << 20];
         assert!(touched.iter().map(|&byte| u64::from(byte)).sum::<u64>() == 64 << 20);
         assert!(peak_memory().unwrap() >= before.max(64 << 20));
+    }
+
+    #[test]
+    fn a_forgotten_peak_is_no_higher_than_what_is_held() {
+        let touched = vec![1u8; 32 << 20];
+        assert!(touched.iter().all(|&byte| byte == 1));
+        drop(touched);
+        if forget_peak() {
+            // Other tests run beside this one.
+            let held = resident_memory().unwrap();
+            assert!(peak_memory().unwrap() < held + (256 << 20));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::machine::Load;
 
@@ -14,9 +14,26 @@ const TURN_MS: f64 = 300.0;
 const MAX_CALLS: usize = 10;
 
 /// Repeated measurements of one thing.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<f64>", into = "Vec<f64>")]
 pub struct Samples(Vec<f64>);
+
+impl TryFrom<Vec<f64>> for Samples {
+    type Error = &'static str;
+
+    fn try_from(values: Vec<f64>) -> Result<Self, Self::Error> {
+        match values.is_empty() {
+            true => Err("expected at least one measurement"),
+            false => Ok(Self(values)),
+        }
+    }
+}
+
+impl From<Samples> for Vec<f64> {
+    fn from(samples: Samples) -> Self {
+        samples.0
+    }
+}
 
 impl Samples {
     /// # Panics
@@ -34,14 +51,16 @@ impl Samples {
 
     /// The middle value, or the mean of the two middle ones.
     pub fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    /// The value that the given share of the values stays below, on the line between its neighbours.
+    pub fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        if sorted.len() % 2 == 1 {
-            sorted[middle]
-        } else {
-            0.5 * (sorted[middle - 1] + sorted[middle])
-        }
+        let place = share.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
+        let (low, high) = (place.floor() as usize, place.ceil() as usize);
+        sorted[low] + (sorted[high] - sorted[low]) * place.fract()
     }
 
     /// The smallest value.
@@ -117,17 +136,6 @@ pub fn in_turns(
     Ok(ms.into_iter().zip(loads).map(measurement).collect())
 }
 
-/// The exponent `p` of the power law `y = c x^p` closest to the points, on logarithmic axes.
-pub fn exponent(points: &[(f64, f64)]) -> f64 {
-    let logs: Vec<_> = points.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
-    let mean =
-        |part: fn(&(f64, f64)) -> f64| logs.iter().map(part).sum::<f64>() / logs.len() as f64;
-    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
-    let covariance: f64 = logs.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
-    let variance: f64 = logs.iter().map(|point| (point.0 - x).powi(2)).sum();
-    covariance / variance
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,9 +153,10 @@ mod tests {
     }
 
     #[test]
-    fn the_exponent_of_a_power_law_is_found() {
-        let points = [1.0, 2.0, 10.0].map(|x: f64| (x, 3.0 * x.powf(1.5)));
-        assert!((exponent(&points) - 1.5).abs() < 1e-12);
+    fn quartiles_lie_between_their_neighbours() {
+        let samples = Samples::new(vec![4.0, 1.0, 3.0, 2.0]);
+        assert_eq!(samples.quantile(0.25), 1.75);
+        assert_eq!(samples.quantile(1.0), 4.0);
     }
 
     #[test]

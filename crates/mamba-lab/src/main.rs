@@ -10,7 +10,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{chat, compare, convert, evaluate, generate, info, train};
+use commands::{bench, chat, compare, convert, evaluate, generate, info, train};
 use failure::{Failed, guard};
 use mamba_core::{compilation, device};
 use mamba_train::{compiling, logging};
@@ -31,6 +31,7 @@ enum Command {
     Generate(generate::Arguments),
     Chat(chat::Arguments),
     Convert(convert::Arguments),
+    Bench(bench::Arguments),
     Info(info::Arguments),
 }
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             Command::Generate(arguments) => generate::run(arguments),
             Command::Chat(arguments) => chat::run(arguments),
             Command::Convert(arguments) => convert::run(arguments),
+            Command::Bench(arguments) => bench::run(arguments),
             Command::Info(arguments) => info::run(arguments),
         },
     );

@@ -1,14 +1,13 @@
-//! mamba-core, on any device.
+//! The tutorial's model on mamba-core.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use burn::module::{Module, Param};
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
-use mamba_core::ops::cpu::{Rows, selective_scan};
 use mamba_core::{LanguageModel, Mixer};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use crate::problems::{Scan, ScanData, Tutorial};
+use crate::problems::Tutorial;
 
 /// The tutorial's Mamba with its official initialisation.
 pub fn tutorial_model(problem: &Tutorial, device: &Device) -> LanguageModel {
@@ -61,7 +60,7 @@ impl Forward {
     }
 }
 
-/// The tutorial's training step: forward, cross-entropy, backward, Adam.
+/// A training step as the tutorial's: forward, cross-entropy, backward, Adam.
 pub struct Training {
     model: LanguageModel,
     optimizer: ModuleOptimizer,
@@ -73,7 +72,12 @@ pub struct Training {
 impl Training {
     /// Trains `model`, which is on the autodiff device `device`, on the problem's tokens.
     pub fn new(model: LanguageModel, problem: &Tutorial, device: &Device) -> Self {
-        let [inputs, targets] = tokens(problem, device);
+        Self::on(model, tokens(problem, device), device)
+    }
+
+    /// Trains on `[inputs, targets]`, `[batch, seq_len]` each.
+    pub fn on(model: LanguageModel, tokens: [Tensor<2, Int>; 2], device: &Device) -> Self {
+        let [inputs, targets] = tokens;
         let optimizer = AdamConfig::new().with_epsilon(1e-8).init();
         Self {
             model,
@@ -165,73 +169,4 @@ pub fn tutorial_weights(model: &LanguageModel) -> Result<Vec<u8>> {
         views.push((*name, view));
     }
     serialize(views, None).context("the weights do not fit a safetensors file")
-}
-
-/// The fused selective scan of the CPU, without a tensor library around it.
-#[derive(Debug)]
-pub struct CpuScan {
-    problem: Scan,
-    data: ScanData,
-}
-
-impl CpuScan {
-    /// Makes the problem's data.
-    pub fn new(problem: Scan) -> Self {
-        Self {
-            problem,
-            data: problem.data(),
-        }
-    }
-
-    /// What it runs on.
-    pub fn data(&self) -> &ScanData {
-        &self.data
-    }
-
-    /// Output, final state and gradients, as a training step makes them.
-    ///
-    /// # Errors
-    ///
-    /// If the forward pass saves no checkpoints.
-    pub fn run(&self) -> Result<(selective_scan::ScanOutputs, selective_scan::ScanGrads)> {
-        let (data, inputs) = (&self.data, self.inputs());
-        let outputs = selective_scan::forward(&inputs, true);
-        let checkpoints = outputs.checkpoints.as_deref();
-        let checkpoints = checkpoints.context("the scan saved no checkpoints")?;
-        let gradients = selective_scan::backward(&inputs, checkpoints, &data.grad_y, None);
-        ensure!(
-            gradients.u.len() == data.u.len(),
-            "the scan returned gradients of another size"
-        );
-        Ok((outputs, gradients))
-    }
-
-    fn inputs(&self) -> selective_scan::ScanInputs<'_> {
-        let Scan {
-            batch,
-            seq_len,
-            d_inner,
-            d_state,
-        } = self.problem;
-        let data = &self.data;
-        selective_scan::ScanInputs {
-            dims: selective_scan::ScanDims {
-                batch,
-                seq_len,
-                d_inner,
-                d_state,
-            },
-            u: Rows::contiguous(&data.u, d_inner),
-            delta: Rows::contiguous(&data.delta, d_inner),
-            a: &data.a,
-            b: Rows::contiguous(&data.b, d_state),
-            c: Rows::contiguous(&data.c, d_state),
-            d: Some(&data.d),
-            z: Some(Rows::contiguous(&data.z, d_inner)),
-            delta_bias: Some(&data.delta_bias),
-            delta_softplus: true,
-            initial_state: None,
-            seq_idx: None,
-        }
-    }
 }

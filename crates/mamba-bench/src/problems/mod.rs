@@ -1,8 +1,15 @@
 //! What is measured: sizes and reproducible inputs, free of any engine.
 
+pub mod flops;
+mod models;
+mod op_data;
+mod ops;
 mod scan;
 mod tutorial;
 
+pub use models::{Family, Model, Size};
+pub use op_data::SsdData;
+pub use ops::{Conv, Heads, Op, Ssd};
 pub use scan::{Scan, ScanData};
 pub use tutorial::Tutorial;
 

@@ -34,6 +34,11 @@ impl Scan {
         self.batch * self.seq_len * self.d_inner
     }
 
+    /// A state before the first position, `[batch, d_inner, d_state]`.
+    pub fn state(&self) -> Vec<f32> {
+        Numbers::new(13).vector(self.batch * self.d_inner * self.d_state, -1.0, 1.0)
+    }
+
     /// Inputs as a trained mixer has them: time steps from 0.001 to 0.1, decays of 1 to `d_state`.
     pub fn data(&self) -> ScanData {
         let mut numbers = Numbers::new(11);

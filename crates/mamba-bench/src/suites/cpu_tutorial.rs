@@ -6,10 +6,12 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 
-use crate::engines::ours::{CpuScan, Forward, Training, tutorial_model, tutorial_weights};
+use crate::engines::cpu_scan::CpuScan;
+use crate::engines::ours::{Forward, Training, tutorial_model, tutorial_weights};
 use crate::engines::pytorch::{Peer, PeerModel, Precision};
+use crate::fit::PowerLaw;
 use crate::machine::{Provenance, peak_memory};
-use crate::measure::{Calls, clocked, exponent, in_turns};
+use crate::measure::{Calls, clocked, in_turns};
 use crate::problems::{Scan, Tutorial};
 use crate::proofs;
 use crate::report::Record;
@@ -128,12 +130,11 @@ impl Suite {
                 .into_iter()
                 .for_each(&mut *emit);
         }
-        if points.len() > 1 {
-            let exponent = exponent(&points);
+        if let Some(law) = PowerLaw::fit(&points) {
             emit(Record::Growth {
                 problem: FORWARD,
                 engine: OURS,
-                exponent,
+                exponent: law.exponent,
             });
         }
         Ok(())

@@ -1,3 +1,123 @@
-//! Which problems meet which engines.
+//! What is measured: problems brought together with engines.
 
+mod backends;
+#[cfg(feature = "flex")]
 pub mod cpu_tutorial;
+mod decode;
+mod kernels;
+mod memory;
+mod peers;
+mod prefill;
+mod scaling;
+mod sizes;
+mod train;
+
+use anyhow::{Context, Result};
+
+use crate::results::ResultFolder;
+use crate::run::{Options, Run, Watch};
+
+/// A suite of the catalogue.
+pub struct Suite {
+    /// Its name.
+    pub name: &'static str,
+    /// What it measures.
+    pub about: &'static str,
+    run: fn(&mut Run) -> Result<()>,
+}
+
+/// All suites.
+pub const SUITES: [Suite; 7] = [
+    Suite {
+        name: "scaling",
+        about: "forward time of the tutorial's models from 64 to 65,536 positions, with the fitted exponents",
+        run: scaling::run,
+    },
+    Suite {
+        name: "prefill",
+        about: "time to the first token of Mamba-130M, Mamba-2-130M, Pythia and GPT-2",
+        run: prefill::run,
+    },
+    Suite {
+        name: "decode",
+        about: "tokens a second behind a prompt of the same models",
+        run: decode::run,
+    },
+    Suite {
+        name: "kernels",
+        about: "scan, SSD, convolution, attention and steps against the device's measured peaks",
+        run: kernels::run,
+    },
+    Suite {
+        name: "memory",
+        about: "what the same models take for a prompt and remember of it: state against key-value cache",
+        run: memory::run,
+    },
+    Suite {
+        name: "train",
+        about: "training steps of the same models: tokens a second, peak memory, share of the device's peak",
+        run: train::run,
+    },
+    Suite {
+        name: "backends",
+        about: "the tutorial's models, forward and training, on every backend of the build",
+        run: backends::run,
+    },
+];
+
+impl Suite {
+    /// The suite of that name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn find(name: &str) -> Result<&'static Self> {
+        let names = || {
+            SUITES
+                .iter()
+                .map(|suite| suite.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let found = SUITES.iter().find(|suite| suite.name == name);
+        found.with_context(|| format!("unknown suite `{name}`: there are {}", names()))
+    }
+
+    /// Runs it and returns the folder with all results.
+    ///
+    /// # Errors
+    ///
+    /// As [`Run::start`]; if a proof does not hold, the device fails, or the disk is full. What was measured until then
+    /// stays in the folder.
+    pub fn run(&self, options: &Options, watch: &mut dyn Watch) -> Result<ResultFolder> {
+        let mut run = Run::start(self, options, watch)?;
+        let outcome = (self.run)(&mut run);
+        let folder = run.into_folder();
+        let finished = folder.finish();
+        let kept = || {
+            format!(
+                "{} stopped; what it had found is in {}",
+                self.name,
+                folder.path().display()
+            )
+        };
+        outcome.with_context(kept)?;
+        finished?;
+        Ok(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_suite_is_answered_with_the_known_ones() {
+        let error = Suite::find("speed").err().unwrap().to_string();
+        assert!(error.contains("`speed`"), "{error}");
+        for suite in &SUITES {
+            assert!(error.contains(suite.name), "{error}");
+            assert!(Suite::find(suite.name).is_ok() && !suite.about.is_empty());
+        }
+    }
+}

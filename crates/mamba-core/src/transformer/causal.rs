@@ -11,11 +11,13 @@ const FLEX_QUERY_BLOCK: usize = 128;
 /// Burn's attention op, in which each query sees the keys up to its own; the last query's own is the
 /// last key.
 ///
+/// # Shapes
+///
 /// - query: `[batch, num_heads, seq_len, head_dim]`
 /// - key, value: `[batch, num_heads, seen, head_dim]`, `seen >= seq_len`
 /// - mask: `true` where to look away, `[batch, num_heads, seq_len, seen]`
 /// - output: `[batch, num_heads, seq_len, head_dim]`
-pub(super) fn causal_attention(
+pub fn causal_attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,

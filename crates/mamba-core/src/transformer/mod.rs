@@ -16,6 +16,7 @@ mod packing;
 mod rotary;
 
 pub use attention::{Attention, AttentionConfig};
+pub use causal::causal_attention;
 pub use kv_cache::KvCache;
 pub use mlp::{Activation, Mlp, MlpConfig};
 pub use rotary::{RotaryEmbedding, RotaryEmbeddingConfig};

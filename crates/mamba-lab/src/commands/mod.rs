@@ -1,5 +1,6 @@
 //! One file a subcommand: its arguments, and a call into the library that does the work.
 
+pub mod bench;
 pub mod chat;
 pub mod compare;
 pub mod convert;

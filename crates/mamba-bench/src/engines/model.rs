@@ -1,0 +1,187 @@
+//! Language models of mamba-core, on any device.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Int, Tensor};
+use mamba_core::{LanguageModel, LanguageModelState, Precision, Sampler, SamplingConfig};
+
+use crate::problems::Model;
+
+/// A model with random weights.
+pub struct Subject {
+    /// What it is.
+    pub problem: Model,
+    /// The module.
+    pub model: LanguageModel,
+    device: Device,
+}
+
+impl Subject {
+    /// Initialises the model; the same weights each time.
+    pub fn new(problem: &Model, precision: Precision, device: &Device) -> Self {
+        device.seed(1);
+        let model = problem.config.init(device).with_precision(precision);
+        // Burn makes a parameter when it is first used, which would count as the work of what uses it.
+        model.visit(&mut Made);
+        Self {
+            problem: problem.clone(),
+            model,
+            device: device.clone(),
+        }
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Tokens for it, `[batch, length]`.
+    pub fn tokens(&self, batch: usize, length: usize) -> Tensor<2, Int> {
+        self.problem.tokens(batch, length, &self.device)
+    }
+
+    /// Hidden states of whole sequences, `[batch, length, d_model]`, finished.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn forward(&self, tokens: &Tensor<2, Int>) -> Result<Tensor<3>> {
+        let hidden = self.model.hidden(tokens.clone(), None);
+        self.device
+            .sync()
+            .context("the device did not finish a forward pass")?;
+        Ok(hidden)
+    }
+
+    /// Reads prompts, `[batch, length]`, up to the token that follows each, on the host.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn prefill(&self, prompts: &Tensor<2, Int>) -> Result<(Vec<i64>, LanguageModelState)> {
+        let [batch, _] = prompts.dims();
+        let state = self.model.initial_state(batch, &self.device);
+        let (logits, state) = self.model.prefill(prompts.clone(), state);
+        let first = greedy(logits);
+        self.device
+            .sync()
+            .context("the device did not finish a prompt")?;
+        Ok((first, state))
+    }
+
+    /// Reads prompts, to be continued. One sequence goes through [`LanguageModel::generate`] on a GPU, which has kernels for
+    /// it, several through [`LanguageModel::step`], as one does on a CPU either way.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn decoding(&self, batch: usize, length: usize, on_cpu: bool) -> Result<Decoding<'_>> {
+        let (first, state) = self.prefill(&self.tokens(batch, length))?;
+        Ok(Decoding {
+            subject: self,
+            length,
+            first,
+            state,
+            by_steps: on_cpu || batch > 1,
+        })
+    }
+}
+
+/// Prompts that were read.
+pub struct Decoding<'a> {
+    subject: &'a Subject,
+    length: usize,
+    first: Vec<i64>,
+    state: LanguageModelState,
+    by_steps: bool,
+}
+
+impl Decoding<'_> {
+    /// What the model remembers of the prompts, in bytes.
+    pub fn state_bytes(&self) -> usize {
+        self.state.num_bytes()
+    }
+
+    /// Milliseconds a step of `tokens` steps, each of which brings every sequence its next token to the host. A first step
+    /// does not count, in which a key-value cache grows.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn continue_for(&self, tokens: usize) -> Result<f64> {
+        ensure!(tokens > 0, "at least one token must be generated");
+        match self.by_steps {
+            true => self.step(tokens),
+            false => self.generate(tokens),
+        }
+    }
+
+    fn generate(&self, tokens: usize) -> Result<f64> {
+        let Subject {
+            problem,
+            model,
+            device,
+        } = self.subject;
+        let prompt: Vec<u32> = problem
+            .token_values(1, self.length)
+            .iter()
+            .map(|&id| id as u32)
+            .collect();
+        let config = SamplingConfig {
+            temperature: 0.0,
+            ..SamplingConfig::default()
+        };
+        let mut generator = model.generate(&prompt, Sampler::new(config)?, device)?;
+        let mut next = || {
+            generator
+                .next()
+                .context("a generator does not end")?
+                .context("no token came")
+        };
+        // The token behind the prompt, and the step that does not count.
+        next()?;
+        next()?;
+        let start = Instant::now();
+        for _ in 0..tokens {
+            next()?;
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e3 / tokens as f64)
+    }
+
+    fn step(&self, tokens: usize) -> Result<f64> {
+        let Subject { model, device, .. } = self.subject;
+        let mut last = self.first.clone();
+        // Taken, not cloned, from step to step: a cache that is shared cannot be written in place.
+        let mut state = Some(self.state.clone());
+        let mut step = || {
+            let before = state.take().context("the step before failed")?;
+            let ids: Vec<i32> = last.iter().map(|&id| id as i32).collect();
+            let ids = Tensor::<1, Int>::from_data(ids.as_slice(), device);
+            let (logits, after) = model.step(ids, before);
+            (last, state) = (greedy(logits), Some(after));
+            device.sync().context("the device did not finish a step")
+        };
+        step()?;
+        let start = Instant::now();
+        for _ in 0..tokens {
+            step()?;
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e3 / tokens as f64)
+    }
+}
+
+/// Uses every parameter.
+struct Made;
+
+impl ModuleVisitor for Made {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        drop(param.val());
+    }
+}
+
+/// The likeliest tokens, on the host. `logits`: `[batch, vocab_size]`
+fn greedy(logits: Tensor<2>) -> Vec<i64> {
+    logits.argmax(1).into_data().iter::<i64>().collect()
+}

@@ -1,0 +1,187 @@
+//! How long things are measured, and contenders in turns at that pace.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::machine::Load;
+use crate::measure::{Calls, Measurement, Samples};
+
+/// Rounds that are taken even where they last longer than they should.
+const MIN_ROUNDS: usize = 3;
+
+/// Calls of a turn, at most: a clock needs no more.
+const MAX_CALLS: f64 = 1000.0;
+
+/// How long things are measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Every contender is called this long before it counts, and once at least: kernels are compiled, clocks
+    /// and caches settle.
+    pub warm_up: Duration,
+    /// A turn is as many calls as fit in, at least one.
+    pub turn: Duration,
+    /// Turns of every contender.
+    pub rounds: usize,
+    /// After this long no further round begins, if three were taken.
+    pub patience: Duration,
+}
+
+impl Pace {
+    /// For numbers to be kept.
+    pub const THOROUGH: Self = Self {
+        warm_up: Duration::from_millis(500),
+        turn: Duration::from_millis(300),
+        rounds: 9,
+        patience: Duration::from_secs(60),
+    };
+    /// For a look.
+    pub const QUICK: Self = Self {
+        warm_up: Duration::from_millis(100),
+        turn: Duration::from_millis(60),
+        rounds: 5,
+        patience: Duration::from_secs(3),
+    };
+
+    /// Warms every contender up, then calls all in turn, round after round. One that fails is left out from there on and
+    /// does not disturb the others. `peer` is the process that works for contenders beside this one.
+    pub fn measure(&self, contenders: &mut [Calls], peer: Option<u32>) -> Vec<Result<Measurement>> {
+        let mut turns: Vec<_> = contenders.iter_mut().map(|it| self.warm_up(it)).collect();
+        let start = Instant::now();
+        for round in 0..self.rounds {
+            if round >= MIN_ROUNDS && start.elapsed() > self.patience {
+                break;
+            }
+            for (contender, turn) in contenders.iter_mut().zip(&mut turns) {
+                if let Ok(state) = turn
+                    && let Err(error) = state.take(contender, peer)
+                {
+                    *turn = Err(error);
+                }
+            }
+        }
+        turns.into_iter().map(|turn| turn?.measurement()).collect()
+    }
+
+    /// One contender in this process.
+    ///
+    /// # Errors
+    ///
+    /// If it fails.
+    pub fn measure_one(&self, contender: Calls) -> Result<Measurement> {
+        let mut measured = self.measure(&mut [contender], None);
+        measured
+            .pop()
+            .unwrap_or_else(|| anyhow::bail!("nothing was measured"))
+    }
+
+    /// Seconds that a contender takes whose calls take `call`, for a guess at what is left.
+    pub fn cost(&self, call: f64) -> f64 {
+        let rounds = self.rounds as f64 * call.max(self.turn.as_secs_f64());
+        let patient = self.patience.as_secs_f64().max(MIN_ROUNDS as f64 * call);
+        self.warm_up.as_secs_f64().max(call) + rounds.min(patient)
+    }
+
+    fn warm_up(&self, contender: &mut Calls) -> Result<Turns> {
+        let start = Instant::now();
+        let mut last = contender(1)?;
+        while start.elapsed() < self.warm_up {
+            last = contender(1)?;
+        }
+        let calls = self.turn.as_secs_f64() * 1e3
+            / Samples::try_from(last)
+                .map_err(anyhow::Error::msg)?
+                .median();
+        Ok(Turns {
+            calls: calls.clamp(1.0, MAX_CALLS) as usize,
+            ms: Vec::new(),
+            loads: Vec::new(),
+        })
+    }
+}
+
+/// What a contender has done so far.
+struct Turns {
+    calls: usize,
+    ms: Vec<f64>,
+    loads: Vec<f64>,
+}
+
+impl Turns {
+    fn take(&mut self, contender: &mut Calls, peer: Option<u32>) -> Result<()> {
+        let load = Load::start(peer);
+        let ms = Samples::try_from(contender(self.calls)?).map_err(anyhow::Error::msg)?;
+        self.ms.push(ms.median());
+        self.loads.extend(load.and_then(Load::others));
+        Ok(())
+    }
+
+    fn measurement(self) -> Result<Measurement> {
+        Ok(Measurement {
+            ms: Samples::try_from(self.ms).map_err(anyhow::Error::msg)?,
+            other_cores: Samples::try_from(self.loads).ok().map(|it| it.median()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+
+    const SHORT: Pace = Pace {
+        warm_up: Duration::from_millis(20),
+        turn: Duration::from_millis(10),
+        rounds: 4,
+        patience: Duration::from_secs(9),
+    };
+
+    #[test]
+    fn a_warm_up_lasts_and_does_not_count() {
+        let mut calls = Vec::new();
+        let start = Instant::now();
+        let contender: Calls = Box::new(|count| {
+            std::thread::sleep(Duration::from_millis(2));
+            calls.push((count, start.elapsed()));
+            Ok(vec![5.0; count])
+        });
+        let measured = SHORT.measure(&mut [contender], None);
+        assert_eq!(measured[0].as_ref().unwrap().ms.values(), [5.0; 4]);
+        type Seen = Vec<(usize, Duration)>;
+        let (counted, warm): (Seen, Seen) = calls.into_iter().partition(|(count, _)| *count == 2);
+        assert_eq!(counted.len(), 4);
+        assert!(warm.last().unwrap().1 >= SHORT.warm_up);
+    }
+
+    #[test]
+    fn one_that_fails_leaves_the_others_alone() {
+        let mut left = 3;
+        let failing: Calls = Box::new(move |_| {
+            left -= 1;
+            if left == 0 {
+                bail!("broken");
+            }
+            Ok(vec![100.0])
+        });
+        let pace = Pace {
+            warm_up: Duration::ZERO,
+            ..SHORT
+        };
+        let fine: Calls = Box::new(|count| Ok(vec![1.0; count]));
+        let measured = pace.measure(&mut [failing, fine], None);
+        assert_eq!(measured[0].as_ref().unwrap_err().to_string(), "broken");
+        assert_eq!(measured[1].as_ref().unwrap().ms.values().len(), 4);
+    }
+
+    #[test]
+    fn without_patience_three_rounds_are_taken() {
+        let pace = Pace {
+            patience: Duration::ZERO,
+            rounds: 50,
+            ..SHORT
+        };
+        let fine: Calls = Box::new(|count| Ok(vec![1.0; count]));
+        let measured = pace.measure(&mut [fine], None);
+        assert_eq!(measured[0].as_ref().unwrap().ms.values().len(), MIN_ROUNDS);
+    }
+}

@@ -1,0 +1,129 @@
+//! What a device can do at most, measured in the same run as what is compared with it.
+
+use anyhow::{Context, Result};
+use burn::tensor::{Device, Distribution, Tensor};
+use mamba_core::Precision;
+
+use crate::measure::{Measurement, clocked};
+use crate::pace::Pace;
+
+/// The fastest copy and the fastest arithmetic that we get out of a device.
+pub struct Peaks {
+    /// A stream copy: its duration and its bytes, read and written.
+    pub copy: (Measurement, f64),
+    /// Multiplications and additions: their duration and their number.
+    pub arithmetic: (Measurement, f64),
+    /// What stood for arithmetic.
+    pub arithmetic_name: &'static str,
+}
+
+impl Peaks {
+    /// Measures both: on Flex with all threads, a copy between two blocks and fused multiply-adds on registers; elsewhere an
+    /// elementwise operation and a product of square matrices of `precision`.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn measure(
+        pace: &Pace,
+        quick: bool,
+        precision: Precision,
+        name: &str,
+        device: &Device,
+    ) -> Result<Self> {
+        #[cfg(feature = "flex")]
+        if matches!(name, "flex" | "cpu") {
+            return on_host(pace, quick);
+        }
+        on_tensors(pace, quick, precision, name, device)
+    }
+
+    /// Bytes a second.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.copy.1 / self.copy.0.ms.median() * 1e3
+    }
+
+    /// Operations a second.
+    pub fn flops_per_second(&self) -> f64 {
+        self.arithmetic.1 / self.arithmetic.0.ms.median() * 1e3
+    }
+
+    /// The least milliseconds of a problem that moves `bytes` and computes `flops`.
+    pub fn roof_ms(&self, bytes: f64, flops: f64) -> f64 {
+        1e3 * (bytes / self.bytes_per_second()).max(flops / self.flops_per_second())
+    }
+}
+
+/// Values of a block that is copied: far more than caches hold.
+const fn block(quick: bool) -> usize {
+    if quick { 1 << 24 } else { 1 << 26 }
+}
+
+#[cfg(feature = "flex")]
+fn on_host(pace: &Pace, quick: bool) -> Result<Peaks> {
+    use mamba_core::ops::cpu::simd::LANES;
+    use rayon::prelude::*;
+
+    use crate::roofline::Floor;
+
+    /// Vector instructions of a call: about ten milliseconds of two cores.
+    const INSTRUCTIONS: f64 = 2e8;
+    /// Values that a thread copies at once: a few pages, shared out as they come.
+    const PART: usize = 1 << 16;
+    let source = vec![1f32; block(quick)];
+    let mut target = vec![0f32; block(quick)];
+    let copy = pace.measure_one(clocked(|| {
+        let parts = target.par_chunks_mut(PART).zip(source.par_chunks(PART));
+        parts.for_each(|(target, source)| target.copy_from_slice(source));
+        std::hint::black_box(&target);
+        Ok(())
+    }))?;
+    let floor = Floor::new(INSTRUCTIONS);
+    let arithmetic = pace.measure_one(clocked(|| {
+        floor.run();
+        Ok(())
+    }))?;
+    Ok(Peaks {
+        copy: (copy, 8.0 * block(quick) as f64),
+        arithmetic: (arithmetic, INSTRUCTIONS * (2 * LANES) as f64),
+        arithmetic_name: "multiply-adds on registers",
+    })
+}
+
+fn on_tensors(
+    pace: &Pace,
+    quick: bool,
+    precision: Precision,
+    name: &str,
+    device: &Device,
+) -> Result<Peaks> {
+    let side = match (crate::results::is_cpu(name), quick) {
+        (true, _) => 1024,
+        (false, true) => 2048,
+        (false, false) => 8192,
+    };
+    let finished = || device.sync().context("the device did not finish");
+    let source = Tensor::<1>::ones([block(quick)], device);
+    let copy = pace.measure_one(clocked(|| {
+        let copy = source.clone() * 2.0;
+        finished()?;
+        drop(copy);
+        Ok(())
+    }))?;
+    let random = || {
+        Tensor::<2>::random([side, side], Distribution::Uniform(-1.0, 1.0), device)
+            .cast(precision.dtype())
+    };
+    let (left, right) = (random(), random());
+    let arithmetic = pace.measure_one(clocked(|| {
+        let product = left.clone().matmul(right.clone());
+        finished()?;
+        drop(product);
+        Ok(())
+    }))?;
+    Ok(Peaks {
+        copy: (copy, 8.0 * block(quick) as f64),
+        arithmetic: (arithmetic, 2.0 * (side as f64).powi(3)),
+        arithmetic_name: "product of matrices",
+    })
+}

@@ -1,0 +1,79 @@
+//! How far a run is, and how long it still takes.
+
+use std::time::{Duration, Instant};
+
+/// How far a run is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Of the whole, between 0 and 1.
+    pub share: f64,
+    /// What is left, once there is something to judge by.
+    pub left: Option<Duration>,
+    /// What is measured now.
+    pub what: String,
+}
+
+/// What is done and what is left.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    start: Instant,
+    total: f64,
+    done: f64,
+    current: f64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            total: 0.0,
+            done: 0.0,
+            current: 0.0,
+        }
+    }
+}
+
+impl Clock {
+    /// Of work that will cost `total`, in any unit.
+    pub fn new(total: f64) -> Self {
+        Self {
+            total,
+            ..Self::default()
+        }
+    }
+
+    /// What costs `cost` begins.
+    pub fn begin(&mut self, what: String, cost: f64) -> Progress {
+        self.done += self.current;
+        self.current = cost;
+        // What took longer than expected never makes more than all.
+        let share = match self.total > 0.0 {
+            true => (self.done / self.total).min(1.0),
+            false => 0.0,
+        };
+        let elapsed = self.start.elapsed();
+        let left = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
+        Progress { share, left, what }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_follows_from_what_is_done() {
+        let mut clock = Clock {
+            start: Instant::now() - Duration::from_secs(10),
+            total: 4.0,
+            done: 0.0,
+            current: 0.0,
+        };
+        let first = clock.begin("a".into(), 1.0);
+        assert!(first.share == 0.0 && first.left.is_none());
+        let second = clock.begin("b".into(), 3.0);
+        assert_eq!(second.share, 0.25);
+        assert!((second.left.unwrap().as_secs_f64() - 30.0).abs() < 1.0);
+        assert_eq!(clock.begin("c".into(), 9.0).share, 1.0);
+    }
+}

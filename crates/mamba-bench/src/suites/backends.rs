@@ -1,0 +1,141 @@
+//! The same problems on every backend of the build.
+
+use anyhow::Result;
+use burn::tensor::{Device, s};
+use mamba_core::device;
+
+use crate::attempt::attempt;
+use crate::engines::model::Subject;
+use crate::engines::ours::Training;
+use crate::measure::{Calls, clocked};
+use crate::plot::Bars;
+use crate::problems::{Model, Op, Size};
+use crate::proofs;
+use crate::results::{Absent, Entry, Row, is_cpu};
+use crate::run::{OURS, Run};
+
+pub(super) fn run(run: &mut Run) -> Result<()> {
+    let (batch, length) = if run.options.quick {
+        (2, 128)
+    } else {
+        (8, 1024)
+    };
+    let length = run.options.lengths.first().copied().unwrap_or(length);
+    let models = run.filtered(Model::all(Size::Tutorial, length), |model| model.name)?;
+    // CPUs first: a GPU's kernels may take minutes to compile, in software most of all.
+    let mut names = device::device_names();
+    names.sort_by_key(|name| !is_cpu(name));
+    run.expect((names.len() * (models.len() + 1)) as f64);
+    let mut bars = Vec::new();
+    for (color, name) in names.into_iter().enumerate() {
+        run.begin(format!("start and proofs of {name}"), 1.0);
+        let outcome = device::start(name).map_err(Into::into).and_then(|device| {
+            prove(run, &models, name, &device)?;
+            Ok(device)
+        });
+        let device = match outcome {
+            Ok(device) => device,
+            Err(reason) => {
+                miss(run, "every problem", name, &reason)?;
+                continue;
+            }
+        };
+        for model in &models {
+            run.begin(format!("{} on {name}", model.name), 1.0);
+            for (what, measured) in measure(run, model, batch, length, &device) {
+                let problem = format!("{} {what}", model.name);
+                match measured {
+                    Ok(measured) => {
+                        let ms = measured.ms.median();
+                        bars.push((format!("{problem}, {name}"), ms, color));
+                        let mut key = run.key(problem, batch, length);
+                        key.device = name.into();
+                        let rate = (batch * length) as f64 / ms * 1e3;
+                        run.emit(Entry::Row(Box::new(
+                            Row::timed(key, measured).with("tokens_per_second", rate),
+                        )))?;
+                    }
+                    Err(reason) => miss(run, &problem, name, &reason)?,
+                }
+            }
+        }
+    }
+    bars.sort_by(|a, b| a.0.cmp(&b.0));
+    let chart = Bars {
+        title: format!("The tutorial's models on every backend, {batch} x {length}"),
+        subtitle: run.subtitle(),
+        unit: "milliseconds".into(),
+        bars,
+    };
+    run.folder().write("backends.svg", &chart.svg())
+}
+
+/// On one device; a failure concerns it alone.
+fn prove(run: &mut Run, models: &[Model], name: &str, device: &Device) -> Result<()> {
+    let precision = run.options.precision;
+    anyhow::ensure!(precision.is_supported(device), "it has no bf16");
+    for op in Op::of(models) {
+        run.in_time()?;
+        run.prove(attempt(|| proofs::op(&op, precision, name, device)))?;
+    }
+    for model in models {
+        run.in_time()?;
+        run.prove(attempt(|| proofs::model(model, precision, name, device)))?;
+        let autodiff = device.clone().autodiff();
+        run.prove(attempt(|| {
+            proofs::gradients(model, precision, name, &autodiff)
+        }))?;
+    }
+    Ok(())
+}
+
+type Outcome = Result<crate::measure::Measurement>;
+
+fn measure(
+    run: &Run,
+    model: &Model,
+    batch: usize,
+    length: usize,
+    device: &Device,
+) -> [(&'static str, Outcome); 2] {
+    let pace = run.pace();
+    let forward = attempt(|| {
+        run.in_time()?;
+        let subject = Subject::new(model, run.options.precision, device);
+        let tokens = subject.tokens(batch, length);
+        pace.measure_one(clocked(|| subject.forward(&tokens).map(drop)))
+    });
+    let training = attempt(|| {
+        run.in_time()?;
+        let device = device.clone().autodiff();
+        let subject = Subject::new(model, run.options.precision, &device);
+        let tokens = subject.tokens(batch, length + 1);
+        let pair = [
+            tokens.clone().slice(s![.., ..length]),
+            tokens.slice(s![.., 1..]),
+        ];
+        pace.measure_one(steps(Training::on(subject.model, pair, &device)))
+    });
+    [("forward", forward), ("training", training)]
+}
+
+/// Training steps, one after the other.
+pub(super) fn steps<'a>(training: Training) -> Calls<'a> {
+    let mut training = Some(training);
+    clocked(move || {
+        let next = training.take().map(Training::step).transpose()?;
+        training = next.map(|(training, _)| training);
+        anyhow::ensure!(training.is_some(), "a training step failed");
+        Ok(())
+    })
+}
+
+fn miss(run: &mut Run, problem: &str, device: &str, reason: &anyhow::Error) -> Result<()> {
+    run.emit(Entry::Absent(Absent {
+        problem: problem.into(),
+        engine: OURS.into(),
+        device: device.into(),
+        length: None,
+        reason: format!("{reason:#}"),
+    }))
+}

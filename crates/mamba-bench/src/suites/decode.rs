@@ -1,0 +1,85 @@
+//! Tokens a second behind a prompt, greedily chosen.
+
+use anyhow::Result;
+
+use super::peers::{self, Peers, Task};
+use super::scaling::prove;
+use super::sizes::{lengths, models, patience};
+use crate::attempt::attempt;
+use crate::engines::hugging_face::Work;
+use crate::engines::model::Subject;
+use crate::measure::Calls;
+use crate::plot::Bars;
+use crate::problems::flops;
+use crate::results::{Entry, Row};
+use crate::run::{OURS, Run};
+
+pub(super) fn run(run: &mut Run) -> Result<()> {
+    let lengths = lengths(run, &[64, 512], &[128, 1024], &[128, 1024, 4096]);
+    let (batches, tokens): (&[usize], _) = match (run.options.quick, run.on_cpu()) {
+        (true, _) => (&[1, 4], 16),
+        (false, true) => (&[1, 8], 32),
+        (false, false) => (&[1, 64], 128),
+    };
+    // The token behind the prompt, one that does not count, and those that do.
+    let longest = lengths.last().copied().unwrap_or(1) + tokens + 2;
+    let models = models(run, longest)?;
+    prove(run, &models)?;
+    run.expect((models.len() * batches.len() * lengths.len()) as f64);
+    let (on_cpu, patience) = (run.on_cpu(), patience(run));
+    let mut peers = Peers::default();
+    let mut bars = Vec::new();
+    for (color, model) in models.iter().enumerate() {
+        let subject = Subject::new(model, run.options.precision, &run.device);
+        peers.load(run, &subject)?;
+        for &batch in batches {
+            for &length in &lengths {
+                run.begin(format!("{}, {batch} x {length}", model.name), 1.0);
+                let decoding = match attempt(|| subject.decoding(batch, length, on_cpu)) {
+                    Ok(decoding) => decoding,
+                    Err(reason) => {
+                        run.miss(model.name, OURS, Some(length), &reason)?;
+                        continue;
+                    }
+                };
+                // A turn is a continuation: what a call counts is one of its steps.
+                let steps: Calls = Box::new(|_| Ok(vec![decoding.continue_for(tokens)?]));
+                // The peer reads the prompt again for every continuation.
+                let flops = flops::forward(&model.config, batch, length + tokens, 1);
+                let task = Task {
+                    work: Work::Decode(tokens),
+                    batch,
+                    length,
+                    flops,
+                    patience,
+                };
+                let (ours, theirs) = peers.measure(run, &subject, steps, task);
+                match ours {
+                    Ok(ours) => {
+                        let rate = batch as f64 / ours.ms.median() * 1e3;
+                        bars.push((format!("{}, {batch} x {length}", model.name), rate, color));
+                        let key = run.key(model.name, batch, length);
+                        let row = Row::timed(key.clone(), ours.clone())
+                            .with("tokens", tokens as f64)
+                            .with("tokens_per_second", rate)
+                            .with(
+                                "state_mib",
+                                decoding.state_bytes() as f64 / f64::from(1 << 20),
+                            );
+                        run.emit(Entry::Row(Box::new(row)))?;
+                        peers::emit(run, &key, &ours, theirs, batch)?;
+                    }
+                    Err(reason) => run.miss(model.name, OURS, Some(length), &reason)?,
+                }
+            }
+        }
+        peers.forget(run, &subject);
+    }
+    let chart = Bars {
+        title: "Generated tokens a second: model, sequences x prompt".into(),
+        subtitle: run.subtitle(),
+        unit: "tokens/s".into(),
+        bars,
+    };
+    run.folder().write("decode.svg", &chart.svg())
+}

@@ -1,0 +1,113 @@
+//! The time from a prompt to the first token behind it.
+
+use anyhow::Result;
+
+use super::peers::{self, Peers, Task};
+use super::scaling::{GUESS, prove};
+use super::sizes::{lengths, models, patience, worth_waiting};
+use crate::engines::hugging_face::Work;
+use crate::engines::model::Subject;
+use crate::measure::clocked;
+use crate::plot::{Axis, Chart, Scale, Series, Style};
+use crate::problems::{Model, flops};
+use crate::results::{Entry, Row};
+use crate::run::{OURS, Run};
+
+pub(super) fn run(run: &mut Run) -> Result<()> {
+    let lengths = lengths(
+        run,
+        &[64, 256, 1024],
+        &[128, 512, 2048],
+        &[128, 1024, 4096, 16_384, 65_536],
+    );
+    let batches: &[usize] = match (run.options.quick, run.on_cpu()) {
+        (true, _) => &[1, 4],
+        (false, true) => &[1],
+        (false, false) => &[1, 8],
+    };
+    let longest = lengths.last().copied().unwrap_or(1);
+    let models = models(run, longest)?;
+    prove(run, &models)?;
+    let pace = run.pace();
+    let limit = patience(run);
+    let work = |model: &Model, batch, length| flops::forward(&model.config, batch, length, 1);
+    let cost =
+        |model: &Model, batch, length| pace.cost((work(model, batch, length) / GUESS).min(limit));
+    let cells = || {
+        batches
+            .iter()
+            .flat_map(|&batch| lengths.iter().map(move |&length| (batch, length)))
+    };
+    run.expect(
+        models
+            .iter()
+            .flat_map(|model| cells().map(move |(batch, length)| cost(model, batch, length)))
+            .sum(),
+    );
+
+    let mut peers = Peers::default();
+    let mut series = Vec::new();
+    for model in &models {
+        let subject = Subject::new(model, run.options.precision, &run.device);
+        peers.load(run, &subject)?;
+        let mut rate = None;
+        for &batch in batches {
+            let mut curve = Series {
+                name: format!("{}, batch {batch}", model.name),
+                points: vec![],
+                spread: vec![],
+                style: Style::Line,
+                color: None,
+            };
+            for &length in &lengths {
+                run.begin(
+                    format!("{}, {batch} x {length}", model.name),
+                    cost(model, batch, length),
+                );
+                let flops = work(model, batch, length);
+                if let Err(reason) = worth_waiting(limit, flops, rate) {
+                    run.miss(model.name, OURS, Some(length), &reason)?;
+                    continue;
+                }
+                let prompts = subject.tokens(batch, length);
+                let ours = clocked(|| subject.prefill(&prompts).map(drop));
+                let task = Task {
+                    work: Work::Prefill,
+                    batch,
+                    length,
+                    flops,
+                    patience: limit,
+                };
+                let (ours, theirs) = peers.measure(run, &subject, ours, task);
+                match ours {
+                    Ok(ours) => {
+                        let ms = ours.ms.median();
+                        rate = Some(flops / ms * 1e3);
+                        curve.points.push((length as f64, ms));
+                        curve
+                            .spread
+                            .push((ours.ms.quantile(0.25), ours.ms.quantile(0.75)));
+                        let key = run.key(model.name, batch, length);
+                        let row = Row::timed(key.clone(), ours.clone())
+                            .with("tokens_per_second", (batch * length) as f64 / ms * 1e3)
+                            .with("gflop_per_second", flops * 1e-9 / ms * 1e3);
+                        run.emit(Entry::Row(Box::new(row)))?;
+                        peers::emit(run, &key, &ours, theirs, batch * length)?;
+                    }
+                    Err(reason) => run.miss(model.name, OURS, Some(length), &reason)?,
+                }
+            }
+            series.push(curve);
+        }
+        peers.forget(run, &subject);
+    }
+    let chart = Chart {
+        title: "Time to the first token".into(),
+        subtitle: run.subtitle(),
+        x: Axis::new("tokens of the prompt", Scale::Log2),
+        y: Axis::new("milliseconds", Scale::Log10),
+        series,
+        marks: Vec::new(),
+    };
+    run.folder().write("prefill.svg", &chart.svg())
+}

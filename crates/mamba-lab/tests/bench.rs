@@ -1,0 +1,165 @@
+//! `mamba-lab bench` as users meet it.
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::contains;
+use tempfile::TempDir;
+
+fn bench(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("mamba-lab").unwrap();
+    command
+        .arg("bench")
+        .args(arguments)
+        .current_dir(folder)
+        .env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// The shortest run there is.
+const SHORT: [&str; 6] = [
+    "--quick",
+    "--device",
+    "flex",
+    "--lengths",
+    "16,32",
+    "--filter",
+];
+
+#[test]
+fn a_suite_leaves_files_a_table_and_a_plot() {
+    let folder = TempDir::new().unwrap();
+    bench(folder.path(), &["scaling"])
+        .args(SHORT)
+        .args(["mamba1,transformer", "--out", "out"])
+        .assert()
+        .success()
+        .stdout(
+            contains("proved: scan on flex equals loops in f64")
+                .and(contains("times as fast"))
+                .and(contains("Everything is in out")),
+        )
+        .stderr(contains("left] mamba1 at length 16"));
+    let read = |name: &str| fs::read_to_string(folder.path().join("out").join(name)).unwrap();
+    let rows = |text: &str| {
+        text.lines()
+            .filter(|line| line.contains("\"rounds_ms\""))
+            .count()
+    };
+    assert_eq!(
+        (rows(&read("results.jsonl")), rows(&read("results.json"))),
+        (4, 4)
+    );
+    assert_eq!(read("results.csv").lines().count(), 5);
+    let head: serde_json::Value =
+        serde_json::from_str(read("results.jsonl").lines().next().unwrap()).unwrap();
+    for field in [
+        "cpu", "cores", "device", "features", "date", "command", "load",
+    ] {
+        assert!(!head[field].is_null(), "{field} of {head}");
+    }
+    let plot = read("scaling.svg");
+    assert!(plot.contains("prefers-color-scheme: dark") && plot.contains("transformer"));
+
+    // The same again goes elsewhere, or nowhere.
+    bench(folder.path(), &["scaling"])
+        .args(SHORT)
+        .args(["mamba1", "--out", "out"])
+        .assert()
+        .code(1)
+        .stderr(contains("not empty").and(contains("--out")));
+
+    bench(
+        folder.path(),
+        &["compare", "out", "out/results.jsonl", "--fail-above", "10%"],
+    )
+    .assert()
+    .success()
+    .stdout(contains("mamba1").and(contains("1.000 +-")));
+    // Ten times slower, and sure of it.
+    let mut slower: serde_json::Value = serde_json::from_str(&read("results.json")).unwrap();
+    for row in slower["rows"].as_array_mut().unwrap() {
+        for field in ["median_ms", "q1_ms", "q3_ms"] {
+            row["time"][field] = (10.0 * row["time"]["median_ms"].as_f64().unwrap()).into();
+        }
+    }
+    fs::write(folder.path().join("slower.json"), slower.to_string()).unwrap();
+    let compare = ["compare", "out", "slower.json"];
+    bench(folder.path(), &compare)
+        .assert()
+        .success()
+        .stdout(contains("slower"));
+    bench(folder.path(), &compare)
+        .args(["--fail-above", "10%"])
+        .assert()
+        .code(1)
+        .stderr(contains("4 of 4 got slower by more than 10 %"));
+}
+
+#[test]
+fn memory_is_measured_in_processes_of_its_own() {
+    let folder = TempDir::new().unwrap();
+    bench(folder.path(), &["memory"])
+        .args(["--quick", "--device", "flex", "--lengths", "64,128"])
+        .args(["--filter", "mamba1,gpt2", "--out", "out"])
+        .assert()
+        .success();
+    let text = fs::read_to_string(folder.path().join("out/results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let state = |index: usize| {
+        results["rows"][index]["figures"]["state_mib"]
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!(state(0), state(1), "Mamba's state is of one size");
+    assert_eq!(2.0 * state(2), state(3), "a key-value cache grows");
+    if cfg!(target_os = "linux") {
+        // An embedding of 8,192 rows of 256 numbers is 8 MiB, all of it less than twice that.
+        let weights = results["rows"][0]["figures"]["weights_mib"]
+            .as_f64()
+            .unwrap();
+        assert!((8.0..20.0).contains(&weights), "{weights} MiB");
+    }
+}
+
+#[test]
+fn bad_input_is_refused_with_what_to_do() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("file"), "mine").unwrap();
+    let refused = |arguments: &[&str], message: &str| {
+        bench(folder.path(), arguments).assert().code(1).stderr(
+            contains("Error: ")
+                .and(contains(message))
+                .and(contains("panicked").not()),
+        );
+    };
+    refused(&["speed"], "unknown suite `speed`: there are scaling,");
+    refused(&[], "which suite?");
+    refused(
+        &["scaling", "--device", "abacus"],
+        "unknown device `abacus`",
+    );
+    refused(
+        &["scaling", "--device", "flex", "--out", "file/out"],
+        "choose a folder with --out",
+    );
+    refused(
+        &[
+            "scaling", "--device", "flex", "--filter", "rnn", "--out", "empty",
+        ],
+        "this suite has mamba1",
+    );
+    refused(&["compare", "file", "nowhere"], "no results of bench");
+    refused(&["compare", "nowhere", "file"], "nowhere");
+    assert_eq!(
+        fs::read_to_string(folder.path().join("file")).unwrap(),
+        "mine"
+    );
+    bench(folder.path(), &["--help"]).assert().success().stdout(
+        contains("scaling")
+            .and(contains("backends"))
+            .and(contains("--filter")),
+    );
+}
