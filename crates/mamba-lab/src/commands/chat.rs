@@ -22,7 +22,8 @@ use super::generate::{self, Ending, Finish, state};
 /// size, which --state saves after every answer and continues from the next time.
 #[derive(Args)]
 pub struct Arguments {
-    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
+    /// A run, by its folder or its name below artifacts/runs, or a pretrained model, by its folder or its name on the Hugging
+    /// Face hub, such as state-spaces/mamba-130m.
     run: String,
     /// Continue the conversation saved in FILE, if it is there, and save it there after every answer.
     #[arg(long, value_name = "FILE")]

@@ -29,7 +29,8 @@ use crate::progress;
 /// another form of WikiText-2 (raw, or with `<unk>`) than it was trained on.
 #[derive(Args)]
 pub struct Arguments {
-    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
+    /// A run, by its folder or its name below artifacts/runs, or a pretrained model, by its folder or its name on the Hugging
+    /// Face hub, such as state-spaces/mamba-130m.
     run: String,
     /// train, valid or test.
     #[arg(long, default_value = "test", value_parser = parse_split)]

@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use mamba_core::{Request, Sampler, SamplingConfig};
 use mamba_train::compiling;
+use mamba_train::hub::resolve;
 use mamba_train::interrupt::stop_on_ctrl_c;
 use mamba_train::load::load_run;
 use mamba_train::run::{DEFAULT_RUNS, RunFolder};
@@ -32,8 +33,8 @@ pub struct Arguments {
     /// A TOML file, or one of quickstart, tutorial-mamba, tutorial-transformer, mamba-wikitext2,
     /// mamba2-wikitext2, transformer-wikitext2, hybrid-wikitext2, finetune; by default quickstart, with --from finetune.
     experiment: Option<String>,
-    /// Begin with a trained model and its tokenizer: a run, by its folder or its name below artifacts/runs, or the folder
-    /// of a pretrained model. It is only read.
+    /// Begin with a trained model and its tokenizer: a run, by its folder or its name below artifacts/runs, or a pretrained
+    /// model, by its folder or its name on the Hugging Face hub. It is only read.
     #[arg(long, value_name = "MODEL")]
     from: Option<String>,
     /// Change a setting, as in `--set model.mamba1.d_state=32`; may be repeated.
@@ -168,7 +169,8 @@ fn start(arguments: &Arguments) -> Result<Start> {
     let which = arguments.experiment.as_deref().unwrap_or(usual);
     let mut experiment = experiments::load(which, &overrides)?;
     if let Some(model) = &arguments.from {
-        let folder = run_path(model).canonicalize();
+        let path = run_path(model);
+        let folder = resolve(&path)?.canonicalize();
         let folder = folder.with_context(|| format!("--from: there is no model {model}"))?;
         experiment.from = Some(folder);
     }

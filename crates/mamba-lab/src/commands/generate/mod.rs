@@ -31,7 +31,8 @@ use text::Text;
 /// The text goes to standard output as it comes, everything else to standard error.
 #[derive(Args)]
 pub struct Arguments {
-    /// A run, by its folder or its name below artifacts/runs, or the folder of a pretrained model.
+    /// A run, by its folder or its name below artifacts/runs, or a pretrained model, by its folder or its name on the Hugging
+    /// Face hub, such as state-spaces/mamba-130m.
     run: String,
     /// The text to continue. Left out or `-`, it is read from standard input, whose last line break does not count.
     prompt: Option<String>,
