@@ -114,72 +114,22 @@ pub(super) fn request<F: Float, L: Size, V: Size>(
     let across = comptime!(tile.columns / tile.lanes);
     let lanes = comptime!(tile.lanes);
     let vectors = comptime!(tile.rows * across);
-    let units = comptime!(geometry.units);
-    if comptime!(units.is_multiple_of(across) && vectors.is_multiple_of(units)) {
-        // A unit's vectors lie below each other.
-        let down = comptime!(units / across);
-        let row = UNIT_POS as usize / across;
-        let column = UNIT_POS as usize % across;
-        let to = at + row * comptime!(tile.pitch()) + column;
-        let base = rows.base / lanes + column;
-        let stride = rows.stride / lanes;
-        if column * lanes < rows.columns {
-            if rows.rows >= comptime!(tile.rows) {
-                let first = base + row * stride;
-                #[unroll]
-                for i in 0..comptime!(vectors / units) {
-                    let from = first + comptime!(i * down) * stride;
-                    copy_vector(
-                        source,
-                        from,
-                        target,
-                        to + comptime!(i * down * tile.pitch()),
-                    );
-                }
-            } else {
-                #[unroll]
-                for i in 0..comptime!(vectors / units) {
-                    let own = row + comptime!(i * down);
-                    let inside = select(own < rows.rows, own, rows.rows - 1);
-                    let from = base + inside * stride;
-                    copy_vector(
-                        source,
-                        from,
-                        target,
-                        to + comptime!(i * down * tile.pitch()),
-                    );
-                }
-            }
-        }
-    } else {
-        #[unroll]
-        for i in 0..comptime!(vectors.div_ceil(units)) {
-            let slot = UNIT_POS as usize + comptime!(i * units);
-            let row = slot / across;
-            let column = slot % across * lanes;
-            let inside = select(row < rows.rows, row, rows.rows - 1);
-            let from = (rows.base + inside * rows.stride + column) / lanes;
-            let to = at + row * comptime!(tile.pitch()) + slot % across;
-            if slot < vectors && column < rows.columns {
-                copy_vector(source, from, target, to);
-            }
+    #[unroll]
+    for i in 0..comptime!(vectors.div_ceil(geometry.units)) {
+        let slot = UNIT_POS as usize + comptime!(i * geometry.units);
+        let row = slot / across;
+        let column = slot % across * lanes;
+        let inside = select(row < rows.rows, row, rows.rows - 1);
+        let from = (rows.base + inside * rows.stride + column) / lanes;
+        let to = at + row * comptime!(tile.pitch()) + slot % across;
+        if slot < vectors && column < rows.columns {
+            copy_async(
+                &source[from..from + 1],
+                target[to..to + 1].with_vector_size_mut::<L>(),
+                comptime!(lanes as u32),
+            );
         }
     }
-}
-
-/// Asks for a vector of 16 bytes.
-#[cube]
-fn copy_vector<F: Float, L: Size, V: Size>(
-    source: &Tensor<Vector<F, L>>,
-    from: usize,
-    target: &mut Shared<[Vector<F, V>]>,
-    to: usize,
-) {
-    copy_async(
-        &source[from..from + 1],
-        target[to..to + 1].with_vector_size_mut::<L>(),
-        8u32,
-    );
 }
 
 /// Fills shared memory with zeros, for the columns that [`request`] leaves.
