@@ -145,21 +145,23 @@ fn half_precision_files_become_f32() {
 
 #[test]
 fn the_authors_own_files_are_read() {
-    let fixture = Fixture::load("mamba1_lm");
-    let folder = fixtures::folder().join("mamba1_original");
-    let (model, config) = checkpoint::load(&folder, &device()).unwrap();
-    // 37 tokens in 40 rows.
-    assert_eq!((config.vocab_size, model.embedding.dims()), (37, [40, 16]));
-    let got = logits(&model, &fixture);
-    let want = fixture.floats("logits");
-    let (got, width) = (values(got), want.shape[2]);
-    for (row, want) in want.values.chunks(width).enumerate() {
-        for (column, want) in want[..37].iter().enumerate() {
-            let got = got[row * 37 + column];
-            assert!(
-                (got - want).abs() < 1e-4,
-                "row {row}: {got} instead of {want}"
-            );
+    for kind in ["mamba1", "mamba2"] {
+        let fixture = Fixture::load(&format!("{kind}_lm"));
+        let folder = fixtures::folder().join(format!("{kind}_original"));
+        let (model, config) = checkpoint::load(&folder, &device()).unwrap();
+        // 37 tokens in 40 rows.
+        assert_eq!((config.vocab_size, model.embedding.dims()), (37, [40, 16]));
+        let got = logits(&model, &fixture);
+        let want = fixture.floats("logits");
+        let (got, width) = (values(got), want.shape[2]);
+        for (row, want) in want.values.chunks(width).enumerate() {
+            for (column, want) in want[..37].iter().enumerate() {
+                let got = got[row * 37 + column];
+                assert!(
+                    (got - want).abs() < 1e-4,
+                    "{kind}, row {row}: {got} instead of {want}"
+                );
+            }
         }
     }
 }
