@@ -27,12 +27,12 @@ const SAMPLE_MS: f64 = 150.0;
 /// and its value, and says whether there is such a flag.
 pub fn arguments<const N: usize, P: Clone + Default>(
     usage: &str,
-    shapes: &[([usize; N], P)],
+    known: &[([usize; N], P)],
     mut own: impl FnMut(&str, &str) -> Result<bool, String>,
 ) -> (cubecl::Device, Vec<([usize; N], P)>) {
     let mut parse = || {
         let mut device = cubecl::Device::default();
-        let mut shapes = shapes.to_vec();
+        let mut shapes = known.to_vec();
         let mut arguments = std::env::args().skip(1);
         while let Some(flag) = arguments.next() {
             if ["--help", "-h"].contains(&flag.as_str()) {
@@ -42,7 +42,11 @@ pub fn arguments<const N: usize, P: Clone + Default>(
             let value = arguments.next().ok_or(format!("{flag} needs a value"))?;
             match flag.as_str() {
                 "--runtime" => device = parse_runtime(&value)?,
-                "--shape" => shapes = vec![(parse_shape(&value)?, P::default())],
+                "--shape" => {
+                    let shape = parse_shape(&value)?;
+                    let peer = known.iter().find(|it| it.0 == shape).map(|it| it.1.clone());
+                    shapes = vec![(shape, peer.unwrap_or_default())];
+                }
                 _ if own(&flag, &value)? => {}
                 _ => return Err(format!("unknown option {flag}")),
             }
