@@ -64,7 +64,9 @@ impl Chart {
         let (width, height) = (SIZE.0 - left - right, SIZE.1 - top - bottom);
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Ruler::new(self.x.scale, points().map(|point| point.0));
-        let y = Ruler::new(self.y.scale, points().map(|point| point.1));
+        let spreads = self.series.iter().flat_map(|series| &series.spread);
+        let ends = spreads.flat_map(|&(low, high)| [low, high]);
+        let y = Ruler::new(self.y.scale, points().map(|point| point.1).chain(ends));
         let across = |value: f64| left + width * x.place(value);
         let down = |value: f64| top + height * (1.0 - y.place(value));
 
@@ -209,6 +211,19 @@ mod tests {
             ((places[0] - places[1]) * 3.0 - (places[1] - places[2])).abs() < 0.5,
             "{places:?}"
         );
+    }
+
+    #[test]
+    fn a_wide_spread_stays_inside_the_frame() {
+        let mut chart = chart(vec![(64.0, 1.0), (128.0, 2.0)]);
+        chart.series[0].spread[1] = (0.01, 400.0);
+        let svg = chart.svg();
+        let heights = svg.split("y2=\"").skip(1);
+        let heights = heights.map(|part| part.split('"').next().unwrap().parse::<f64>().unwrap());
+        let [_, top, _, bottom] = ROOM;
+        for height in heights {
+            assert!((top..=SIZE.1 - bottom).contains(&height), "{height}");
+        }
     }
 
     #[test]
