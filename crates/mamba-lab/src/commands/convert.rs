@@ -22,10 +22,13 @@ pub struct Arguments {
     run: String,
     /// Where the files go; made if it is not there.
     folder: PathBuf,
+    /// Device whose memory holds the model meanwhile, such as flex, wgpu or cuda:1.
+    #[arg(long)]
+    device: Option<String>,
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let device = start_device(None)?;
+    let device = start_device(arguments.device.as_deref())?;
     let run = load_model(&run_path(&arguments.run), &device)?;
     let folder = &arguments.folder;
     let tokenizer = folder.join("tokenizer.json");
