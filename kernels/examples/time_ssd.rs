@@ -16,7 +16,7 @@ use cubecl::ir::{ElemType, FloatKind, IntKind};
 use mamba_kernels::ssd::{
     SsdGradients, SsdInputs, SsdOutputs, SsdUpstream, Strategy, ssd_as, ssd_backward_as,
 };
-use support::ssd::{Case, Numbers, Options, SHAPES};
+use support::ssd::{Case, Numbers, Options, SHAPES, Skip};
 use support::ssd_gradients::{Upstream, gradient_tolerance};
 use timing::{Peer, against, empty, filled, sampled_ms, spread};
 
@@ -76,8 +76,15 @@ fn main() {
         }
         has
     });
-    for &kind in &kinds {
-        prove(&client, strategy, kind);
+    let mut proved = Vec::new();
+    for &([_, _, _, headdim, d_state], _) in &shapes {
+        if proved.contains(&[headdim, d_state]) {
+            continue;
+        }
+        proved.push([headdim, d_state]);
+        for &kind in &kinds {
+            prove(&client, strategy, kind, headdim, d_state);
+        }
     }
 
     println!("B x L x H x P x N, dtype: forward ms (peer, GB/s); with backward ms (peer)");
@@ -109,11 +116,19 @@ fn main() {
     }
 }
 
-/// The strategy that is timed against the oracle, at a shape of several chunks and slices.
-fn prove(client: &Client, strategy: Strategy, dtype: FloatKind) {
+/// The kernels that are timed, with the options of [`Problem`], against the oracle at a shape of several chunks.
+fn prove(client: &Client, strategy: Strategy, dtype: FloatKind, headdim: usize, d_state: usize) {
+    let options = Options {
+        skip: Skip::Heads,
+        dt_bias: true,
+        dt_softplus: true,
+        ..Options::NONE
+    };
     let case = Case {
         dtype,
-        ..Case::new([2, 300, 6, 64, 128], Options::ALL)
+        ngroups: 1,
+        chunk_size: CHUNK_SIZE,
+        ..Case::new([2, 600, 6, headdim, d_state], options)
     };
     let numbers = Numbers::new(case);
     let got = numbers.values(client, strategy);
@@ -125,7 +140,7 @@ fn prove(client: &Client, strategy: Strategy, dtype: FloatKind) {
     };
     let worst = support::worst_error(&got, &numbers.oracle(), allowed);
     println!("values of {case:?} are within {worst:.1e} of the oracle");
-    let upstream = Upstream::new(&case, true);
+    let upstream = Upstream::new(&case, false);
     let got = upstream.kernels(&numbers, client, strategy);
     let allowed = gradient_tolerance(&case)[1];
     let worst = support::worst_error(&got, &upstream.oracle(&numbers), allowed);

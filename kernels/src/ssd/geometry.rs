@@ -50,8 +50,6 @@ const MIN_SEGMENT: usize = 256;
 pub(super) struct Geometry {
     pub headdim: usize,
     pub d_state: usize,
-    /// Heads that read the same projections.
-    pub heads_a_group: usize,
     pub chunk: usize,
     pub channels: usize,
     /// `d_state`, rounded up to whole tiles.
@@ -135,7 +133,6 @@ impl Geometry {
         Self {
             headdim: dims.headdim,
             d_state: dims.d_state,
-            heads_a_group: dims.nheads / dims.ngroups,
             chunk: CHUNK_STEP,
             channels: LANES,
             states: dims.d_state,

@@ -11,6 +11,8 @@ use super::tile::{Spot, Tile};
 pub(super) struct Place {
     pub batch: usize,
     pub head: usize,
+    /// The group whose projections the head reads.
+    pub group: usize,
     pub segment: usize,
     /// The slice's first channel.
     pub channel: usize,
@@ -21,13 +23,21 @@ pub(super) struct Place {
 }
 
 #[cube]
-pub(super) fn place(seq_len: usize, segment_len: u32, #[comptime] geometry: Geometry) -> Place {
+pub(super) fn place<F: Float, L: Size>(
+    x: &Tensor<Vector<F, L>>, // [batch, seq_len, nheads, headdim]
+    b: &Tensor<Vector<F, L>>, // [batch, seq_len, ngroups, d_state]
+    segment_len: u32,
+    #[comptime] geometry: Geometry,
+) -> Place {
+    let seq_len = x.shape(1);
     let slices = comptime!(geometry.slices());
+    let head = CUBE_POS_X as usize / slices;
     let begin = CUBE_POS_Z as usize * segment_len as usize;
     let stop = begin + segment_len as usize;
     Place {
         batch: CUBE_POS_Y as usize,
-        head: CUBE_POS_X as usize / slices,
+        head,
+        group: head / (x.shape(2) / b.shape(2)),
         segment: CUBE_POS_Z as usize,
         channel: CUBE_POS_X as usize % slices * comptime!(geometry.channels),
         begin,

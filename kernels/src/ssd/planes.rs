@@ -43,7 +43,7 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
 ) {
     let seq_len = x.shape(1);
     let nheads = x.shape(2);
-    let place = place(seq_len, segment_len, geometry);
+    let place = place(x, b, segment_len, geometry);
     let chunk = comptime!(geometry.chunk);
     let lane = UNIT_POS as usize % PLANE;
 

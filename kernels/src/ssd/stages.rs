@@ -88,7 +88,7 @@ pub(super) fn fetch<F: Float, L: Size>(
     let headdim = comptime!(geometry.headdim);
     let d_state = comptime!(geometry.d_state).runtime();
     let first = place.head * headdim + place.channel;
-    let group = place.head / comptime!(geometry.heads_a_group) * d_state;
+    let group = place.group * d_state;
     let input = rows(x, place, start, first, headdim - place.channel);
     let write = rows(b, place, start, group, d_state);
     let read = rows(c, place, start, group, d_state);

@@ -39,7 +39,7 @@ pub(super) fn units_kernel<F: Float, L: Size, O: Size>(
 ) {
     let seq_len = x.shape(1);
     let nheads = x.shape(2);
-    let place = place(seq_len, segment_len, geometry);
+    let place = place(x, b, segment_len, geometry);
     let chunk = comptime!(geometry.chunk);
     let size = comptime!(geometry.headdim * geometry.d_state);
     let across = comptime!(geometry.channels / BLOCK);
@@ -146,7 +146,7 @@ pub(super) fn units_kernel<F: Float, L: Size, O: Size>(
         for slice in 0..comptime!(geometry.states / geometry.slice) {
             let first = slice * comptime!(geometry.slice);
             let d_state = comptime!(geometry.d_state).runtime();
-            let group = place.head / comptime!(geometry.heads_a_group) * d_state;
+            let group = place.group * d_state;
             let written = rows(b, &place, start, group + first, d_state - first);
             stage(b, &written, &mut writes, 0usize, projection_tile, geometry);
             if comptime!(y.is_some()) {

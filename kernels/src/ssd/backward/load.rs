@@ -257,17 +257,18 @@ pub(super) fn write_state<W: Size>(
     }
 }
 
-/// The value of a tile where the unit's sum `i` belongs.
+/// The value of a tile, which begins at the vector `at`, where the unit's sum `i` belongs.
 #[cube]
 pub(super) fn value_at<E: Float, V: Size>(
     source: &Shared<[Vector<E, V>]>,
+    at: usize,
     origin: &Spot,
     #[comptime] i: usize,
     #[comptime] tile: Tile,
     #[comptime] form: Sums,
 ) -> f32 {
     let spot = spot_from(origin, i, form);
-    let row = spot.row * comptime!(tile.pitch());
+    let row = at + spot.row * comptime!(tile.pitch());
     if comptime!(form.tensor) {
         let scalars = source.with_vector_size::<Const<1>>();
         f32::cast_from(scalars[row * comptime!(tile.lanes) + spot.column].extract(0usize))

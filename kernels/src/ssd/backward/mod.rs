@@ -119,15 +119,15 @@ pub fn ssd_backward_as(
             .initial_state
             .filter(|_| inputs.initial_state.is_some());
         let units = CubeDim::new_1d(WALKERS);
+        let lanes = [4, 2, 1].into_iter().find(|&it| d_state.is_multiple_of(it));
+        let lanes = lanes.expect("one divides every number");
+        let vectors = batch * nheads * headdim * d_state / lanes;
         carry_kernel::launch_unchecked(
             client,
-            cubecl::calculate_cube_count_elemwise(
-                client,
-                batch * nheads * headdim * d_state,
-                units,
-            ),
+            cubecl::calculate_cube_count_elemwise(client, vectors, units),
             units,
             address,
+            lanes,
             states.clone().into_tensor_arg(),
             steps.sums.clone().into_tensor_arg(),
             runs.clone().into_tensor_arg(),
@@ -287,7 +287,8 @@ fn plan(
         resettable: inputs.seq_idx.is_some(),
         skips_channels: inputs.d.as_ref().is_some_and(|d| d.shape.len() == 2),
         ..plan
-    })
+    }
+    .coming_ahead(&client.properties().hardware))
 }
 
 /// Into how many heads to cut a group: the least time of the busiest multiprocessor.

@@ -24,7 +24,7 @@ pub(super) struct Span {
 
 /// The place among the interval's tiles of the one in slot `slot`: the cube's own has none.
 #[cube]
-fn place_of(slot: usize, span: &Span, #[comptime] plan: Plan) -> usize {
+pub(super) fn place_of(slot: usize, span: &Span, #[comptime] plan: Plan) -> usize {
     let own = (span.start - span.first) / comptime!(plan.positions);
     select(slot < own, slot, slot + 1)
 }

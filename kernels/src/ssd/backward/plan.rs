@@ -56,6 +56,8 @@ pub(super) struct Plan {
     pub skips_channels: bool,
     /// Whether the projections of the interval's other tiles stay in shared memory.
     pub resident: bool,
+    /// Whether a head's rows come to shared memory while the head before is computed.
+    pub ahead: bool,
     /// Whether the kernel takes inline PTX.
     pub ptx: bool,
 }
@@ -124,6 +126,7 @@ impl Plan {
             resettable: false,
             skips_channels: false,
             resident: false,
+            ahead: false,
             ptx: takes_ptx(client),
         }
     }
@@ -221,6 +224,37 @@ impl Plan {
         rows * self.positions + self.input_sums().column_slots() * self.channels + 2 * self.totals()
     }
 
+    /// The same, with rows that come ahead, if they may: whole vectors in whole tiles, as they are, and twice in shared
+    /// memory.
+    pub fn coming_ahead(self, hardware: &HardwareProperties) -> Self {
+        let ahead = Self {
+            ahead: true,
+            ..self
+        };
+        let whole = self.width == self.lanes() && self.headdim == self.channels;
+        let plain = self.tensor && self.resident && self.ptx && !self.resettable;
+        match whole && plain && ahead.shared_bytes() <= hardware.max_shared_memory_size {
+            true => ahead,
+            false => self,
+        }
+    }
+
+    /// Heads whose rows of the tile are in shared memory.
+    pub fn turns(&self) -> usize {
+        match self.ahead {
+            true => 2,
+            false => 1,
+        }
+    }
+
+    /// Steps of an interval that are copied, for all turns. Some, where none are: memory cannot be empty.
+    pub fn copied(&self) -> usize {
+        match self.ahead {
+            true => self.turns() * self.interval,
+            false => LANES,
+        }
+    }
+
     /// Tiles of other positions in shared memory at once: one where they are not resident.
     pub fn others(&self) -> usize {
         match self.resident {
@@ -232,6 +266,8 @@ impl Plan {
     /// Positions that have a weight in other tiles.
     pub fn weighted(&self) -> usize {
         match self.resident {
+            // Rows that come ahead are weighed otherwise. Memory cannot be empty.
+            _ if self.ahead => LANES,
             true => self.tiles() * self.positions,
             false => self.positions,
         }
@@ -239,9 +275,11 @@ impl Plan {
 
     /// Every tile, the steps and the parts.
     fn shared_bytes(&self) -> usize {
-        let tiles = (2 + self.others()) * (self.inputs().bytes() + self.projection().bytes())
+        let tiles = (2 * self.turns() + self.others()) * self.inputs().bytes()
+            + (2 + self.others()) * self.projection().bytes()
             + self.state().bytes()
             + self.weights().bytes();
-        tiles + 4 * (self.part_values() + 7 * self.positions + 2 * self.weighted())
+        let values = self.part_values() + 7 * self.positions + 2 * self.weighted();
+        tiles + 4 * (values + 2 * self.copied()) + 16 * self.kept_vectors()
     }
 }

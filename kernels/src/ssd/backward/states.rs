@@ -170,21 +170,21 @@ pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size
 /// Intervals whose loads are in flight at once.
 const AHEAD: usize = 8;
 
-/// One unit an entry of a sequence's states. `states` becomes the gradient of the state after each interval.
+/// One unit a vector of a sequence's states. `states` becomes the gradient of the state after each interval.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn carry_kernel(
-    states: &mut Tensor<f32>, // [batch, intervals, nheads, headdim, d_state]
-    sums: &Tensor<f32>,       // [batch, nheads, length]
-    runs: &Tensor<u32>,       // [batch, length]
-    grad_final: ComptimeOption<&Tensor<f32>>, // [batch, nheads, headdim, d_state]
-    mut grad_initial: ComptimeOption<OwnedTensor<f32>>, // the same shape
+pub(super) fn carry_kernel<N: Size>(
+    states: &mut Tensor<Vector<f32, N>>, // [batch, intervals, nheads, headdim, d_state]
+    sums: &Tensor<f32>,                  // [batch, nheads, length]
+    runs: &Tensor<u32>,                  // [batch, length]
+    grad_final: ComptimeOption<&Tensor<Vector<f32, N>>>, // [batch, nheads, headdim, d_state]
+    mut grad_initial: ComptimeOption<OwnedTensor<Vector<f32, N>>>, // the same shape
     #[comptime] interval: usize,
     #[comptime] resettable: bool,
     #[comptime] ptx: bool,
 ) {
     let intervals = states.shape(1);
     let nheads = states.shape(2);
-    let size = states.shape(3) * states.shape(4);
+    let size = states.shape(3) * states.shape(4) / N::value();
     let length = sums.shape(2);
     if ABSOLUTE_POS >= states.shape(0) * nheads * size {
         terminate!();
@@ -194,13 +194,13 @@ pub(super) fn carry_kernel(
     let first = batch * intervals * nheads * size + within;
     let row = (batch * nheads + within / size) * length;
 
-    let mut grad = 0.0f32;
+    let mut grad = Vector::<f32, N>::new(0.0f32);
     #[comptime]
     if let ComptimeOption::Some(grad_final) = grad_final {
         grad = grad_final[ABSOLUTE_POS];
     }
     for round in 0..intervals.div_ceil(AHEAD) {
-        let mut values = Array::<f32>::new(AHEAD);
+        let mut values = Array::<Vector<f32, N>>::new(AHEAD);
         let mut factors = Array::<f32>::new(AHEAD);
         #[unroll]
         for i in 0..AHEAD {
@@ -220,8 +220,11 @@ pub(super) fn carry_kernel(
             if step < intervals {
                 states[first + (intervals - 1 - step) * nheads * size] = grad;
                 // Nothing passes a reset, not even NaN.
-                let kept = select(factors[i] == 0.0f32, 0.0f32, factors[i] * grad);
-                grad = kept + values[i];
+                if factors[i] == 0.0f32 {
+                    grad = values[i];
+                } else {
+                    grad = Vector::new(factors[i]) * grad + values[i];
+                }
             }
         }
     }

@@ -21,7 +21,9 @@
 //! - NaN: what is masked is selected, not multiplied. Where runs end inside a tile, values that are not finite are
 //!   zeros in the tiles whose products cross runs, and mark their positions instead.
 
+mod ahead;
 mod inputs;
+mod kept;
 mod pairs;
 mod positions;
 mod projections;
@@ -31,14 +33,16 @@ use cubecl::prelude::*;
 
 use super::super::tile::{multiply, spot, store, zero};
 use super::load::{
-    Edge, Staging, channel_rows, edge, head, read_state, stage, state_rows, value_at,
+    Staging, channel_rows, head as head_of, read_state, stage, state_rows, value_at,
 };
 use super::others::{Span, add_others, stage_projections, stage_rows, weigh};
 use super::plan::Plan;
 use super::reduce::{spot_from, zeros};
 use super::states::add_outer_products;
 use crate::pointwise::exp;
+use ahead::{copied, landed, no_edges, read_edges, request_others, request_own, settle};
 use inputs::{pass_writes, write_inputs};
+use kept::{Kept, keep, kept_pairs, recall};
 use pairs::{grad_pairs, mixing};
 use positions::{positions_of_tile, read_positions};
 use projections::{add_reads, add_writes, stage_pair, write_projections};
@@ -98,10 +102,14 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     let state_form = comptime!(plan.state_sums());
     let weight_form = comptime!(plan.weight_sums());
     let guarded = comptime!(plan.guarded());
-    let mut inputs =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
-    let mut grads =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(input_tile.vectors()), 16usize);
+    let mut inputs = Shared::<[Vector<E, V>]>::new_aligned_slice(
+        comptime!(plan.turns() * input_tile.vectors()),
+        16usize,
+    );
+    let mut grads = Shared::<[Vector<E, V>]>::new_aligned_slice(
+        comptime!(plan.turns() * input_tile.vectors()),
+        16usize,
+    );
     let mut other_rows = Shared::<[Vector<E, V>]>::new_aligned_slice(
         comptime!(plan.others() * input_tile.vectors()),
         16usize,
@@ -121,6 +129,8 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     let mut other_weights = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
     let mut other_flaws = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
     let mut tile = positions_of_tile(plan);
+    let mut copied = copied(plan);
+    let mut kept = kept_pairs(plan);
     let mut slots = Shared::<[f32]>::new_slice(comptime!(plan.part_values()));
 
     let input_origin = spot(0usize, input_form);
@@ -175,33 +185,89 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         );
     }
 
-    for index in 0..heads {
-        let head = head(
-            batch,
-            first_head + index,
-            heads_a_group,
-            nheads,
-            dt.shape(2),
+    if comptime!(plan.ahead) {
+        let head = head_of(batch, first_head, heads_a_group, nheads, dt.shape(2));
+        request_own::<F, E, L, V>(
+            x,
+            grad_y,
+            dt,
+            sums,
+            &mut inputs,
+            &mut grads,
+            &mut copied,
+            &head,
+            &span,
+            0usize,
+            plan,
         );
-        // The edges of the tile and its interval's end, as decays are counted.
-        let mut before = Edge {
-            sum: 0.0f32.runtime(),
-            run: 0u32.runtime(),
-        };
-        if start > first {
-            let edge = edge(sums, runs, &head, start - 1, plan);
-            before.sum = edge.sum;
-            before.run = edge.run;
-        }
-        let after = edge(sums, runs, &head, stop - 1, plan);
-        let end = edge(sums, runs, &head, last - 1, plan);
+        request_others::<F, E, L, V>(x, grad_y, &mut other_rows, &head, &span, plan);
+        keep(&mut kept, &scores, Kept::Scores, plan);
+        keep(&mut kept, &grad_scores, Kept::Gradients, plan);
+    }
 
-        // The units are done with the head before.
+    for index in 0..heads {
+        let length = dt.shape(2);
+        let head = head_of(batch, first_head + index, heads_a_group, nheads, length);
+        let next = head_of(batch, first_head + index + 1, heads_a_group, nheads, length);
+        let turn = index % comptime!(plan.turns());
+        let rows_at = turn * comptime!(input_tile.vectors());
+        let size = comptime!(plan.headdim * plan.d_state);
+        let state_at = ((batch * checkpoints.shape(1) + interval) * nheads + head.head) * size;
+        let mut state = Array::<f32>::new(comptime!(state_form.values()));
+        let mut edges = no_edges();
+        if comptime!(plan.ahead) {
+            landed();
+        } else {
+            read_edges(&mut edges, sums, runs, &head, &span, plan);
+        }
+
+        // The units are done with the head before, and their copies are here.
         sync_cube();
-        read_positions(
-            dt, sums, runs, &mut tile, &head, start, stop, &before, &after, plan,
-        );
-        if comptime!(plan.resident) {
+        if comptime!(plan.ahead) {
+            if index + 1 < heads {
+                request_own::<F, E, L, V>(
+                    x,
+                    grad_y,
+                    dt,
+                    sums,
+                    &mut inputs,
+                    &mut grads,
+                    &mut copied,
+                    &next,
+                    &span,
+                    1 - turn,
+                    plan,
+                );
+            }
+            settle::<E, V>(
+                &mut edges,
+                &copied,
+                &mut inputs,
+                &mut grads,
+                &mut other_rows,
+                &mut tile,
+                &span,
+                turn,
+                plan,
+            );
+        } else {
+            read_positions(
+                dt,
+                sums,
+                runs,
+                &mut tile,
+                &head,
+                start,
+                stop,
+                &edges.before,
+                &edges.after,
+                plan,
+            );
+        }
+        let before = &edges.before;
+        let after = &edges.after;
+        let end = &edges.end;
+        if comptime!(plan.resident && !plan.ahead) {
             weigh(
                 dt,
                 sums,
@@ -210,8 +276,8 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 &mut other_weights,
                 &head,
                 &span,
-                &before,
-                &after,
+                before,
+                after,
                 plan,
             );
         }
@@ -222,51 +288,50 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         zero(&mut products, weight_form);
 
         for block in 0..comptime!(plan.blocks()) {
-            sync_cube();
-            let from = channel_rows(&head, start, stop, block, plan);
-            stage::<F, L, E, V>(
-                x,
-                &from,
-                &mut inputs,
-                0usize,
-                &mut tile.faults,
-                0usize,
-                Staging::Plain,
-                input_tile,
-                plan,
-            );
-            stage::<F, L, E, V>(
-                grad_y,
-                &from,
-                &mut grads,
-                0usize,
-                &mut tile.faults,
-                0usize,
-                guarded,
-                input_tile,
-                plan,
-            );
-            if comptime!(plan.resident) {
-                stage_rows::<F, L, E, V>(
-                    x,
-                    grad_y,
-                    &mut other_rows,
-                    &mut other_weights,
-                    &head,
-                    &span,
-                    block,
-                    plan,
-                );
-            }
-            // The gradient of the state after the interval, on its way while tiles come in.
-            let size = comptime!(plan.headdim * plan.d_state);
-            let at = ((batch * checkpoints.shape(1) + interval) * nheads + head.head) * size;
             let end_left = exp(end.sum - after.sum, plan.ptx);
             let end_left = select(end.run == after.run, end_left, 0.0f32);
-            let mut state = Array::<f32>::new(comptime!(state_form.values()));
+            if comptime!(!plan.ahead) {
+                sync_cube();
+                let from = channel_rows(&head, start, stop, block, plan);
+                stage::<F, L, E, V>(
+                    x,
+                    &from,
+                    &mut inputs,
+                    0usize,
+                    &mut tile.faults,
+                    0usize,
+                    Staging::Plain,
+                    input_tile,
+                    plan,
+                );
+                stage::<F, L, E, V>(
+                    grad_y,
+                    &from,
+                    &mut grads,
+                    0usize,
+                    &mut tile.faults,
+                    0usize,
+                    guarded,
+                    input_tile,
+                    plan,
+                );
+                if comptime!(plan.resident) {
+                    stage_rows::<F, L, E, V>(
+                        x,
+                        grad_y,
+                        &mut other_rows,
+                        &mut other_weights,
+                        &head,
+                        &span,
+                        block,
+                        plan,
+                    );
+                }
+            }
+            // The gradient of the state after the interval, on its way while tiles come in.
             read_state::<W>(
                 grad_states,
-                at,
+                state_at,
                 end_left,
                 block,
                 0usize,
@@ -277,14 +342,17 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             sync_cube();
             multiply::<E, V>(
                 &grads,
-                0usize,
+                rows_at,
                 &inputs,
-                0usize,
+                rows_at,
                 &mut products,
                 comptime!(plan.channels),
                 comptime!([input_tile.along(), input_tile.along()]),
                 weight_form,
             );
+            if comptime!(plan.ahead) {
+                recall(&kept, &mut scores, Kept::Scores, plan);
+            }
             let mixing = mixing(&scores, &tile, &weight_origin, start, stop, plan);
             store::<E, V>(&mixing, &mut weights, 0usize, weight_tile, weight_form);
 
@@ -309,7 +377,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 if comptime!(slice > 0) {
                     read_state::<W>(
                         grad_states,
-                        at,
+                        state_at,
                         end_left,
                         block,
                         slice,
@@ -334,7 +402,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                         &head,
                         stop,
                         last,
-                        &after,
+                        after,
                         block,
                         slice,
                         true,
@@ -348,7 +416,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 let factor = select(before.run == 0, factor, 0.0f32);
                 read_state::<W>(
                     checkpoints,
-                    at,
+                    state_at,
                     factor,
                     block,
                     slice,
@@ -369,6 +437,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 );
                 add_writes::<E, V>(
                     &inputs,
+                    rows_at,
                     &states,
                     &mut sums_b,
                     &tile,
@@ -394,7 +463,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                         &head,
                         first,
                         start,
-                        &before,
+                        before,
                         block,
                         slice,
                         false,
@@ -405,14 +474,35 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 for i in 0..comptime!(state_form.values()) {
                     let spot = spot_from(&state_origin, i, state_form);
                     let product = state[i]
-                        * value_at::<E, V>(&states, &state_origin, i, state_tile, state_form);
+                        * value_at::<E, V>(
+                            &states,
+                            0usize,
+                            &state_origin,
+                            i,
+                            state_tile,
+                            state_form,
+                        );
                     head_sums.state += select(spot.owned, product, 0.0f32);
                 }
                 sync_cube();
+                // The units are done with the other tiles' rows.
+                if comptime!(plan.ahead) {
+                    if index + 1 < heads {
+                        request_others::<F, E, L, V>(
+                            x,
+                            grad_y,
+                            &mut other_rows,
+                            &next,
+                            &span,
+                            plan,
+                        );
+                    }
+                }
                 store::<E, V>(&state, &mut states, 0usize, state_tile, state_form);
                 sync_cube();
                 add_reads::<E, V>(
                     &grads,
+                    rows_at,
                     &states,
                     &readers,
                     &mut sums_c,
@@ -427,6 +517,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             // What the state after takes of a position's input, then what later positions of the tile take.
             pass_writes::<E, V>(
                 &inputs,
+                rows_at,
                 &mut grad_inputs,
                 &mut head_sums.writes,
                 &tile,
@@ -437,7 +528,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 &weights,
                 0usize,
                 &grads,
-                0usize,
+                rows_at,
                 &mut grad_inputs,
                 positions,
                 comptime!([weight_tile.across(), input_tile.across()]),
@@ -447,6 +538,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             write_inputs::<F, E, V, W>(
                 &inputs,
                 &grads,
+                rows_at,
                 &grad_inputs,
                 d,
                 grad_x,
@@ -474,6 +566,10 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             }
         }
 
+        if comptime!(plan.ahead) {
+            recall(&kept, &mut scores, Kept::Scores, plan);
+            recall(&kept, &mut grad_scores, Kept::Gradients, plan);
+        }
         let terms = grad_pairs(
             &products,
             &scores,
@@ -484,6 +580,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             stop,
             plan,
         );
+        if comptime!(plan.ahead) {
+            keep(&mut kept, &grad_scores, Kept::Gradients, plan);
+        }
         write_sums(
             &head_sums,
             &terms,
@@ -499,6 +598,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     }
 
     sync_cube();
+    if comptime!(plan.ahead) {
+        recall(&kept, &mut grad_scores, Kept::Gradients, plan);
+    }
     store::<E, V>(&grad_scores, &mut weights, 0usize, weight_tile, weight_form);
     write_projections::<F, E, O, L, V, W>(
         b,

@@ -58,7 +58,8 @@ impl Plan {
 /// Adds to the gradient of `b` what a slice of the state after the tile takes: `w_s g^T X_s`.
 #[cube]
 pub(super) fn add_writes<E: Float, V: Size>(
-    inputs: &Shared<[Vector<E, V>]>, // [positions, channels]
+    inputs: &Shared<[Vector<E, V>]>, // [positions, channels], from `at`
+    at: usize,
     states: &Shared<[Vector<E, V>]>, // [channels, slice]: `g`
     sums_b: &mut Array<f32>,
     tile: &Positions,
@@ -67,7 +68,7 @@ pub(super) fn add_writes<E: Float, V: Size>(
     #[comptime] plan: Plan,
 ) {
     let form = comptime!(plan.projection_sums());
-    let crossing = cross::<E, V>(inputs, states, plan);
+    let crossing = cross::<E, V>(inputs, at, states, plan);
     #[unroll]
     for i in 0..comptime!(form.values()) {
         let spot = spot_from(origin, i, form);
@@ -81,7 +82,8 @@ pub(super) fn add_writes<E: Float, V: Size>(
 /// `c` to the sums over rows.
 #[cube]
 pub(super) fn add_reads<E: Float, V: Size>(
-    grads: &Shared<[Vector<E, V>]>,   // [positions, channels]
+    grads: &Shared<[Vector<E, V>]>, // [positions, channels], from `at`
+    at: usize,
     states: &Shared<[Vector<E, V>]>,  // [channels, slice]: `h`
     readers: &Shared<[Vector<E, V>]>, // [positions, slice]
     sums_c: &mut Array<f32>,
@@ -92,7 +94,7 @@ pub(super) fn add_reads<E: Float, V: Size>(
     #[comptime] plan: Plan,
 ) {
     let form = comptime!(plan.projection_sums());
-    let mut crossing = cross::<E, V>(grads, states, plan);
+    let mut crossing = cross::<E, V>(grads, at, states, plan);
     #[unroll]
     for i in 0..comptime!(form.values()) {
         let spot = spot_from(origin, i, form);
@@ -103,8 +105,15 @@ pub(super) fn add_reads<E: Float, V: Size>(
         }
         let value = select(left == 0.0f32, 0.0f32, value);
         sums_c[comptime!(slice * form.values() + i)] += value;
-        crossing[i] =
-            value * value_at::<E, V>(readers, origin, i, comptime!(plan.projection()), form);
+        crossing[i] = value
+            * value_at::<E, V>(
+                readers,
+                0usize,
+                origin,
+                i,
+                comptime!(plan.projection()),
+                form,
+            );
     }
     add_to_rows(&crossing, read_rows, form);
 }
@@ -113,6 +122,7 @@ pub(super) fn add_reads<E: Float, V: Size>(
 #[cube]
 fn cross<E: Float, V: Size>(
     rows: &Shared<[Vector<E, V>]>,
+    at: usize,
     states: &Shared<[Vector<E, V>]>,
     #[comptime] plan: Plan,
 ) -> Array<f32> {
@@ -121,7 +131,7 @@ fn cross<E: Float, V: Size>(
     zero(&mut crossing, form);
     multiply::<E, V>(
         rows,
-        0usize,
+        at,
         states,
         0usize,
         &mut crossing,
