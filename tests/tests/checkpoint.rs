@@ -216,6 +216,51 @@ fn tensors_that_do_not_fit_are_listed() {
     );
 }
 
+/// Tensors of every layout: as they are, transposed, depthwise filters, and parts that are joined.
+#[test]
+fn tensors_with_values_that_are_not_finite_are_named() {
+    let spoilt = [
+        ("layers.0.mixer.conv1d.weight", f32::NAN),
+        ("layers.1.mixer.in_proj.weight", f32::INFINITY),
+        ("layers.1.mixer.D", f32::NEG_INFINITY),
+    ];
+    let error = error_of(|_, tensors, _| {
+        for (end, value) in spoilt {
+            let tensor = tensors.iter_mut().find(|it| it.0.ends_with(end));
+            *tensor.unwrap().2.last_mut().unwrap() = value;
+        }
+    });
+    let CheckpointError::NotFinite { broken, .. } = &error else {
+        panic!("{error}")
+    };
+    let want = [
+        "0.mixer.conv1d.weight",
+        "1.mixer.D",
+        "1.mixer.in_proj.weight",
+    ];
+    assert_eq!(*broken, want.map(|it| format!("backbone.layers.{it}")));
+    assert!(
+        error.to_string().contains("NaN or infinite values are in"),
+        "{error}"
+    );
+
+    let fixture = Fixture::load("llama_lm");
+    let folder = hugging_face::folder(&fixture, "llama");
+    let mut tensors = hugging_face::tensors(&fixture);
+    let up = tensors
+        .iter_mut()
+        .find(|it| it.0.ends_with("1.mlp.up_proj.weight"));
+    up.unwrap().2[3] = f32::NAN;
+    hugging_face::write(&folder.path().join("model.safetensors"), &tensors);
+    let error = checkpoint::load(folder.path(), &device()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("in: model.layers.1.mlp.up_proj.weight"),
+        "{error}"
+    );
+}
+
 #[test]
 fn damaged_files_end_in_an_error() {
     let truncated = error_of(|folder, tensors, _| {

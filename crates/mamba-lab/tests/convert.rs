@@ -106,12 +106,16 @@ fn folders_that_are_no_models_are_refused() {
         .assert()
         .failure()
         .stderr(contains("tokenizer.json").and(contains("panicked").not()));
-    fs::write(folder.join("hub/config.json"), "{\"model_type\": \"rwkv\"}").unwrap();
     fs::write(folder.join("hub/tokenizer.json"), "{}").unwrap();
     command(folder, &["generate", "hub", "the"])
         .assert()
         .failure()
         .stderr(contains("tokenizer.json"));
+    fs::write(folder.join("hub/config.json"), "{\"model_type\": \"rwkv\"}").unwrap();
+    command(folder, &["generate", "hub", "the"])
+        .assert()
+        .failure()
+        .stderr(contains("model_type = rwkv is not supported"));
     fs::create_dir(folder.join("empty")).unwrap();
     command(folder, &["generate", "empty", "the"])
         .assert()

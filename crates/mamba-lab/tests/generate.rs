@@ -325,11 +325,56 @@ fn bad_requests_are_refused_with_what_to_do() {
     );
     refused(&[""], "empty");
     workshop.refused(&["chat", "tiny", "--template", "no place"], "--template");
+    workshop.refused(
+        &["generate", "nowhere", "a"],
+        "there is no run and no model nowhere",
+    );
+    let neither = "text holds neither a run (config.toml) nor a pretrained model (config.json)";
+    workshop.refused(&["generate", "text", "a"], neither);
 
-    // A tokenizer with more entries than the model, put in by hand.
+    // Another tokenizer, put in by hand.
     let gpt2 = "gpt2";
     fs::write(workshop.path("artifacts/runs/tiny/tokenizer.txt"), gpt2).unwrap();
-    refused(&["the cat"], "vocabulary of 256");
+    refused(&["the cat"], "not the one that the run was trained with");
+}
+
+/// A model with learned positions writes as many tokens as it has positions for, and says so.
+#[test]
+fn positions_end_a_text_without_an_error() {
+    let workshop = Workshop::new(
+        "pattern = [\"attention\", \"mlp\"]\nmax_positions = 16\n[model.attention]\nnum_heads = 2\n",
+    );
+    let generate = |arguments: &[&str]| {
+        let mut command = workshop.command(&[&["generate", "tiny"], arguments].concat());
+        workshop.told(command.args(GREEDY))
+    };
+    // The last token needs no position.
+    let (whole, told) = generate(&["the cat sat", "-n", "40"]);
+    assert!(
+        told.contains("At most 6 tokens can follow") && told.contains("6 generated"),
+        "{told}"
+    );
+    let (fitting, told) = generate(&["the cat sat", "-n", "6"]);
+    assert!(fitting == whole && !told.contains("At most"), "{told}");
+    // Unless what is remembered of it is wanted.
+    let (_, told) = generate(&["the cat sat", "-n", "40", "--state-out", "full.state"]);
+    assert!(told.contains("At most 5 tokens can follow"), "{told}");
+    let (_, told) = generate(&["", "-n", "3", "--state-in", "full.state"]);
+    assert!(told.contains("At most 1 tokens can follow"), "{told}");
+    workshop.refused(
+        &["generate", "tiny", "a", "--state-in", "full.state"],
+        "16 learned positions",
+    );
+    workshop.write(
+        "prompts.jsonl",
+        "{\"prompt\": \"the cat sat\"}\n{\"prompt\": \"a\"}\n",
+    );
+    let (out, _) = generate(&["--jsonl", "prompts.jsonl"]);
+    let tokens: Vec<usize> = lines(&out)
+        .iter()
+        .map(|it| it["tokens"].as_array().unwrap().len())
+        .collect();
+    assert_eq!(tokens, [6, 16]);
 }
 
 #[test]

@@ -25,9 +25,18 @@ fn models() -> Models {
     [
         ("someone/tiny".into(), tiny_model(&tiny)),
         ("someone/old".into(), old),
-        (TOKENIZER.into(), [tokenizer()].into()),
+        (TOKENIZER.into(), [gpt_neox()].into()),
     ]
     .into()
+}
+
+/// A tokenizer whose last entry is that of GPT-NeoX.
+fn gpt_neox() -> (String, Vec<u8>) {
+    let (name, file) = tokenizer();
+    let file = String::from_utf8(file).unwrap();
+    let grown = file.replace("\"[UNK]\": 15", "\"[UNK]\": 50276");
+    assert_ne!(grown, file);
+    (name, grown.into_bytes())
 }
 
 fn command(folder: &Path, endpoint: &str, arguments: &[&str]) -> Command {

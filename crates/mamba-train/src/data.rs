@@ -74,6 +74,8 @@ pub struct SplitText {
     pub words: usize,
     /// What the text turned out to be, in one line.
     pub description: String,
+    /// One line for the user, where the text is not the one asked for.
+    pub notice: Option<String>,
 }
 
 /// One split of `data`, for an evaluation that needs no other.
@@ -93,6 +95,7 @@ pub fn load_split(data: &DataConfig, tokenizer: &Tokenizer, split: Split) -> Res
         tokens: Arc::new(tokens),
         words: text.split_whitespace().count(),
         description: corpus.to_string(),
+        notice: corpus.notice().map(str::to_string),
     })
 }
 

@@ -22,6 +22,9 @@ use crate::experiment::Experiment;
 /// Where runs are kept unless told otherwise.
 pub const DEFAULT_RUNS: &str = "artifacts/runs";
 
+/// The resolved experiment, in a run's folder.
+pub(crate) const CONFIG: &str = "config.toml";
+
 /// The folder of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunFolder {
@@ -112,7 +115,7 @@ impl RunFolder {
 
     /// `config.toml`.
     pub fn config(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG)
     }
 
     /// `metrics.jsonl`.

@@ -66,7 +66,7 @@ fn a_model_is_fetched_once_and_then_read_from_the_cache() {
         assert!(link.starts_with("../../blobs"), "{}", link.display());
         assert_eq!(link.file_name().unwrap().len(), 64);
     }
-    let run = load_pretrained(&found, &Device::flex()).unwrap();
+    let run = load_pretrained(&found, None, &Device::flex()).unwrap();
     assert_eq!(run.model.vocab_size(), 16);
 
     let requests = server.requests.lock().unwrap().len();

@@ -9,12 +9,12 @@ const LISTED: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// There are no weights.
     #[error(
@@ -66,6 +66,18 @@ pub enum CheckpointError {
         unused: Vec<String>,
         /// Tensors whose shape or type is not what the configuration says.
         misshapen: Vec<String>,
+    },
+    /// Weights are no numbers to compute with.
+    #[error(
+        "{}: the model diverged or its files are damaged{}",
+        folder.display(),
+        list("NaN or infinite values are in", broken)
+    )]
+    NotFinite {
+        /// The folder.
+        folder: PathBuf,
+        /// The tensors that hold such values.
+        broken: Vec<String>,
     },
     /// The model has no counterpart in the format.
     #[error("the model cannot be written in Hugging Face's layout: {0}")]

@@ -8,9 +8,10 @@ use std::path::Path;
 use burn::store::ModuleSnapshot;
 use burn::store::bridge;
 use safetensors::{Dtype, View};
+use serde_json::Value;
 
 use super::CheckpointError;
-use super::config::{self, written};
+use super::config::{self, Family, written};
 use super::names::Names;
 use super::tensors::WEIGHTS;
 use crate::language_model::{LanguageModel, LanguageModelConfig};
@@ -28,6 +29,34 @@ pub fn save(
     folder: &Path,
 ) -> Result<(), CheckpointError> {
     let (json, family) = written(config)?;
+    write(model, config, json, family, folder)
+}
+
+/// [`save`], with the token of the model's tokenizer that ends and begins a text, or that it has none. `transformers` takes one of
+/// its own choice where `config.json` says nothing.
+///
+/// # Errors
+///
+/// As [`save`].
+pub fn save_ending_with(
+    end: Option<u32>,
+    model: &LanguageModel,
+    config: &LanguageModelConfig,
+    folder: &Path,
+) -> Result<(), CheckpointError> {
+    let (mut json, family) = written(config)?;
+    json[config::BEGIN] = end.into();
+    json[config::END] = end.into();
+    write(model, config, json, family, folder)
+}
+
+fn write(
+    model: &LanguageModel,
+    config: &LanguageModelConfig,
+    json: Value,
+    family: Family,
+    folder: &Path,
+) -> Result<(), CheckpointError> {
     let mut sized = config.clone();
     sized.mlp.d_model = config.d_model;
     sized.mlp.d_hidden = Some(sized.mlp.d_hidden());
@@ -54,11 +83,11 @@ pub fn save(
         }
     }
 
-    let failed = |path: &Path, source| CheckpointError::File {
+    let failed = |path: &Path, reason| CheckpointError::File {
         path: path.to_path_buf(),
-        source,
+        reason,
     };
-    fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
+    fs::create_dir_all(folder).map_err(|reason| failed(folder, reason))?;
     let (weights, described) = (folder.join(WEIGHTS), folder.join(config::FILE));
     for path in [&weights, &described] {
         if path.exists() {
@@ -70,7 +99,7 @@ pub fn save(
         .map_err(|error| failed(&weights, std::io::Error::other(error)))?;
     let mut text = serde_json::to_string_pretty(&json).expect("JSON of plain values");
     text.push('\n');
-    fs::write(&described, text).map_err(|source| failed(&described, source))
+    fs::write(&described, text).map_err(|reason| failed(&described, reason))
 }
 
 /// A tensor of f32.

@@ -1,5 +1,8 @@
 //! How a tensor of theirs becomes one of ours, and back.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use burn::store::bridge::{self, map_data};
 use burn::store::burn_pack::Tensor as Packed;
 use burn::tensor::{DType, Shape, TensorData};
@@ -18,6 +21,32 @@ pub(super) enum Layout {
     /// The output features of a linear layer go head by head, each head's query, key and value together, and ours are all
     /// queries, all keys, all values: the number of heads. A matrix is transposed as well.
     ByHead(usize),
+}
+
+/// The tensors of files among whose values are NaN or infinite ones, found while they are read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NotFinite(Arc<Mutex<BTreeSet<String>>>);
+
+impl NotFinite {
+    pub fn names(&self) -> Vec<String> {
+        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.iter().cloned().collect()
+    }
+
+    /// The values of the tensor `name` in f32.
+    fn watch(&self, name: &str, data: TensorData) -> TensorData {
+        let data = single(data);
+        let values = data.as_slice::<f32>().unwrap_or_default();
+        // Without a way out of the loop, so that it is vectorised: a model has hundreds of millions.
+        let broken = values
+            .iter()
+            .fold(false, |any, value| any | !value.is_finite());
+        if broken {
+            let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            names.insert(name.to_owned());
+        }
+        data
+    }
 }
 
 /// Where one of our parameters comes from.
@@ -39,9 +68,11 @@ impl Rule {
         }
     }
 
-    /// The parameter in f32, read from the files when it is applied.
-    pub fn import(&self, parts: Vec<Packed>) -> Packed {
+    /// The parameter in f32, read from the files when it is applied. What is not finite by then is told to `broken`.
+    pub fn import(&self, parts: Vec<Packed>, broken: &NotFinite) -> Packed {
         let name = self.ours.clone();
+        let mut theirs = self.theirs.clone().into_iter();
+        let (broken, their) = (broken.clone(), theirs.next().unwrap_or_default());
         let mut parts = parts.into_iter();
         let first = parts.next().expect("a rule names a tensor at least");
         let shape = first.shape.to_vec();
@@ -49,13 +80,13 @@ impl Rule {
             (Layout::Transposed, &[rows, columns]) => {
                 let shape = Shape::from([columns, rows]);
                 map_data(first, name, DType::F32, shape, move |data| {
-                    transposed(single(data), [rows, columns])
+                    transposed(broken.watch(&their, data), [rows, columns])
                 })
             }
             (Layout::Depthwise, &[channels, 1, width]) => {
                 let shape = Shape::from([channels, width]);
                 map_data(first, name, DType::F32, shape, move |data| {
-                    TensorData::new(values(single(data)), [channels, width])
+                    TensorData::new(values(broken.watch(&their, data)), [channels, width])
                 })
             }
             (Layout::Joined(_), &[_, columns]) => {
@@ -65,14 +96,16 @@ impl Rule {
                     .all(|it| it.shape.len() == 2 && it.shape[1] == columns);
                 if !all {
                     // Its shape tells what is wrong when it is applied.
-                    return renamed(first, name);
+                    return renamed(first, name, their, broken);
                 }
+                let theirs: Vec<String> = theirs.collect();
                 let rows = shape[0] + rest.iter().map(|it| it.shape[0]).sum::<usize>();
                 let whole = Shape::from([columns, rows]);
                 bridge::deferred(name, DType::F32, whole, None, move || {
                     let mut stacked = Vec::with_capacity(rows * columns);
-                    for part in std::iter::once(&first).chain(&rest) {
-                        stacked.extend(values(single(bridge::to_data(part)?)));
+                    let parts = std::iter::once((&their, &first)).chain(theirs.iter().zip(&rest));
+                    for (their, part) in parts {
+                        stacked.extend(values(broken.watch(their, bridge::to_data(part)?)));
                     }
                     let stacked = TensorData::new(stacked, [rows, columns]);
                     Ok(transposed(stacked, [rows, columns]))
@@ -81,18 +114,18 @@ impl Rule {
             (Layout::ByHead(heads), &[rows, columns]) if rows.is_multiple_of(3 * heads) => {
                 let (shape, outer) = (Shape::from([columns, rows]), [*heads, 3]);
                 map_data(first, name, DType::F32, shape, move |data| {
-                    let sorted = swapped(values(single(data)), outer);
+                    let sorted = swapped(values(broken.watch(&their, data)), outer);
                     transposed(TensorData::new(sorted, [rows, columns]), [rows, columns])
                 })
             }
             (Layout::ByHead(heads), &[rows]) if rows.is_multiple_of(3 * heads) => {
                 let (shape, outer) = (Shape::from([rows]), [*heads, 3]);
                 map_data(first, name, DType::F32, shape, move |data| {
-                    TensorData::new(swapped(values(single(data)), outer), [rows])
+                    TensorData::new(swapped(values(broken.watch(&their, data)), outer), [rows])
                 })
             }
             // A wrong rank goes on as it is, and its shape tells when it is applied.
-            _ => renamed(first, name),
+            _ => renamed(first, name, their, broken),
         }
     }
 
@@ -135,9 +168,11 @@ impl Rule {
     }
 }
 
-fn renamed(tensor: Packed, name: String) -> Packed {
+fn renamed(tensor: Packed, name: String, their: String, broken: NotFinite) -> Packed {
     let shape = tensor.shape.clone();
-    map_data(tensor, name, DType::F32, shape, single)
+    map_data(tensor, name, DType::F32, shape, move |data| {
+        broken.watch(&their, data)
+    })
 }
 
 fn single(data: TensorData) -> TensorData {

@@ -30,10 +30,11 @@ use burn::tensor::Device;
 
 use crate::language_model::{LanguageModel, LanguageModelConfig};
 use config::Described;
+use layout::NotFinite;
 use tensors::Tensors;
 
 pub use error::CheckpointError;
-pub use export::save;
+pub use export::{save, save_ending_with};
 pub use tensors::{shards, weights_file};
 
 /// The configuration of the model in `folder`, whose weights need not be there.
@@ -45,12 +46,21 @@ pub fn read_config(folder: &Path) -> Result<LanguageModelConfig, CheckpointError
     Ok(config::read(folder)?.config)
 }
 
+/// The tokens by which the model in `folder` ends a text, as its `config.json` says; none where it says nothing.
+///
+/// # Errors
+///
+/// If `config.json` is missing or damaged.
+pub fn read_end_tokens(folder: &Path) -> Result<Vec<u32>, CheckpointError> {
+    config::end_tokens(folder)
+}
+
 /// Reads the model in `folder` to `device`, and its configuration.
 ///
 /// # Errors
 ///
-/// If a file is missing or damaged, the configuration describes a model that this crate does not have, or the weights are not
-/// exactly those of the configuration.
+/// If a file is missing or damaged, the configuration describes a model that this crate does not have, the weights are not
+/// exactly those of the configuration, or one of them is NaN or infinite.
 pub fn load(
     folder: &Path,
     device: &Device,
@@ -59,10 +69,10 @@ pub fn load(
     let mut tensors = Tensors::open(folder)?;
     let rules = names::rules(&config, family, &tensors);
     let mut found = Vec::with_capacity(rules.len());
-    let mut missing = Vec::new();
+    let (mut missing, broken) = (Vec::new(), NotFinite::default());
     for rule in rules {
         match tensors.take(&rule) {
-            Some(parts) => found.push(rule.import(parts)),
+            Some(parts) => found.push(rule.import(parts, &broken)),
             None => missing.extend(rule.theirs.into_iter().filter(|it| !tensors.has(it))),
         }
     }
@@ -89,5 +99,11 @@ pub fn load(
             misshapen,
         });
     }
-    Ok((model, config))
+    match broken.names() {
+        broken if broken.is_empty() => Ok((model, config)),
+        broken => Err(CheckpointError::NotFinite {
+            folder: folder.to_path_buf(),
+            broken,
+        }),
+    }
 }

@@ -100,9 +100,9 @@ pub fn shards(folder: &Path) -> Result<BTreeSet<String>, CheckpointError> {
         return Ok(BTreeSet::new());
     }
     let index = folder.join(INDEX);
-    let text = fs::read_to_string(&index).map_err(|source| CheckpointError::File {
+    let text = fs::read_to_string(&index).map_err(|reason| CheckpointError::File {
         path: index.clone(),
-        source,
+        reason,
     })?;
     let wrong = |problem: String| CheckpointError::Config {
         path: index.clone(),
@@ -123,9 +123,9 @@ pub fn shards(folder: &Path) -> Result<BTreeSet<String>, CheckpointError> {
 
 fn safetensors(path: &Path) -> Result<BTreeMap<String, Packed>, CheckpointError> {
     // The store would say it less clearly.
-    fs::metadata(path).map_err(|source| CheckpointError::File {
+    fs::metadata(path).map_err(|reason| CheckpointError::File {
         path: path.to_path_buf(),
-        source,
+        reason,
     })?;
     all(&mut SafetensorsStore::from_file(path), path)
 }

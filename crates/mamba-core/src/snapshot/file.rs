@@ -32,12 +32,12 @@ const MAX_TOKENS: usize = 1 << 48;
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The file is no snapshot, or not a whole one.
     #[error("{} is no saved state, or a damaged one ({problem}): begin anew without it", path.display())]
@@ -97,9 +97,9 @@ impl Snapshot {
                 ),
             ),
         ]);
-        let failed = |source| SnapshotError::File {
+        let failed = |reason| SnapshotError::File {
             path: path.to_path_buf(),
-            source,
+            reason,
         };
         let mut part = path.as_os_str().to_owned();
         part.push(format!(".{}.part", std::process::id()));
@@ -124,9 +124,9 @@ impl Snapshot {
         model: &LanguageModel,
         device: &Device,
     ) -> Result<Self, SnapshotError> {
-        let failed = |source| SnapshotError::File {
+        let failed = |reason| SnapshotError::File {
             path: path.to_path_buf(),
-            source,
+            reason,
         };
         let damaged = |problem: String| SnapshotError::Damaged {
             path: path.to_path_buf(),

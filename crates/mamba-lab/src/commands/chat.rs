@@ -14,6 +14,7 @@ use mamba_train::load::LoadedRun;
 use super::generate::sampling::SamplingArguments;
 use super::generate::statistics::Statistics;
 use super::generate::{self, Ending, Finish, state};
+use super::{open, start_device};
 
 /// Talk with a trained model, a line in and an answer out, each behind all that came before.
 ///
@@ -39,6 +40,10 @@ pub struct Arguments {
     tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
+    /// The tokenizer of a pretrained model, where that in its folder is missing or another model's: gpt2, bytes, or the path of a
+    /// tokenizer.json.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<String>,
     /// Device to run on, such as flex, wgpu or cuda:1.
     #[arg(long)]
     device: Option<String>,
@@ -60,7 +65,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Some(path) = &arguments.state {
         state::check_writable(path)?;
     }
-    let (device, run) = generate::load(&arguments.run, arguments.device.as_deref())?;
+    let device = start_device(arguments.device.as_deref())?;
+    let run = open(&arguments.run, arguments.tokenizer.as_deref(), &device)?;
     let mut after = None;
     if let Some(path) = arguments.state.as_ref().filter(|path| path.exists()) {
         let snapshot = state::load(path, &run.model, &device)?;

@@ -7,9 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mamba_core::checkpoint;
-use mamba_train::load::load_model;
 
-use super::{run_path, start_device};
+use super::{open, start_device};
 
 /// Write a trained model in Hugging Face's layout, which `transformers` loads.
 ///
@@ -22,6 +21,10 @@ pub struct Arguments {
     run: String,
     /// Where the files go; made if it is not there.
     folder: PathBuf,
+    /// The tokenizer of a pretrained model, where that in its folder is missing or another model's: gpt2, bytes, or the path of a
+    /// tokenizer.json.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<String>,
     /// Device whose memory holds the model meanwhile, such as flex, wgpu or cuda:1.
     #[arg(long)]
     device: Option<String>,
@@ -29,7 +32,7 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let device = start_device(arguments.device.as_deref())?;
-    let run = load_model(&run_path(&arguments.run), &device)?;
+    let run = open(&arguments.run, arguments.tokenizer.as_deref(), &device)?;
     let folder = &arguments.folder;
     let tokenizer = folder.join("tokenizer.json");
     ensure!(
@@ -37,7 +40,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         "{} is there already: give another folder",
         tokenizer.display()
     );
-    checkpoint::save(&run.model, &run.experiment.model, folder)?;
+    let end = run.tokenizer.end_of_text();
+    checkpoint::save_ending_with(end, &run.model, &run.experiment.model, folder)?;
     if let Some(json) = run.tokenizer.to_json()? {
         fs::write(&tokenizer, json)
             .with_context(|| format!("cannot write {}", tokenizer.display()))?;

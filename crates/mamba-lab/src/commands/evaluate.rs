@@ -16,11 +16,12 @@ use mamba_train::evaluate::{
 };
 use mamba_train::experiment::DataConfig;
 use mamba_train::learner::TokenLoader;
-use mamba_train::load::{LoadedRun, load_model};
+use mamba_train::load::LoadedRun;
 use mamba_train::tokenizer::Convention;
 use mamba_train::windows::{Tail, Windows};
 
-use super::{run_path, start_device};
+use super::{open, start_device};
+use crate::failure::guard;
 use crate::progress;
 
 /// Measure the loss and perplexity of a trained model on one split of a corpus, or its score on LAMBADA.
@@ -61,6 +62,10 @@ pub struct Arguments {
     /// Windows or passages are computed so many at once; by default as at training.
     #[arg(long, value_name = "N", conflicts_with = "lambada")]
     batch_size: Option<usize>,
+    /// The tokenizer of a pretrained model, where that in its folder is missing or another model's: gpt2, bytes, or the path of a
+    /// tokenizer.json.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<String>,
     /// Device to run on, such as flex, wgpu or cuda:1.
     #[arg(long)]
     device: Option<String>,
@@ -90,6 +95,11 @@ const CONTEXT: usize = 1024;
 const AT_ONCE: usize = 4096;
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let advice = "give a smaller --batch-size or --context, or choose another device with --device";
+    guard(advice, || measure(arguments))
+}
+
+fn measure(arguments: Arguments) -> Result<ExitCode> {
     ensure!(
         arguments.stride.is_none() || arguments.past == Past::Sliding,
         "--stride: only windows that overlap have one; give --past sliding"
@@ -107,7 +117,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         None => None,
     };
     let device = start_device(arguments.device.as_deref())?;
-    let run = load_model(&run_path(&arguments.run), &device)?;
+    let run = open(&arguments.run, arguments.tokenizer.as_deref(), &device)?;
     if let Some(mut passages) = passages {
         passages.truncate(arguments.limit.unwrap_or(usize::MAX));
         let mut progress = Progress::begin();
@@ -146,8 +156,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     data.batch_size = arguments.batch_size.unwrap_or(data.batch_size);
     let text = load_split(&data, &run.tokenizer, arguments.split)?;
+    if let Some(notice) = &text.notice {
+        eprintln!("{notice}");
+    }
     let mut progress = Progress::begin();
-    let (evaluation, past) = measure(&arguments, &run, &data, &text, &device, &mut progress)?;
+    let (evaluation, past) = loss(&arguments, &run, &data, &text, &device, &mut progress)?;
     progress.end();
     let evaluation = evaluation.context("the split holds no batch")?;
 
@@ -177,7 +190,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 /// The loss, and in words what came before each token.
-fn measure(
+fn loss(
     arguments: &Arguments,
     run: &LoadedRun,
     data: &DataConfig,

@@ -9,9 +9,8 @@ use burn::tensor::Device;
 use clap::Args;
 use mamba_core::{LanguageModelConfig, device};
 use mamba_train::hardware::Hardware;
-use mamba_train::load::load_model;
 
-use super::run_path;
+use super::open;
 
 /// Show the devices of this build and the size of a model.
 #[derive(Args)]
@@ -54,7 +53,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 
     match arguments.run {
         Some(run) => {
-            let run = load_model(&run_path(&run), &device)?;
+            let run = open(&run, None, &device)?;
             writeln!(out, "\n{}", run.model)?;
         }
         None => {

@@ -1,7 +1,7 @@
 //! `mamba-lab train`
 
 use std::io::{Write, stderr, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -37,6 +37,10 @@ pub struct Arguments {
     /// model, by its folder or its name on the Hugging Face hub. It is only read.
     #[arg(long, value_name = "MODEL")]
     from: Option<String>,
+    /// The tokenizer of the pretrained model given by --from, where that in its folder is missing or another model's: gpt2, bytes,
+    /// or the path of a tokenizer.json.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    tokenizer: Option<String>,
     /// Change a setting, as in `--set model.mamba1.d_state=32`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
@@ -173,6 +177,7 @@ fn start(arguments: &Arguments) -> Result<Start> {
         let folder = resolve(&path)?.canonicalize();
         let folder = folder.with_context(|| format!("--from: there is no model {model}"))?;
         experiment.from = Some(folder);
+        experiment.from_tokenizer = arguments.tokenizer.as_deref().map(lasting);
     }
     ensure!(
         which != FINETUNE || experiment.from.is_some(),
@@ -190,6 +195,15 @@ fn start(arguments: &Arguments) -> Result<Start> {
         runs: arguments.runs.clone(),
         name: arguments.name.clone(),
     })
+}
+
+/// A tokenizer's name or file, such that it can be found from anywhere.
+fn lasting(tokenizer: &str) -> String {
+    let file = Path::new(tokenizer).canonicalize();
+    match (tokenizer, file) {
+        ("gpt2" | "bytes", _) | (_, Err(_)) => tokenizer.into(),
+        (_, Ok(file)) => file.display().to_string(),
+    }
 }
 
 /// Tells what goes on before and after the time of the dashboard.

@@ -193,7 +193,7 @@ impl CorpusConfig {
                     }
                     Err(error) if kind == DatasetKind::Auto => {
                         let notice = format!(
-                            "WikiText-2 could not be downloaded ({error:#}); training on the \
+                            "WikiText-2 could not be downloaded ({error:#}); the text is the \
                              built-in generated stories instead. Give --data-dir FOLDER to use \
                              real text."
                         );

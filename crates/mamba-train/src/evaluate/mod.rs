@@ -67,8 +67,8 @@ impl LossMean {
         let loss = total / tokens as f64;
         ensure!(
             loss.is_finite(),
-            "the loss of the evaluation is {loss}, so the weights are not finite; train again with \
-             a lower training.learning_rate or with training.clip_norm"
+            "the loss of the evaluation is {loss}: the model diverged or its weights are damaged; train it again with a lower \
+             training.learning_rate or with training.clip_norm, or fetch it again"
         );
         Ok(Some(Evaluation { loss, tokens }))
     }

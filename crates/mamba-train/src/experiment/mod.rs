@@ -28,6 +28,10 @@ pub struct Experiment {
     /// Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<PathBuf>,
+    /// The tokenizer of `from`, where that is a pretrained model without the right one in its folder: `"gpt2"`, `"bytes"` or the
+    /// path of a `tokenizer.json`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_tokenizer: Option<String>,
     /// The model. `vocab_size` always follows the tokenizer, but for a model that another one is begun with.
     pub model: LanguageModelConfig,
     /// The text and how it is cut into batches.
@@ -43,6 +47,7 @@ impl Default for Experiment {
         Self {
             name: "experiment".into(),
             from: None,
+            from_tokenizer: None,
             model: LanguageModelConfig::default(),
             data: DataConfig::default(),
             training: TrainingConfig::default(),
@@ -68,6 +73,9 @@ pub struct DataConfig {
     pub stories: StoriesConfig,
     /// `"gpt2"`, `"bytes"` or the path of a `tokenizer.json`. Default: `"gpt2"`.
     pub tokenizer: String,
+    /// The tokenizer's fingerprint, written by the run. Where it is given, any other tokenizer is refused. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer_sha256: Option<String>,
     /// `"whole-file"` or `"rows"`: how the text of a split is encoded. Default: `"whole-file"`.
     pub convention: Convention,
     /// Tokens in a training sequence. Default: 128.
@@ -84,6 +92,7 @@ impl Default for DataConfig {
             corpus: None,
             stories: StoriesConfig::default(),
             tokenizer: "gpt2".into(),
+            tokenizer_sha256: None,
             convention: Convention::default(),
             seq_len: 128,
             batch_size: 32,

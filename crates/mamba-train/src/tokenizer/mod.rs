@@ -11,6 +11,7 @@
 //! ```
 
 mod corpus;
+mod fit;
 mod gpt2;
 mod stream;
 
@@ -21,6 +22,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 
 pub use corpus::Convention;
+pub use fit::Fit;
 pub use stream::DecodeStream;
 
 use crate::cache::{sha256_hex, write_atomic};
@@ -253,6 +255,31 @@ impl Tokenizer {
     /// The id that ends a text, where the vocabulary has one.
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
+    }
+
+    /// Ends texts by `token`, where the vocabulary names no end of its own and the token stands for no text.
+    #[must_use]
+    pub fn ending_with(mut self, token: Option<u32>) -> Self {
+        let known = token.filter(|token| self.is_special(*token));
+        self.end_of_text = self.end_of_text.or(known);
+        self
+    }
+
+    /// The entry of that id.
+    fn entry(&self, token: u32) -> Option<String> {
+        match &self.kind {
+            Kind::Bytes => u8::try_from(token).ok().map(|byte| format!("{byte:#04x}")),
+            Kind::Hub(hub) => hub.inner.id_to_token(token),
+        }
+    }
+
+    /// Whether the entry of that id stands for no text.
+    fn is_special(&self, token: u32) -> bool {
+        let added = |hub: &Hub| hub.inner.get_added_tokens_decoder();
+        match &self.kind {
+            Kind::Bytes => false,
+            Kind::Hub(hub) => added(hub).get(&token).is_some_and(|it| it.special),
+        }
     }
 
     /// `gpt2`, `bytes`, or the path it was read from.

@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::data::Splits;
 use crate::experiment::Experiment;
 use crate::learner::Plan;
-use crate::load::{LoadedRun, load_model};
+use crate::load::{LoadedRun, load_model, tokenizer_of_run};
 use crate::run::RunFolder;
 use crate::summary::Summary;
 use crate::tokenizer::Tokenizer;
@@ -156,14 +156,26 @@ pub fn train_on(
     if let (Start::New { .. }, Some(source)) = (&start, &source) {
         experiment.begin_with(&source.experiment)?;
     }
+    if let Some(notice) = source.as_ref().and_then(|it| it.notice.clone()) {
+        on_event(TrainEvent::Notice(notice));
+    }
     let (tokenizer, source) = match source {
         Some(source) => (Some(source.tokenizer), Some(source.model)),
-        None => (start.tokenizer()?, None),
+        None => (start.tokenizer(&experiment)?, None),
     };
     let splits = load(&experiment, tokenizer)?;
     if let Some(notice) = &splits.notice {
         on_event(TrainEvent::Notice(notice.clone()));
     }
+    let fingerprint = splits.tokenizer.fingerprint();
+    if let Some(own) = &experiment.data.tokenizer_sha256 {
+        ensure!(
+            own == fingerprint,
+            "data.tokenizer_sha256: the tokenizer {} is not the one that this names",
+            splits.tokenizer.name()
+        );
+    }
+    experiment.data.tokenizer_sha256 = Some(fingerprint.into());
     // A vocabulary of another model may have more entries than its tokenizer uses.
     if experiment.from.is_none() {
         experiment.model.vocab_size = splits.tokenizer.vocab_size();
@@ -219,17 +231,17 @@ impl Start {
         {
             return Ok(None);
         }
-        let source = load_model(from, device);
+        let source = load_model(from, experiment.from_tokenizer.as_deref(), device);
         Ok(Some(
             source.context("from: cannot load the model to begin with")?,
         ))
     }
 
     /// That of a run that is resumed.
-    fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+    fn tokenizer(&self, experiment: &Experiment) -> Result<Option<Tokenizer>> {
         match self {
             Self::New { .. } => Ok(None),
-            Self::Resume(folder) => Ok(Some(Tokenizer::load(folder.path())?)),
+            Self::Resume(folder) => Ok(Some(tokenizer_of_run(folder, experiment)?)),
         }
     }
 

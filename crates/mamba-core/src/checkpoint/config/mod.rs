@@ -21,6 +21,10 @@ use transformer::{Gpt2, GptNeox, Llama};
 pub(super) use write::written;
 
 pub(super) const FILE: &str = "config.json";
+/// The field that names the tokens that end a text.
+pub(super) const END: &str = "eos_token_id";
+/// The field that names the token that begins a text.
+pub(super) const BEGIN: &str = "bos_token_id";
 
 /// Who names the tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +45,7 @@ pub(super) struct Described {
 
 /// Reads the folder's `config.json`.
 pub(super) fn read(folder: &Path) -> Result<Described, CheckpointError> {
-    let path = folder.join(FILE);
-    let text = fs::read_to_string(&path).map_err(|source| CheckpointError::File {
-        path: path.clone(),
-        source,
-    })?;
-    let file = File { path };
-    let fields: Map<String, Value> = serde_json::from_str(&python::without_constants(&text))
-        .map_err(|error| file.wrong(error.to_string()))?;
+    let (file, fields) = open(folder)?;
     let described = match fields.get("model_type").and_then(Value::as_str) {
         Some("mamba") => file.parse::<Mamba>(fields)?.describe(&file)?,
         Some("falcon_mamba") => file.parse::<Mamba>(fields)?.describe_falcon(&file)?,
@@ -67,6 +64,31 @@ pub(super) fn read(folder: &Path) -> Result<Described, CheckpointError> {
         Some(problem) => Err(file.wrong(problem)),
         None => Ok(described),
     }
+}
+
+/// The tokens that end a text, as the folder's `config.json` names them: a number, a list, or none.
+pub(super) fn end_tokens(folder: &Path) -> Result<Vec<u32>, CheckpointError> {
+    let (_, fields) = open(folder)?;
+    let named = match fields.get(END) {
+        Some(Value::Array(several)) => several.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    // Negative numbers stand for none in some files.
+    let tokens = named.iter().filter_map(Value::as_u64);
+    Ok(tokens.filter_map(|it| u32::try_from(it).ok()).collect())
+}
+
+fn open(folder: &Path) -> Result<(File, Map<String, Value>), CheckpointError> {
+    let path = folder.join(FILE);
+    let text = fs::read_to_string(&path).map_err(|reason| CheckpointError::File {
+        path: path.clone(),
+        reason,
+    })?;
+    let file = File { path };
+    let fields = serde_json::from_str(&python::without_constants(&text))
+        .map_err(|error| file.wrong(error.to_string()))?;
+    Ok((file, fields))
 }
 
 struct File {

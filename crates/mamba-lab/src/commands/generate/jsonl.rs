@@ -126,6 +126,9 @@ fn prepare(run: &LoadedRun, line: &str, common: &Common) -> Result<(Job, Request
     let line: Line = serde_json::from_str(line)
         .context("expected a JSON object with \"prompt\" and what differs from the options")?;
     let tokens = super::encode(&run.tokenizer, &line.prompt, common.after.is_some())?;
+    let before = common.after.as_ref().map_or(0, |it| it.state.position) + tokens.len();
+    let wanted = line.tokens.unwrap_or(common.tokens);
+    let most = super::room(run, before, false);
     let defaults = common.sampling.clone();
     let config = SamplingConfig {
         temperature: line.temperature.unwrap_or(defaults.temperature),
@@ -136,7 +139,7 @@ fn prepare(run: &LoadedRun, line: &str, common: &Common) -> Result<(Job, Request
     };
     sampling::check(&config)?;
     let mut request = Request::new(&tokens, Sampler::new(config)?)
-        .with_max_tokens(line.tokens.unwrap_or(common.tokens))
+        .with_max_tokens(most.map_or(wanted, |most| most.min(wanted)))
         .with_stop_tokens(run.tokenizer.end_of_text());
     if let Some(top) = common.logprobs {
         request = request.with_logprobs(top);

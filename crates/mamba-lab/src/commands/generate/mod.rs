@@ -16,10 +16,11 @@ use burn::tensor::Device;
 use clap::Args;
 use mamba_core::{Request, Snapshot};
 use mamba_train::compiling;
-use mamba_train::load::{LoadedRun, Weights, load_model};
+use mamba_train::load::LoadedRun;
 use mamba_train::tokenizer::Tokenizer;
 
-use super::{run_path, start_device};
+use super::{open, start_device};
+use crate::failure::guard;
 use jsonl::Common;
 use sampling::SamplingArguments;
 use statistics::Statistics;
@@ -64,6 +65,10 @@ pub struct Arguments {
     /// Save what the model remembers at the end: for Mamba a file of one size, however long the text was.
     #[arg(long, value_name = "FILE", conflicts_with = "sequences")]
     state_out: Option<PathBuf>,
+    /// The tokenizer of a pretrained model, where that in its folder is missing or another model's: gpt2, bytes, or the path of a
+    /// tokenizer.json.
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<String>,
     /// Device to run on, such as flex, wgpu or cuda:1.
     #[arg(long)]
     device: Option<String>,
@@ -73,6 +78,12 @@ pub struct Arguments {
 const AT_ONCE: usize = 8;
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let advice =
+        "give fewer --sequences or prompts --at-once, or choose another device with --device";
+    guard(advice, || write(arguments))
+}
+
+fn write(arguments: Arguments) -> Result<ExitCode> {
     let mut statistics = Statistics::since(Instant::now());
     let config = arguments.sampling.config()?;
     check_stop(&arguments.stop)?;
@@ -105,7 +116,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         check_prompt(&prompt, goes_on)?;
     }
 
-    let (device, run) = load(&arguments.run, arguments.device.as_deref())?;
+    let device = start_device(arguments.device.as_deref())?;
+    let run = open(&arguments.run, arguments.tokenizer.as_deref(), &device)?;
     let after = match &arguments.state_in {
         Some(path) => Some(state::load(path, &run.model, &device)?),
         None => None,
@@ -126,9 +138,15 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 
     let tokens = encode(&run.tokenizer, &prompt, goes_on)?;
+    let before = after.as_ref().map_or(0, |it| it.state.position) + tokens.len();
+    let most = room(&run, before, arguments.state_out.is_some());
+    if let Some(most) = most.filter(|most| *most < arguments.tokens) {
+        eprintln!("At most {most} tokens can follow: the model has no positions for more");
+    }
+    let limit = most.map_or(arguments.tokens, |most| most.min(arguments.tokens));
     let request = |number| -> Result<Request> {
         let request = Request::new(&tokens, arguments.sampling.sampler(number)?)
-            .with_max_tokens(arguments.tokens)
+            .with_max_tokens(limit)
             .with_stop_tokens(run.tokenizer.end_of_text());
         Ok(match &after {
             Some(after) => request.after(after.clone()),
@@ -136,7 +154,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         })
     };
     if arguments.sequences == 1 {
-        let limit = Ending {
+        let ending = Ending {
             stop: &arguments.stop,
             keep: arguments.state_out.is_some(),
         };
@@ -144,7 +162,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             &run,
             &prompt,
             (request(0)?, tokens.len()),
-            limit,
+            ending,
             &device,
             &mut statistics,
             &mut out,
@@ -168,14 +186,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the device of that name and loads the model to it.
-pub fn load(run: &str, device: Option<&str>) -> Result<(Device, LoadedRun)> {
-    let device = start_device(device)?;
-    let run = load_model(&run_path(run), &device)?;
-    if let Weights::Checkpoint(step) = run.weights {
-        eprintln!("The run is not finished: using its checkpoint after step {step}");
-    }
-    Ok((device, run))
+/// So many tokens can follow that many, where the model has learned positions. The last one needs none, unless it is to be read.
+fn room(run: &LoadedRun, before: usize, reads_last: bool) -> Option<usize> {
+    let positions = run.model.max_positions()?;
+    Some((positions + usize::from(!reads_last)).saturating_sub(before))
 }
 
 /// The prompt on standard input; with something to go on from, nothing where that is a terminal.
