@@ -13,6 +13,9 @@ use crate::run::{OURS, Run};
 
 const MIB: f64 = (1 << 20) as f64;
 
+/// A prompt is read once here, and its first reading compiles kernels: its call may take so many times longer than others.
+const ONCE: f64 = 4.0;
+
 pub(super) fn run(run: &mut Run) -> Result<()> {
     let lengths = lengths(
         run,
@@ -56,7 +59,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                     None if length > LONG => measure(length / SHORTER).map(|it| Some(it.0)),
                     rate => Ok(rate),
                 })
-                .and_then(|rate| worth_waiting(patience(run), work(length), rate))
+                .and_then(|rate| worth_waiting(ONCE * patience(run), work(length), rate))
                 .and_then(|()| measure(length));
             match reading {
                 Ok((reached, reading)) => {
