@@ -5,6 +5,8 @@ layout, so that both sides compute the same function. What goes wrong comes back
 """
 
 import argparse
+import contextlib
+import copy
 import json
 import sys
 import time
@@ -22,12 +24,17 @@ class Peer:
 
     def __init__(self, device):
         self.device, self.models, self.optimizers = device, {}, {}
+        self.half, self.read_by = False, {}
 
     def hello(self):
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise RuntimeError("PyTorch sees no CUDA device")
         return {"torch": torch.__version__, "transformers": transformers.__version__}
 
-    def load(self, model, folder, half):
-        dtype = torch.bfloat16 if half else torch.float32
+    def load(self, model, folder, half, training):
+        """Weights that are trained are f32; products are of bf16 where `half` asks for it."""
+        self.half = half and training
+        dtype = torch.bfloat16 if half and not training else torch.float32
         loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(self.device).eval()
         self.models[model] = loaded
         return {"parameters": sum(p.numel() for p in loaded.parameters())}
@@ -35,9 +42,21 @@ class Peer:
     def forget(self, model):
         self.models.pop(model, None)
         self.optimizers.pop(model, None)
+        self.read_by.clear()
+        self.free()
         return {}
 
+    def free(self):
+        """Leaves what nothing uses to whoever is beside us."""
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def cast(self):
+        kind = self.device.split(":")[0]
+        return torch.autocast(kind, torch.bfloat16) if self.half else contextlib.nullcontext()
+
     def tokens(self, batch, values):
+        self.read_by.clear()
         self.ids = torch.tensor(values, device=self.device).view(batch, -1)
         return {"shape": list(self.ids.shape)}
 
@@ -50,7 +69,8 @@ class Peer:
 
     @torch.inference_mode()
     def logits(self, model):
-        return {"values": self.read(model).logits[:, -1].float().flatten().tolist()}
+        with self.cast():
+            return {"values": self.read(model).logits[:, -1].float().flatten().tolist()}
 
     @torch.inference_mode()
     def forward(self, model, calls):
@@ -66,9 +86,12 @@ class Peer:
     @torch.inference_mode()
     def decode(self, model, tokens):
         """Milliseconds a step behind the prompt; each step's tokens reach the host."""
-        output = self.read(model)
-        name = "cache_params" if "cache_params" in output else "past_key_values"
-        last, cache = output.logits[:, -1:].argmax(-1), output[name]
+        if model not in self.read_by:
+            output = self.read(model)
+            name = "cache_params" if "cache_params" in output else "past_key_values"
+            self.read_by[model] = name, output.logits[:, -1:].argmax(-1), output[name]
+        name, last, cache = self.read_by[model]
+        cache = copy.deepcopy(cache)
         length = self.ids.shape[1]
 
         def step(position):
@@ -97,7 +120,8 @@ class Peer:
 
         def step():
             optimizer.zero_grad(set_to_none=True)
-            logits = trained(self.ids[:, :-1], use_cache=False).logits
+            with self.cast():
+                logits = trained(self.ids[:, :-1], use_cache=False).logits
             F.cross_entropy(logits.float().flatten(0, 1), self.ids[:, 1:].flatten()).backward()
             optimizer.step()
 
@@ -116,6 +140,7 @@ def answer(peer, line):
         return getattr(peer, request.pop("request"))(**request)
     except Exception as error:  # told to whoever asked, who goes on
         traceback.print_exc()
+        peer.free()
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -125,6 +150,9 @@ def main():
     parser.add_argument("--device", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.device.startswith("cuda"):
+        # As Burn multiplies f32 on CUDA, in TF32.
+        torch.set_float32_matmul_precision("high")
     peer = Peer(arguments.device)
     for line in iter(sys.stdin.readline, ""):
         print(json.dumps(answer(peer, line)), flush=True)

@@ -5,6 +5,7 @@
 #![recursion_limit = "256"]
 
 pub mod attempt;
+pub mod beside;
 pub mod engines;
 pub mod fit;
 pub mod machine;

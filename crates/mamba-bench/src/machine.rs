@@ -108,6 +108,18 @@ pub fn gpu_memory(index: &str) -> Option<u64> {
     Some(mebibytes << 20)
 }
 
+/// All memory of an NVIDIA GPU, in bytes, where its tool tells.
+pub fn gpu_total_memory(index: &str) -> Option<u64> {
+    let query = [
+        "--query-gpu=memory.total",
+        "--format=csv,noheader,nounits",
+        "-i",
+        index,
+    ];
+    let mebibytes: u64 = output_of("nvidia-smi", &query)?.parse().ok()?;
+    Some(mebibytes << 20)
+}
+
 /// Memory that could be taken without swapping, in bytes, where the system tells.
 pub fn available_memory() -> Option<u64> {
     proc_field("/proc/meminfo", "MemAvailable").and_then(kibibytes)
@@ -136,20 +148,20 @@ pub(crate) fn output_of(program: &str, args: &[&str]) -> Option<String> {
     output.status.success().then(|| text.trim().to_owned())
 }
 
-/// Watches how busy processes other than this one and its peer keep the machine.
+/// Watches how busy processes other than this one and its peers keep the machine.
 #[derive(Debug)]
-pub struct Load {
-    peer: Option<u32>,
+pub struct Load<'a> {
+    peers: &'a [u32],
     others: u64,
     start: Instant,
 }
 
-impl Load {
-    /// Starts to watch, where the system has `/proc`.
-    pub fn start(peer: Option<u32>) -> Option<Self> {
+impl<'a> Load<'a> {
+    /// Starts to watch, where the system has `/proc`. `peers` are processes that work for this one.
+    pub fn start(peers: &'a [u32]) -> Option<Self> {
         Some(Self {
-            peer,
-            others: other_ticks(peer)?,
+            peers,
+            others: other_ticks(peers)?,
             start: Instant::now(),
         })
     }
@@ -158,18 +170,15 @@ impl Load {
     pub fn others(self) -> Option<f64> {
         /// Linux counts processor time for `/proc` in hundredths of a second everywhere.
         const TICKS_A_SECOND: f64 = 100.0;
-        let ticks = other_ticks(self.peer)?.saturating_sub(self.others);
+        let ticks = other_ticks(self.peers)?.saturating_sub(self.others);
         Some(ticks as f64 / TICKS_A_SECOND / self.start.elapsed().as_secs_f64())
     }
 }
 
-fn other_ticks(peer: Option<u32>) -> Option<u64> {
+fn other_ticks(peers: &[u32]) -> Option<u64> {
     let own = process_ticks("self")?;
-    let peer = match peer {
-        Some(id) => process_ticks(&id.to_string())?,
-        None => 0,
-    };
-    busy_ticks()?.checked_sub(own + peer)
+    let peers = peers.iter().map(|id| process_ticks(&id.to_string()));
+    busy_ticks()?.checked_sub(own + peers.sum::<Option<u64>>()?)
 }
 
 /// All processes, from the line `cpu user nice system idle iowait irq softirq ..`.

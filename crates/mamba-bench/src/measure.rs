@@ -94,6 +94,20 @@ pub fn clocked<'a>(mut work: impl FnMut() -> Result<()> + 'a) -> Calls<'a> {
     })
 }
 
+/// Makes [`Calls`] of work that a device does behind the back of this process: all calls are queued, and waited for once, so
+/// that launching the next hides behind running the last. What comes back is the mean of them.
+pub fn queued<'a>(
+    mut work: impl FnMut() -> Result<()> + 'a,
+    mut finish: impl FnMut() -> Result<()> + 'a,
+) -> Calls<'a> {
+    Box::new(move |calls| {
+        let start = Instant::now();
+        (0..calls).try_for_each(|_| work())?;
+        finish()?;
+        Ok(vec![start.elapsed().as_secs_f64() * 1e3 / calls as f64])
+    })
+}
+
 /// What a contender needed.
 #[derive(Clone, Debug)]
 pub struct Measurement {
@@ -124,7 +138,7 @@ pub fn in_turns(
     let mut loads = vec![Vec::new(); contenders.len()];
     for _ in 0..rounds {
         for (i, contender) in contenders.iter_mut().enumerate() {
-            let load = Load::start(peer);
+            let load = Load::start(peer.as_slice());
             ms[i].push(Samples::new(contender(calls[i])?).median());
             loads[i].extend(load.and_then(Load::others));
         }
@@ -157,6 +171,26 @@ mod tests {
         let samples = Samples::new(vec![4.0, 1.0, 3.0, 2.0]);
         assert_eq!(samples.quantile(0.25), 1.75);
         assert_eq!(samples.quantile(1.0), 4.0);
+    }
+
+    #[test]
+    fn queued_calls_are_waited_for_once() {
+        let (mut called, mut waited) = (0, 0);
+        let mut calls = queued(
+            || {
+                called += 1;
+                Ok(())
+            },
+            || {
+                waited += 1;
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                Ok(())
+            },
+        );
+        let ms = calls(10).unwrap();
+        drop(calls);
+        assert_eq!((called, waited, ms.len()), (10, 1, 1));
+        assert!(ms[0] >= 2.0, "{ms:?}");
     }
 
     #[test]

@@ -10,8 +10,11 @@ use crate::measure::{Calls, Measurement, Samples};
 /// Rounds that are taken even where they last longer than they should.
 const MIN_ROUNDS: usize = 3;
 
-/// Calls of a turn, at most: a clock needs no more.
-const MAX_CALLS: f64 = 1000.0;
+/// Calls of a turn, at most.
+const MAX_CALLS: f64 = 20_000.0;
+
+/// With more calls to a turn, one call alone is too short to tell how many, and warms little up.
+const FEW_CALLS: usize = 8;
 
 /// How long things are measured.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +47,8 @@ impl Pace {
     };
 
     /// Warms every contender up, then calls all in turn, round after round. One that fails is left out from there on and
-    /// does not disturb the others. `peer` is the process that works for contenders beside this one.
-    pub fn measure(&self, contenders: &mut [Calls], peer: Option<u32>) -> Vec<Result<Measurement>> {
+    /// does not disturb the others. `peers` are processes that work for contenders beside this one.
+    pub fn measure(&self, contenders: &mut [Calls], peers: &[u32]) -> Vec<Result<Measurement>> {
         let mut turns: Vec<_> = contenders.iter_mut().map(|it| self.warm_up(it)).collect();
         let start = Instant::now();
         for round in 0..self.rounds {
@@ -54,7 +57,7 @@ impl Pace {
             }
             for (contender, turn) in contenders.iter_mut().zip(&mut turns) {
                 if let Ok(state) = turn
-                    && let Err(error) = state.take(contender, peer)
+                    && let Err(error) = state.take(contender, peers)
                 {
                     *turn = Err(error);
                 }
@@ -69,7 +72,7 @@ impl Pace {
     ///
     /// If it fails.
     pub fn measure_one(&self, contender: Calls) -> Result<Measurement> {
-        let mut measured = self.measure(&mut [contender], None);
+        let mut measured = self.measure(&mut [contender], &[]);
         measured
             .pop()
             .unwrap_or_else(|| anyhow::bail!("nothing was measured"))
@@ -82,18 +85,30 @@ impl Pace {
         self.warm_up.as_secs_f64().max(call) + rounds.min(patient)
     }
 
+    /// How many calls fit in a turn, if one takes the median of these milliseconds.
+    fn calls(&self, ms: Vec<f64>) -> Result<usize> {
+        let ms = Samples::try_from(ms).map_err(anyhow::Error::msg)?.median();
+        let calls = self.turn.as_secs_f64() * 1e3 / ms;
+        Ok(calls.clamp(1.0, MAX_CALLS) as usize)
+    }
+
     fn warm_up(&self, contender: &mut Calls) -> Result<Turns> {
         let start = Instant::now();
-        let mut last = contender(1)?;
-        while start.elapsed() < self.warm_up {
-            last = contender(1)?;
+        let mut calls = contender(1).and_then(|ms| self.calls(ms))?;
+        let first = start.elapsed();
+        // It may have compiled kernels: another one, if they do not last, tells how many fit in a turn.
+        if first > self.warm_up && first < self.patience / 4 {
+            calls = contender(1).and_then(|ms| self.calls(ms))?;
         }
-        let calls = self.turn.as_secs_f64() * 1e3
-            / Samples::try_from(last)
-                .map_err(anyhow::Error::msg)?
-                .median();
+        // One call may be mostly the wait for the device: what counts is how long it takes among others.
+        let mut several = calls > FEW_CALLS;
+        while several || start.elapsed() < self.warm_up {
+            let count = if several { calls } else { 1 };
+            calls = contender(count).and_then(|ms| self.calls(ms))?;
+            several = !several && calls > FEW_CALLS;
+        }
         Ok(Turns {
-            calls: calls.clamp(1.0, MAX_CALLS) as usize,
+            calls,
             ms: Vec::new(),
             loads: Vec::new(),
         })
@@ -108,8 +123,8 @@ struct Turns {
 }
 
 impl Turns {
-    fn take(&mut self, contender: &mut Calls, peer: Option<u32>) -> Result<()> {
-        let load = Load::start(peer);
+    fn take(&mut self, contender: &mut Calls, peers: &[u32]) -> Result<()> {
+        let load = Load::start(peers);
         let ms = Samples::try_from(contender(self.calls)?).map_err(anyhow::Error::msg)?;
         self.ms.push(ms.median());
         self.loads.extend(load.and_then(Load::others));
@@ -145,12 +160,28 @@ mod tests {
             calls.push((count, start.elapsed()));
             Ok(vec![5.0; count])
         });
-        let measured = SHORT.measure(&mut [contender], None);
+        let measured = SHORT.measure(&mut [contender], &[]);
         assert_eq!(measured[0].as_ref().unwrap().ms.values(), [5.0; 4]);
         type Seen = Vec<(usize, Duration)>;
         let (counted, warm): (Seen, Seen) = calls.into_iter().partition(|(count, _)| *count == 2);
         assert_eq!(counted.len(), 4);
         assert!(warm.last().unwrap().1 >= SHORT.warm_up);
+    }
+
+    #[test]
+    fn a_turn_of_queued_calls_is_as_long_as_any() {
+        let mut most = 0;
+        // Each wait takes a millisecond, each call a hundredth.
+        let contender: Calls = Box::new(|count| {
+            most = most.max(count);
+            Ok(vec![0.01 + 1.0 / count as f64])
+        });
+        let pace = Pace {
+            warm_up: Duration::ZERO,
+            ..SHORT
+        };
+        assert!(pace.measure(&mut [contender], &[])[0].is_ok());
+        assert!(most > 80, "{most}");
     }
 
     #[test]
@@ -168,7 +199,7 @@ mod tests {
             ..SHORT
         };
         let fine: Calls = Box::new(|count| Ok(vec![1.0; count]));
-        let measured = pace.measure(&mut [failing, fine], None);
+        let measured = pace.measure(&mut [failing, fine], &[]);
         assert_eq!(measured[0].as_ref().unwrap_err().to_string(), "broken");
         assert_eq!(measured[1].as_ref().unwrap().ms.values().len(), 4);
     }
@@ -181,7 +212,7 @@ mod tests {
             ..SHORT
         };
         let fine: Calls = Box::new(|count| Ok(vec![1.0; count]));
-        let measured = pace.measure(&mut [fine], None);
+        let measured = pace.measure(&mut [fine], &[]);
         assert_eq!(measured[0].as_ref().unwrap().ms.values().len(), MIN_ROUNDS);
     }
 }

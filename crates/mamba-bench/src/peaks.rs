@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Tensor};
 use mamba_core::Precision;
 
-use crate::measure::{Measurement, clocked};
+#[cfg(feature = "flex")]
+use crate::measure::clocked;
+use crate::measure::{Measurement, queued};
 use crate::pace::Pace;
 
 /// The fastest copy and the fastest arithmetic that we get out of a device.
@@ -102,25 +104,32 @@ fn on_tensors(
         (false, true) => 2048,
         (false, false) => 8192,
     };
-    let finished = || device.sync().context("the device did not finish");
+    let finish = || device.sync().context("the device did not finish");
+    // Before a result goes: what nobody will read may not be computed.
+    let launch = || device.flush().context("the device did not take work");
     let source = Tensor::<1>::ones([block(quick)], device);
-    let copy = pace.measure_one(clocked(|| {
+    let double = || {
         let copy = source.clone() * 2.0;
-        finished()?;
+        launch()?;
         drop(copy);
         Ok(())
-    }))?;
+    };
+    double().and_then(|()| finish())?;
+    let copy = pace.measure_one(queued(double, finish))?;
+    drop(source);
     let random = || {
         Tensor::<2>::random([side, side], Distribution::Uniform(-1.0, 1.0), device)
             .cast(precision.dtype())
     };
     let (left, right) = (random(), random());
-    let arithmetic = pace.measure_one(clocked(|| {
+    let multiply = || {
         let product = left.clone().matmul(right.clone());
-        finished()?;
+        launch()?;
         drop(product);
         Ok(())
-    }))?;
+    };
+    multiply().and_then(|()| finish())?;
+    let arithmetic = pace.measure_one(queued(multiply, finish))?;
     Ok(Peaks {
         copy: (copy, 8.0 * block(quick) as f64),
         arithmetic: (arithmetic, 2.0 * (side as f64).powi(3)),

@@ -1,6 +1,7 @@
 //! Memory of one piece of work, in a process that does nothing else.
 
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, s};
@@ -41,8 +42,8 @@ pub enum Work {
     Train,
 }
 
-/// What was found, in bytes. On a GPU its driver is asked: what the process took from it, what its pool keeps
-/// included, and what other processes took meanwhile.
+/// What was found, in bytes. On a GPU the pools of this process are asked: what tensors take of them before the work, and
+/// all that they hold of the device after it. Where a backend does not tell, the driver is asked for what everyone has taken.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
     /// Taken by loading the model, where the system tells.
@@ -53,6 +54,8 @@ pub struct Reading {
     pub peak: Option<u64>,
     /// What the model remembers of a prompt.
     pub state: Option<u64>,
+    /// Seconds that the work took, with all that a first call does.
+    pub seconds: f64,
 }
 
 impl Reading {
@@ -78,13 +81,14 @@ impl Probe {
             Work::Prefill => plain.clone(),
             Work::Train => plain.clone().autodiff(),
         };
-        let meter = Meter::new(&self.device);
+        let meter = Meter::new(&self.device, &plain);
         let before = meter.held();
         let subject = Subject::new(&model, self.precision, &device);
         plain.sync().context("the device did not load the model")?;
         memory::give_back();
         let loaded = meter.held();
         let countable = meter.restart();
+        let start = Instant::now();
         let state = match self.work {
             Work::Prefill => {
                 let (_, state) = subject.prefill(&subject.tokens(self.batch, self.length))?;
@@ -102,6 +106,7 @@ impl Probe {
             before: loaded,
             peak: meter.peak().filter(|_| countable),
             state,
+            seconds: start.elapsed().as_secs_f64(),
         })
     }
 
@@ -146,26 +151,25 @@ impl Probe {
 enum Meter {
     /// The system, of this process.
     Host,
+    /// The pools of a device.
+    Pools(Device),
     /// NVIDIA's tool, of a GPU.
     Gpu(String),
 }
 
 impl Meter {
-    fn new(device: &str) -> Self {
-        match is_cpu(device) {
-            true => Self::Host,
-            false => Self::Gpu(
-                device
-                    .split_once(':')
-                    .map_or("0", |(_, index)| index)
-                    .into(),
-            ),
+    fn new(name: &str, device: &Device) -> Self {
+        match (is_cpu(name), device.memory_pool_usage()) {
+            (true, _) => Self::Host,
+            (false, Some(_)) => Self::Pools(device.clone()),
+            (false, None) => Self::Gpu(name.split_once(':').map_or("0", |(_, index)| index).into()),
         }
     }
 
     fn held(&self) -> Option<u64> {
         match self {
             Self::Host => resident_memory(),
+            Self::Pools(device) => Some(device.memory_pool_usage()?.bytes_in_use),
             Self::Gpu(index) => gpu_memory(index),
         }
     }
@@ -174,6 +178,11 @@ impl Meter {
     fn restart(&self) -> bool {
         match self {
             Self::Host => forget_peak(),
+            Self::Pools(device) => {
+                // What loading left behind.
+                device.memory_cleanup();
+                device.sync().is_ok()
+            }
             Self::Gpu(_) => true,
         }
     }
@@ -182,6 +191,7 @@ impl Meter {
     fn peak(&self) -> Option<u64> {
         match self {
             Self::Host => peak_memory(),
+            Self::Pools(device) => Some(device.memory_pool_usage()?.bytes_reserved),
             Self::Gpu(index) => gpu_memory(index),
         }
     }

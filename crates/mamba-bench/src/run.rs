@@ -1,6 +1,6 @@
 //! A run of a suite: its options, its folder, its progress.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use burn::tensor::Device;
 use mamba_core::{Precision, device};
 
 use crate::attempt::works;
-use crate::engines::hugging_face::{self, HuggingFace};
+use crate::beside::{Beside, Running};
 use crate::pace::Pace;
 use crate::progress::{Clock, Progress};
 use crate::proofs::Proof;
-use crate::results::{Absent, Entry, Head, Key, ResultFolder, is_cpu, threads};
+use crate::results::{Absent, Entry, Head, Key, ResultFolder, is_cpu};
 use crate::suites::Suite;
 
 /// What a user chooses.
@@ -29,10 +29,14 @@ pub struct Options {
     pub filter: Vec<String>,
     /// Lengths instead of the suite's own; none for those.
     pub lengths: Vec<usize>,
+    /// Batches instead of the suite's own, of suites of whole models; none for those.
+    pub batches: Vec<usize>,
+    /// Rounds instead of nine, or of five if it is `quick`.
+    pub rounds: Option<usize>,
     /// Where results go; the next free folder of `artifacts/bench` if none is given.
     pub out: Option<PathBuf>,
-    /// The Python of the peers, if they are to run beside ours.
-    pub peers: Option<PathBuf>,
+    /// Who is to run beside ours.
+    pub beside: Beside,
     /// Starts this program again to measure memory: it is given a [`Probe`](crate::probe::Probe) in JSON and prints a
     /// [`Reading`](crate::probe::Reading).
     pub probe: fn(&str) -> Result<Command>,
@@ -54,8 +58,8 @@ pub struct Run<'a> {
     pub name: String,
     /// The device, without autodiff.
     pub device: Device,
-    /// Hugging Face's models, if they run beside ours.
-    pub peer: Option<HuggingFace>,
+    /// Who runs beside ours.
+    pub peers: Running,
     folder: ResultFolder,
     watch: &'a mut dyn Watch,
     clock: Clock,
@@ -82,22 +86,13 @@ impl<'a> Run<'a> {
             "{name} has no bf16: leave --precision at f32"
         );
         let folder = ResultFolder::create(options.out.as_deref(), suite.name)?;
-        let peer = options
-            .peers
-            .as_deref()
-            .map(|python| start_peer(python, &name));
-        let (peer, failed) = match peer {
-            Some(Ok(peer)) => (Some(peer), None),
-            Some(Err(reason)) => (None, Some(reason)),
-            None => (None, None),
-        };
-        let torch = peer.as_ref().map(|peer| peer.version().to_owned());
+        let (peers, failed) = options.beside.start(suite.peers, &name);
         let clock = Clock::default();
         let mut run = Self {
             options,
             name,
             device,
-            peer,
+            peers,
             folder,
             watch,
             clock,
@@ -106,22 +101,26 @@ impl<'a> Run<'a> {
         let head = Head::collect(
             suite.name,
             &run.name,
-            torch,
+            run.peers.versions(),
             run.precision_name(),
             options.quick,
         );
         run.emit(Entry::Head(Box::new(head)))?;
-        if let Some(reason) = failed {
-            run.miss("every model", hugging_face::NAME, None, &reason)?;
+        for (engine, reason) in failed {
+            run.miss("every problem", engine, None, &reason)?;
         }
         Ok(run)
     }
 
     /// How long things are measured.
     pub fn pace(&self) -> Pace {
-        match self.options.quick {
+        let pace = match self.options.quick {
             true => Pace::QUICK,
             false => Pace::THOROUGH,
+        };
+        Pace {
+            rounds: self.options.rounds.unwrap_or(pace.rounds),
+            ..pace
         }
     }
 
@@ -285,18 +284,6 @@ impl<'a> Run<'a> {
     pub fn into_folder(self) -> ResultFolder {
         self.folder
     }
-}
-
-/// The peer on the same kind of device.
-fn start_peer(python: &Path, device: &str) -> Result<HuggingFace> {
-    let torch = match (is_cpu(device), device.split(':').next()) {
-        (true, _) => "cpu".into(),
-        // Burn's ROCm is PyTorch's CUDA.
-        (_, Some("cuda" | "rocm")) => device.replace("rocm", "cuda"),
-        (_, Some("metal")) => "mps".into(),
-        _ => bail!("PyTorch has no device like {device}"),
-    };
-    HuggingFace::start(python, threads(), &torch)
 }
 
 /// After this long nothing that may be left out begins under `--quick`.

@@ -124,6 +124,45 @@ fn memory_is_measured_in_processes_of_its_own() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_peer_that_is_missing_or_fails_is_told_and_the_run_goes_on() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = TempDir::new().unwrap();
+    let python = folder.path().join("python");
+    let lines = [
+        "#!/bin/sh",
+        "while read -r line; do case $line in",
+        "*offers*) echo '{\"engines\": [{\"engine\": \"one\", \"missing\": \"no module one\"}, \
+         {\"engine\": \"two\", \"missing\": null}]}' ;;",
+        "*compute*) echo '{\"error\": \"RuntimeError: broken\"}' ;;",
+        "*) echo '{}' ;;",
+        "esac; done",
+    ];
+    fs::write(&python, lines.join("\n")).unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+    let kernels = |out: &str, python: &str| {
+        bench(folder.path(), &["kernels", "--quick", "--device", "flex"])
+            .args(["--lengths", "16", "--filter", "conv", "--rounds", "3"])
+            .args(["--out", out, "--peers", "--python", python])
+            .assert()
+            .success()
+    };
+    kernels("first", python.to_str().unwrap()).stdout(
+        contains("conv by one on flex at length 16: no module one")
+            .and(contains(
+                "conv by two on flex at length 16: RuntimeError: broken",
+            ))
+            .and(contains("Everything is in first")),
+    );
+    kernels("second", "false").stdout(contains("every problem by python on flex: Python stopped"));
+    kernels("third", "/no/python").stdout(contains("--python"));
+    bench(folder.path(), &["compare", "first", "second"])
+        .assert()
+        .success();
+}
+
 #[test]
 fn bad_input_is_refused_with_what_to_do() {
     let folder = TempDir::new().unwrap();

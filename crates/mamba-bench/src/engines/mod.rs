@@ -2,8 +2,11 @@
 
 #[cfg(feature = "flex")]
 pub mod cpu_scan;
-pub mod hugging_face;
+pub mod launches;
 pub mod model;
+pub mod model_peer;
 pub mod op;
+pub mod op_peer;
 pub mod ours;
+mod process;
 pub mod pytorch;

@@ -4,10 +4,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor, s};
 use mamba_core::{LanguageModel, LanguageModelState, Precision, Sampler, SamplingConfig};
 
 use crate::problems::Model;
+
+/// Prompts of more tokens in all are read in parts, so that they take the memory of a part and of what the model remembers.
+pub const LONG: usize = 1 << 16;
+
+/// Tokens of a part, of all sequences together: enough to keep any device busy.
+const PART: usize = 1 << 14;
 
 /// A model with random weights.
 pub struct Subject {
@@ -55,15 +61,27 @@ impl Subject {
         Ok(hidden)
     }
 
-    /// Reads prompts, `[batch, length]`, up to the token that follows each, on the host.
+    /// Reads prompts, `[batch, length]`, up to the token that follows each, on the host; [`LONG`] ones in parts.
     ///
     /// # Errors
     ///
     /// If the device fails.
     pub fn prefill(&self, prompts: &Tensor<2, Int>) -> Result<(Vec<i64>, LanguageModelState)> {
-        let [batch, _] = prompts.dims();
-        let state = self.model.initial_state(batch, &self.device);
-        let (logits, state) = self.model.prefill(prompts.clone(), state);
+        let [batch, length] = prompts.dims();
+        let part = match batch * length > LONG {
+            true => (PART / batch).max(1),
+            false => length,
+        };
+        let mut state = self.model.initial_state(batch, &self.device);
+        let mut start = 0;
+        while start + part < length {
+            let tokens = prompts.clone().slice(s![.., start..start + part]);
+            (_, state) = self.model.forward(tokens, state);
+            start += part;
+        }
+        let (logits, state) = self
+            .model
+            .prefill(prompts.clone().slice(s![.., start..]), state);
         let first = greedy(logits);
         self.device
             .sync()
@@ -184,4 +202,24 @@ impl ModuleVisitor for Made {
 /// The likeliest tokens, on the host. `logits`: `[batch, vocab_size]`
 fn greedy(logits: Tensor<2>) -> Vec<i64> {
     logits.argmax(1).into_data().iter::<i64>().collect()
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::problems::{Family, Size};
+
+    #[test]
+    fn a_long_prompt_leaves_what_its_parts_leave() {
+        let device = Device::flex();
+        let problem = Model::new(Family::Mamba2, Size::Tiny, 96);
+        let subject = Subject::new(&problem, Precision::F32, &device);
+        let prompts = subject.tokens(1, LONG + 3);
+        let (token, state) = subject.prefill(&prompts).unwrap();
+        let empty = subject.model.initial_state(1, &device);
+        let (logits, whole) = subject.model.prefill(prompts, empty);
+        assert_eq!(token, greedy(logits));
+        assert_eq!(state.position, whole.position);
+        assert_eq!(state.num_bytes(), whole.num_bytes());
+    }
 }

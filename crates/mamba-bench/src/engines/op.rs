@@ -45,16 +45,44 @@ impl OpEngine {
     ///
     /// If the device fails.
     pub fn run(&self) -> Result<Tensor<3>> {
-        let output = match &self.call {
+        let output = self.call();
+        self.finish()?;
+        Ok(output)
+    }
+
+    /// Hands it to the device without a wait.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn queue(&self) -> Result<()> {
+        let output = self.call();
+        // Before the output goes: what nobody will read may not be computed.
+        self.device
+            .flush()
+            .context("the device did not take an operation")?;
+        drop(output);
+        Ok(())
+    }
+
+    /// Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// If it fails.
+    pub fn finish(&self) -> Result<()> {
+        self.device
+            .sync()
+            .context("the device did not finish an operation")
+    }
+
+    fn call(&self) -> Tensor<3> {
+        match &self.call {
             Call::Scan(scan) => selective_scan((**scan).clone()).0,
             Call::Ssd(two) => ssd((**two).clone()).0,
             Call::Conv(conv) => causal_conv1d((**conv).clone()).0,
             Call::Attention(inputs) => attend((**inputs).clone()),
-        };
-        self.device
-            .sync()
-            .context("the device did not finish an operation")?;
-        Ok(output)
+        }
     }
 }
 

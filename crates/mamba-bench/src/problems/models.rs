@@ -82,6 +82,15 @@ impl Model {
         self.config.pattern.contains(&MixerKind::Attention)
     }
 
+    /// Numbers that it remembers of every token: none, if its memory does not grow.
+    pub fn cached_values(&self) -> usize {
+        let mut attention = self.config.attention.clone();
+        attention.d_model = self.config.d_model;
+        let layers = self.config.pattern.iter();
+        let layers = layers.filter(|kind| **kind == MixerKind::Attention).count();
+        self.config.n_layer * layers * 2 * attention.num_kv_heads() * attention.head_dim()
+    }
+
     /// Reproducible tokens, `[batch, length]`.
     pub fn tokens(&self, batch: usize, length: usize, device: &Device) -> Tensor<2, Int> {
         let tokens = TensorData::new(self.token_values(batch, length), [batch, length]);
@@ -172,6 +181,14 @@ fn config(family: Family, size: Size, positions: usize) -> LanguageModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_attention_remembers_every_token() {
+        let cached = |family| Model::new(family, Size::Official, 96).cached_values();
+        assert_eq!((cached(Family::Mamba1), cached(Family::Mamba2)), (0, 0));
+        // Keys and values of width 768 in twelve layers.
+        assert_eq!(cached(Family::Gpt2), 2 * 768 * 12);
+    }
 
     #[test]
     fn names_are_unique_and_found_and_configurations_are_valid() {

@@ -1,3 +1,5 @@
+use serde::Serialize;
+
 use super::flops::{PER_SCAN_STATE, PER_SSD_STATE};
 use super::{Family, Model, Scan};
 
@@ -15,7 +17,7 @@ pub enum Op {
 }
 
 /// Sizes of Mamba-2's recurrence, with one group.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 #[allow(missing_docs)] // as documented on `mamba_core::ops::Ssd`
 pub struct Ssd {
     pub batch: usize,
@@ -26,7 +28,7 @@ pub struct Ssd {
 }
 
 /// Sizes of a causal convolution.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 #[allow(missing_docs)] // as documented on `mamba_core::ops::CausalConv1d`
 pub struct Conv {
     pub batch: usize,
@@ -36,7 +38,7 @@ pub struct Conv {
 }
 
 /// Sizes of attention.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 #[allow(missing_docs)] // as documented on `mamba_core::transformer::AttentionConfig`
 pub struct Heads {
     pub batch: usize,
@@ -124,6 +126,31 @@ impl Op {
                 seq_len,
                 num_heads: 3,
                 head_dim: 20,
+            }),
+        }
+    }
+
+    /// The same operation at a size for the proofs of peers: short, with heads as kernels elsewhere expect them, and a
+    /// length that fills no chunk.
+    pub fn small(&self) -> Self {
+        match self.tiny() {
+            Self::Scan(scan) => Self::Scan(Scan {
+                d_inner: 64,
+                d_state: 16,
+                ..scan
+            }),
+            Self::Ssd(ssd) => Self::Ssd(Ssd {
+                headdim: 64,
+                d_state: 128,
+                ..ssd
+            }),
+            Self::Conv(conv) => Self::Conv(Conv {
+                channels: 64,
+                ..conv
+            }),
+            Self::Attention(heads) => Self::Attention(Heads {
+                head_dim: 64,
+                ..heads
             }),
         }
     }
@@ -257,6 +284,7 @@ mod tests {
                 (op.name(), op.is_step()),
                 (op.tiny().name(), op.tiny().is_step())
             );
+            assert_eq!(op.name(), op.small().name());
         }
     }
 }

@@ -1,7 +1,9 @@
+use serde::Serialize;
+
 use super::Numbers;
 
 /// Sizes of a selective scan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Scan {
     /// Sequences.
     pub batch: usize,

@@ -15,7 +15,7 @@ use crate::results::is_cpu;
 #[cfg(feature = "flex")]
 pub use cpu_scan::scan;
 pub use model::{gradients, model, peer};
-pub use op::op;
+pub use op::{op, op_peer};
 pub use tutorial::tutorial;
 
 /// A comparison that passed.

@@ -106,7 +106,7 @@ pub fn gradients(
     )
 }
 
-/// Logits of a peer that has our weights, `theirs`, behind `batch` sequences of `length`, against ours.
+/// Logits of `peer`, which has our weights, `theirs`, behind `batch` sequences of `length`, against ours.
 ///
 /// # Errors
 ///
@@ -115,6 +115,7 @@ pub fn peer(
     subject: &Subject,
     theirs: &[f64],
     [batch, length]: [usize; 2],
+    peer: &str,
     precision: Precision,
     name: &str,
 ) -> Result<Proof> {
@@ -123,7 +124,7 @@ pub fn peer(
     let ours: Vec<f64> = logits.cast(DType::F32).into_data().iter().collect();
     let error = relative_error(&ours, theirs)?;
     let claim = format!(
-        "logits of {} on {name} equal Hugging Face's",
+        "logits of {} on {name} equal those of {peer}",
         subject.problem.name
     );
     // Both sum thousands of products in f32, in an order of their own, through all layers.

@@ -18,15 +18,35 @@ pub fn op(op: &Op, precision: Precision, name: &str, device: &Device) -> Result<
     let tiny = op.tiny();
     let ours = OpEngine::new(&tiny, precision, device).run()?;
     let ours: Vec<f64> = ours.cast(DType::F32).into_data().iter().collect();
-    let expected = match &tiny {
+    let error = relative_error(&ours, &expected(&tiny))?;
+    let claim = format!("{} on {name} equals loops in f64", op.name());
+    Proof::new(claim, error, tolerance(name, precision))
+}
+
+/// An operation by `engine` of a peer, small: its output on our inputs, `theirs`, against loops of the host in f64.
+///
+/// # Errors
+///
+/// If it does not hold.
+pub fn op_peer(
+    op: &Op,
+    engine: &str,
+    theirs: &[f64],
+    precision: Precision,
+    name: &str,
+) -> Result<Proof> {
+    let error = relative_error(theirs, &expected(op))?;
+    let claim = format!("{} by {engine} equals loops in f64", op.name());
+    Proof::new(claim, error, tolerance(name, precision))
+}
+
+fn expected(op: &Op) -> Vec<f64> {
+    match op {
         Op::Scan(problem) => expected_scan(problem),
         Op::Ssd(problem) => expected_ssd(problem),
         Op::Conv(problem) => expected_conv(problem),
         Op::Attention(problem) => expected_attention(problem),
-    };
-    let error = relative_error(&ours, &expected)?;
-    let claim = format!("{} on {name} equals loops in f64", op.name());
-    Proof::new(claim, error, tolerance(name, precision))
+    }
 }
 
 fn expected_scan(problem: &Scan) -> Vec<f64> {

@@ -20,7 +20,7 @@ const fn kind(name: &'static str, title: &'static str, decimals: usize) -> Figur
 }
 
 /// In the order of a table's columns.
-pub const FIGURES: [Figure; 18] = [
+pub const FIGURES: [Figure; 19] = [
     // Time of a call over its sequences.
     kind("ms_per_sequence", "ms/seq", 3),
     // Tokens read or written over time.
@@ -37,6 +37,8 @@ pub const FIGURES: [Figure; 18] = [
     kind("gb_per_second", "GB/s", 2),
     // Operations over bytes.
     kind("flop_per_byte", "FLOP/B", 2),
+    // Kernels that a call, or a step, hands to the device.
+    kind("launches", "launches", 0),
     // Time at the roof over time.
     kind("share_of_roof", "of roof", 3),
     // Operations a second over those of the measured peak.

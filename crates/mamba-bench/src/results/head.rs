@@ -22,9 +22,12 @@ pub struct Head {
     pub precision: String,
     /// Whether sizes and rounds were those of `--quick`.
     pub quick: bool,
-    /// Version of PyTorch, where it ran beside us.
-    #[serde(default)]
+    /// Version of PyTorch, where it ran beside us; of results before there were other peers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torch: Option<String>,
+    /// What ran beside us, with versions.
+    #[serde(default)]
+    pub beside: Vec<String>,
     /// Machine, sources and command.
     #[serde(flatten)]
     pub machine: Provenance,
@@ -35,7 +38,7 @@ impl Head {
     pub fn collect(
         suite: &str,
         device: &str,
-        torch: Option<String>,
+        beside: Vec<String>,
         precision: &str,
         quick: bool,
     ) -> Self {
@@ -53,7 +56,8 @@ impl Head {
             features: features(),
             precision: precision.into(),
             quick,
-            torch,
+            torch: None,
+            beside,
             machine: Provenance::collect(threads),
         }
     }
@@ -90,6 +94,8 @@ impl Head {
                 .as_ref()
                 .map(|torch| format!("beside PyTorch {torch}")),
         );
+        let beside = self.beside.iter();
+        lines.extend(beside.map(|peer| format!("beside {peer}")));
         lines
     }
 }
@@ -146,7 +152,7 @@ mod tests {
 
     #[test]
     fn the_head_tells_the_machine_and_the_build() {
-        let head = Head::collect("scaling", "flex", Some("2.9".into()), "f32", true);
+        let head = Head::collect("scaling", "flex", vec!["PyTorch 2.9".into()], "f32", true);
         let text = head.lines().join("\n");
         for part in [
             head.machine.cpu.as_str(),

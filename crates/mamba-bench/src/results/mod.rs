@@ -271,7 +271,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         let head = Entry::Head(Box::new(Head::collect(
-            "scaling", "flex", None, "f32", true,
+            "scaling",
+            "flex",
+            vec![],
+            "f32",
+            true,
         )));
         let row = Entry::Row(Box::new(
             testing::row("mamba1", 64, &[1.0, 3.0, 2.0]).with("tokens_per_second", 5.0),

@@ -141,9 +141,9 @@ fn rows(rows: &[Row]) -> String {
             None => cells.extend([String::new(), String::new()]),
         }
         cells.extend(figures.iter().map(|figure| {
-            values.get(figure.name).map_or(String::new(), |value| {
-                format!("{value:.*}", figure.decimals)
-            })
+            values
+                .get(figure.name)
+                .map_or("-".into(), |value| format!("{value:.*}", figure.decimals))
         }));
         lines.push(cells);
     }

@@ -4,10 +4,11 @@ use anyhow::Result;
 
 use super::peers::{self, Peers, Task};
 use super::scaling::prove;
-use super::sizes::{lengths, models, patience};
+use super::sizes::{batches, fits, lengths, models, patience};
 use crate::attempt::attempt;
-use crate::engines::hugging_face::Work;
-use crate::engines::model::Subject;
+use crate::engines;
+use crate::engines::model::{Decoding, Subject};
+use crate::engines::model_peer::Work;
 use crate::measure::Calls;
 use crate::plot::Bars;
 use crate::problems::flops;
@@ -16,10 +17,11 @@ use crate::run::{OURS, Run};
 
 pub(super) fn run(run: &mut Run) -> Result<()> {
     let lengths = lengths(run, &[64, 512], &[128, 1024], &[128, 1024, 4096]);
-    let (batches, tokens): (&[usize], _) = match (run.options.quick, run.on_cpu()) {
-        (true, _) => (&[1, 4], 16),
-        (false, true) => (&[1, 8], 32),
-        (false, false) => (&[1, 64], 128),
+    let batches = batches(run, &[1, 4], &[1, 8], &[1, 64]);
+    let tokens = match (run.options.quick, run.on_cpu()) {
+        (true, _) => 16,
+        (false, true) => 32,
+        (false, false) => 128,
     };
     // The token behind the prompt, one that does not count, and those that do.
     let longest = lengths.last().copied().unwrap_or(1) + tokens + 2;
@@ -31,11 +33,13 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let mut bars = Vec::new();
     for (color, model) in models.iter().enumerate() {
         let subject = Subject::new(model, run.options.precision, &run.device);
-        peers.load(run, &subject)?;
-        for &batch in batches {
+        peers.load(run, &subject, false)?;
+        for &batch in &batches {
             for &length in &lengths {
                 run.begin(format!("{}, {batch} x {length}", model.name), 1.0);
-                let decoding = match attempt(|| subject.decoding(batch, length, on_cpu)) {
+                let decoding = fits(run, model, batch, length + tokens)
+                    .and_then(|()| attempt(|| subject.decoding(batch, length, on_cpu)));
+                let decoding = match decoding {
                     Ok(decoding) => decoding,
                     Err(reason) => {
                         run.miss(model.name, OURS, Some(length), &reason)?;
@@ -60,6 +64,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                         bars.push((format!("{}, {batch} x {length}", model.name), rate, color));
                         let key = run.key(model.name, batch, length);
                         let row = Row::timed(key.clone(), ours.clone())
+                            .with("launches", launches(run, &decoding)?)
                             .with("tokens", tokens as f64)
                             .with("tokens_per_second", rate)
                             .with(
@@ -82,4 +87,14 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         bars,
     };
     run.folder().write("decode.svg", &chart.svg())
+}
+
+/// Kernels that a step launches, the steps around it apart.
+fn launches(run: &Run, decoding: &Decoding) -> Result<Option<f64>> {
+    const FEW: usize = 1;
+    const MORE: usize = 9;
+    let count =
+        |tokens| engines::launches::count(&run.device, || decoding.continue_for(tokens).map(drop));
+    let both = count(FEW)?.zip(count(MORE)?);
+    Ok(both.map(|(few, more)| (more - few) / (MORE - FEW) as f64))
 }

@@ -3,9 +3,11 @@
 use anyhow::Result;
 use mamba_core::Precision;
 
+use super::{op_peers, peers};
 use crate::attempt::attempt;
+use crate::engines::launches;
 use crate::engines::op::OpEngine;
-use crate::measure::{Measurement, clocked};
+use crate::measure::{Calls, Measurement, clocked, queued};
 use crate::peaks::Peaks;
 use crate::plot::{Axis, Chart, Scale, Series, Style};
 use crate::problems::Op;
@@ -51,19 +53,33 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     for op in &ops {
         let [batch, length] = op.size();
         run.begin(format!("{} at length {length}", op.name()), cost);
-        let measured = attempt(|| {
+        // Once to compile, once to count.
+        let ready = attempt(|| {
             let engine = OpEngine::new(op, precision, &device);
-            pace.measure_one(clocked(|| engine.run().map(drop)))
+            engine.run()?;
+            let launches = launches::count(&device, || engine.run().map(drop))?;
+            Ok((engine, launches))
         });
-        match measured {
+        let (engine, launches) = match ready {
+            Ok(ready) => ready,
+            Err(reason) => {
+                run.miss(op.name(), OURS, Some(length), &reason)?;
+                continue;
+            }
+        };
+        let calls: Calls = match run.on_cpu() {
+            true => clocked(|| engine.run().map(drop)),
+            false => queued(|| engine.queue(), || engine.finish()),
+        };
+        let (ours, theirs) = op_peers::measure(run, op, calls)?;
+        match ours {
             Ok(measured) => {
                 let size = if precision == Precision::F32 { 4 } else { 2 };
-                let row = rates(
-                    Row::timed(run.key(op.name(), batch, length), measured.clone()),
-                    &measured,
-                    op.flops(),
-                    op.bytes(size),
-                );
+                let with_rates =
+                    |row, measured: &Measurement| rates(row, measured, op.flops(), op.bytes(size));
+                let key = run.key(op.name(), batch, length);
+                let row = Row::timed(key.clone(), measured.clone());
+                let row = with_rates(row, &measured).with("launches", launches);
                 let roof = peaks.roof_ms(op.bytes(size), op.flops());
                 let row = row.with("share_of_roof", roof / measured.ms.median());
                 points.push((
@@ -72,6 +88,16 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                     row.figures["gflop_per_second"],
                 ));
                 run.emit(Entry::Row(Box::new(row)))?;
+                for (engine, outcome) in theirs {
+                    match outcome {
+                        Ok(theirs) => {
+                            let row = peers::beside(&key, &engine, theirs.clone(), &measured);
+                            let row = with_rates(row, &theirs);
+                            run.emit(Entry::Row(Box::new(row)))?;
+                        }
+                        Err(reason) => run.miss(op.name(), &engine, Some(length), &reason)?,
+                    }
+                }
             }
             Err(reason) => run.miss(op.name(), OURS, Some(length), &reason)?,
         }

@@ -3,7 +3,8 @@
 use anyhow::{Result, anyhow};
 
 use super::scaling::GUESS;
-use super::sizes::{lengths, models, patience, worth_waiting};
+use super::sizes::{SHORTER, fits, lengths, models, patience, worth_waiting};
+use crate::engines::model::LONG;
 use crate::plot::{Axis, Chart, Scale, Series, Style};
 use crate::probe::{Probe, Work};
 use crate::problems::flops;
@@ -11,6 +12,9 @@ use crate::results::{Entry, Row};
 use crate::run::{OURS, Run};
 
 const MIB: f64 = (1 << 20) as f64;
+
+/// A prompt is read once here, and its first reading compiles kernels: its call may take so many times longer than others.
+const ONCE: f64 = 4.0;
 
 pub(super) fn run(run: &mut Run) -> Result<()> {
     let lengths = lengths(
@@ -34,21 +38,32 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
             color: Some(color),
         };
         let (mut state, mut peak) = (new("state", Style::Line), new("prefill", Style::Dashed));
+        let mut rate = on_cpu.then_some(GUESS);
         for &length in &lengths {
             run.begin(format!("{} at length {length}", model.name), 1.0);
-            let flops = flops::forward(&model.config, 1, length, 1);
-            let probe = Probe {
-                model: model.name.into(),
-                work: Work::Prefill,
-                batch: 1,
-                length,
-                device: run.name.clone(),
-                precision: run.options.precision,
+            let work = |length| flops::forward(&model.config, 1, length, 1);
+            let measure = |length| {
+                let probe = Probe {
+                    model: model.name.into(),
+                    work: Work::Prefill,
+                    batch: 1,
+                    length,
+                    device: run.name.clone(),
+                    precision: run.options.precision,
+                };
+                let reading = probe.start(run.options.probe)?;
+                Ok((work(length) / reading.seconds, reading))
             };
-            let reading = worth_waiting(patience(run), flops, on_cpu.then_some(GUESS))
-                .and_then(|()| probe.start(run.options.probe));
+            let reading = fits(run, model, 1, length)
+                .and_then(|()| match rate {
+                    None if length > LONG => measure(length / SHORTER).map(|it| Some(it.0)),
+                    rate => Ok(rate),
+                })
+                .and_then(|rate| worth_waiting(ONCE * patience(run), work(length), rate))
+                .and_then(|()| measure(length));
             match reading {
-                Ok(reading) => {
+                Ok((reached, reading)) => {
+                    rate = Some(reached);
                     let mebi = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / MIB);
                     let over = reading.over_weights();
                     let per_token = reading.state.map(|bytes| bytes as f64 / length as f64);

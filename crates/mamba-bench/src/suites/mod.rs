@@ -6,6 +6,7 @@ pub mod cpu_tutorial;
 mod decode;
 mod kernels;
 mod memory;
+mod op_peers;
 mod peers;
 mod prefill;
 mod scaling;
@@ -14,6 +15,7 @@ mod train;
 
 use anyhow::{Context, Result};
 
+use crate::beside::Kind;
 use crate::results::ResultFolder;
 use crate::run::{Options, Run, Watch};
 
@@ -23,6 +25,8 @@ pub struct Suite {
     pub name: &'static str,
     /// What it measures.
     pub about: &'static str,
+    /// What peers do in it.
+    pub peers: Kind,
     run: fn(&mut Run) -> Result<()>,
 }
 
@@ -31,36 +35,43 @@ pub const SUITES: [Suite; 7] = [
     Suite {
         name: "scaling",
         about: "forward time of the tutorial's models from 64 to 65,536 positions, with the fitted exponents",
+        peers: Kind::Models,
         run: scaling::run,
     },
     Suite {
         name: "prefill",
         about: "time to the first token of Mamba-130M, Mamba-2-130M, Pythia and GPT-2",
+        peers: Kind::Models,
         run: prefill::run,
     },
     Suite {
         name: "decode",
         about: "tokens a second behind a prompt of the same models",
+        peers: Kind::Models,
         run: decode::run,
     },
     Suite {
         name: "kernels",
         about: "scan, SSD, convolution, attention and steps against the device's measured peaks",
+        peers: Kind::Operations,
         run: kernels::run,
     },
     Suite {
         name: "memory",
         about: "what the same models take for a prompt and remember of it: state against key-value cache",
+        peers: Kind::None,
         run: memory::run,
     },
     Suite {
         name: "train",
         about: "training steps of the same models: tokens a second, peak memory, share of the device's peak",
+        peers: Kind::Models,
         run: train::run,
     },
     Suite {
         name: "backends",
         about: "the tutorial's models, forward and training, on every backend of the build",
+        peers: Kind::None,
         run: backends::run,
     },
 ];

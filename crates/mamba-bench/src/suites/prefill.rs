@@ -4,9 +4,10 @@ use anyhow::Result;
 
 use super::peers::{self, Peers, Task};
 use super::scaling::{GUESS, prove};
-use super::sizes::{lengths, models, patience, worth_waiting};
-use crate::engines::hugging_face::Work;
+use super::sizes::{batches, fits, lengths, models, patience, rate_before, worth_waiting};
+use crate::engines::launches;
 use crate::engines::model::Subject;
+use crate::engines::model_peer::Work;
 use crate::measure::clocked;
 use crate::plot::{Axis, Chart, Scale, Series, Style};
 use crate::problems::{Model, flops};
@@ -20,11 +21,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         &[128, 512, 2048],
         &[128, 1024, 4096, 16_384, 65_536],
     );
-    let batches: &[usize] = match (run.options.quick, run.on_cpu()) {
-        (true, _) => &[1, 4],
-        (false, true) => &[1],
-        (false, false) => &[1, 8],
-    };
+    let batches = batches(run, &[1, 4], &[1], &[1, 8]);
     let longest = lengths.last().copied().unwrap_or(1);
     let models = models(run, longest)?;
     prove(run, &models)?;
@@ -49,9 +46,9 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let mut series = Vec::new();
     for model in &models {
         let subject = Subject::new(model, run.options.precision, &run.device);
-        peers.load(run, &subject)?;
+        peers.load(run, &subject, false)?;
         let mut rate = None;
-        for &batch in batches {
+        for &batch in &batches {
             let mut curve = Series {
                 name: format!("{}, batch {batch}", model.name),
                 points: vec![],
@@ -65,7 +62,10 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                     cost(model, batch, length),
                 );
                 let flops = work(model, batch, length);
-                if let Err(reason) = worth_waiting(limit, flops, rate) {
+                let possible = fits(run, model, batch, length)
+                    .and_then(|()| rate_before(&subject, batch, length, rate))
+                    .and_then(|rate| worth_waiting(limit, flops, rate));
+                if let Err(reason) = possible {
                     run.miss(model.name, OURS, Some(length), &reason)?;
                     continue;
                 }
@@ -88,7 +88,10 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                             .spread
                             .push((ours.ms.quantile(0.25), ours.ms.quantile(0.75)));
                         let key = run.key(model.name, batch, length);
+                        let launches =
+                            launches::count(&run.device, || subject.prefill(&prompts).map(drop));
                         let row = Row::timed(key.clone(), ours.clone())
+                            .with("launches", launches?)
                             .with("tokens_per_second", (batch * length) as f64 / ms * 1e3)
                             .with("gflop_per_second", flops * 1e-9 / ms * 1e3);
                         run.emit(Entry::Row(Box::new(row)))?;

@@ -7,10 +7,10 @@ use super::backends::steps;
 use super::kernels::peak_rows;
 use super::peers::{self, Peers, Task};
 use super::scaling::{GUESS, prove};
-use super::sizes::{lengths, models, patience, worth_waiting};
+use super::sizes::{batches, lengths, models, patience, worth_waiting};
 use crate::attempt::attempt;
-use crate::engines::hugging_face::Work;
 use crate::engines::model::Subject;
+use crate::engines::model_peer::Work;
 use crate::engines::ours::Training;
 use crate::peaks::Peaks;
 use crate::plot::Bars;
@@ -22,11 +22,8 @@ use crate::run::{OURS, Run};
 
 pub(super) fn run(run: &mut Run) -> Result<()> {
     let lengths = lengths(run, &[128], &[256], &[1024]);
-    let batch = match (run.options.quick, run.on_cpu()) {
-        (true, _) => 4,
-        (false, true) => 1,
-        (false, false) => 8,
-    };
+    // One, as lengths and models are already many.
+    let batch = batches(run, &[4], &[1], &[8])[0];
     let longest = lengths.last().copied().unwrap_or(1);
     let models = models(run, longest)?;
     prove(run, &models)?;
@@ -74,7 +71,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                     continue;
                 }
             };
-            peers.load(run, &subject)?;
+            peers.load(run, &subject, true)?;
             let task = Task {
                 work: Work::Train,
                 batch,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use mamba_bench::beside::Beside;
 use mamba_bench::probe::Probe;
 use mamba_bench::progress::Progress;
 use mamba_bench::results::{Comparison, Entry, Results, line, table};
@@ -42,15 +43,29 @@ pub struct Arguments {
     /// Lengths of sequences instead of the suite's own, such as 1024,4096.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     lengths: Vec<usize>,
+    /// Sequences at once instead of the suite's own, such as 1,64; for prefill, decode and train.
+    #[arg(long, value_delimiter = ',', value_parser = parse_length)]
+    batches: Vec<usize>,
+    /// Rounds of every measurement. [default: 9, with --quick 5]
+    #[arg(long, value_parser = parse_length)]
+    rounds: Option<usize>,
     /// Where the results go: a folder that is new or empty. [default: artifacts/bench/SUITE, numbered if it exists]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Run Hugging Face's models beside ours, with our weights, where there is a Python with torch and transformers.
+    /// Run peers beside ours, where there is a Python with torch: Hugging Face's models with our weights, if it has
+    /// transformers; in `kernels` operations of PyTorch, of Triton and of the authors' CUDA packages, as far as it has them.
     #[arg(long)]
     peers: bool,
     /// That Python.
     #[arg(long, default_value = "python3", value_name = "FILE")]
     python: PathBuf,
+    /// Where that Python looks for modules first, such as a folder with the Python files of mamba-ssm, of which no extension
+    /// needs to be built.
+    #[arg(long, value_delimiter = ',', value_name = "FOLDERS")]
+    python_path: Vec<String>,
+    /// Run candle's models beside ours on the CPU: the program built from crates/mamba-bench/peers/candle.
+    #[arg(long, value_name = "FILE")]
+    peer_candle: Option<PathBuf>,
     /// Measure the memory of one piece of work and print it.
     #[arg(long, hide = true, value_name = "JSON")]
     probe: Option<String>,
@@ -125,7 +140,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         filter: arguments.filter,
         lengths: arguments.lengths,
         out: arguments.out,
-        peers: arguments.peers.then_some(arguments.python),
+        batches: arguments.batches,
+        rounds: arguments.rounds,
+        beside: Beside {
+            python: arguments.peers.then_some(arguments.python),
+            python_path: arguments.python_path,
+            candle: arguments.peer_candle,
+        },
         probe,
     };
     let mut screen = Screen::new();

@@ -7,8 +7,8 @@ use curves::{Curves, conclude};
 
 use super::peers::{self, Peers, Task};
 use crate::attempt::attempt;
-use crate::engines::hugging_face::Work;
 use crate::engines::model::Subject;
+use crate::engines::model_peer::Work;
 use crate::machine::available_memory;
 use crate::measure::{Measurement, clocked};
 use crate::problems::{Model, Op, Size, flops};
@@ -77,7 +77,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
 
     let mut peers = Peers::default();
     for subject in &subjects {
-        peers.load(run, subject)?;
+        peers.load(run, subject, false)?;
     }
     let mut curves = Curves::default();
     for &length in &lengths {

@@ -1,0 +1,153 @@
+//! Who runs beside ours, and what starts them.
+
+use std::path::PathBuf;
+
+use anyhow::{Error, Result, anyhow, ensure};
+
+use crate::engines::model_peer::{CANDLE, HUGGING_FACE, ModelPeer};
+use crate::engines::op_peer::OpPeer;
+use crate::results::{is_cpu, threads};
+
+/// Who a user wants beside ours.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// A Python with torch, and for whole models with transformers.
+    pub python: Option<PathBuf>,
+    /// Folders in which that Python looks for modules first.
+    pub python_path: Vec<String>,
+    /// The program built from `peers/candle`.
+    pub candle: Option<PathBuf>,
+}
+
+/// What peers of a suite do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// There are none.
+    None,
+    /// They run whole models.
+    Models,
+    /// They run single operations.
+    Operations,
+}
+
+/// The name of all engines of the script that runs operations, where it does not start.
+const PYTHON: &str = "python";
+
+/// Peers that were started.
+#[derive(Debug, Default)]
+pub struct Running {
+    /// Those that run whole models.
+    pub models: Vec<ModelPeer>,
+    /// That which runs operations.
+    pub operations: Option<OpPeer>,
+}
+
+impl Running {
+    /// What runs, with versions.
+    pub fn versions(&self) -> Vec<String> {
+        let models = self.models.iter().map(ModelPeer::version);
+        let operations = self.operations.iter().map(OpPeer::version);
+        models.chain(operations).map(String::from).collect()
+    }
+}
+
+impl Beside {
+    /// Starts what the user wants and the suite can use beside `device`; also which engines did not start, and why.
+    pub fn start(&self, kind: Kind, device: &str) -> (Running, Vec<(&'static str, Error)>) {
+        let mut running = Running::default();
+        let mut failed = Vec::new();
+        match kind {
+            Kind::None => {
+                if self.python.is_some() || self.candle.is_some() {
+                    failed.push((PYTHON, anyhow!("peers have no part in this suite")));
+                }
+            }
+            Kind::Models => {
+                let started = [
+                    (HUGGING_FACE, self.hugging_face(device)),
+                    (CANDLE, self.candle(device)),
+                ];
+                for (name, peer) in started {
+                    match peer {
+                        Some(Ok(peer)) => running.models.push(peer),
+                        Some(Err(reason)) => failed.push((name, reason)),
+                        None => {}
+                    }
+                }
+            }
+            Kind::Operations => {
+                match self.operations(device) {
+                    Some(Ok(peer)) => running.operations = Some(peer),
+                    Some(Err(reason)) => failed.push((PYTHON, reason)),
+                    None => {}
+                }
+                if self.candle.is_some() {
+                    failed.push((CANDLE, anyhow!("it runs whole models alone")));
+                }
+            }
+        }
+        (running, failed)
+    }
+
+    fn hugging_face(&self, device: &str) -> Option<Result<ModelPeer>> {
+        let python = self.python.as_deref()?;
+        Some(ModelPeer::hugging_face(python, threads(), &torch(device)))
+    }
+
+    fn candle(&self, device: &str) -> Option<Result<ModelPeer>> {
+        let program = self.candle.as_deref()?;
+        let start = || {
+            ensure!(is_cpu(device), "it runs on the CPU alone");
+            ModelPeer::candle(program, threads())
+        };
+        Some(start())
+    }
+
+    fn operations(&self, device: &str) -> Option<Result<OpPeer>> {
+        let python = self.python.as_deref()?;
+        let folders = &self.python_path;
+        Some(OpPeer::start(python, folders, threads(), &torch(device)))
+    }
+}
+
+/// The same hardware, as PyTorch names it. Whatever graphics interface we take, its way to a GPU is CUDA, also on AMD's;
+/// where it has none it says so.
+fn torch(device: &str) -> String {
+    let index = device.split_once(':').map(|(_, index)| index);
+    match (is_cpu(device), device.split(':').next()) {
+        (true, _) => "cpu".into(),
+        (_, Some("metal")) => "mps".into(),
+        _ => format!("cuda:{}", index.unwrap_or("0")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_start_is_told() {
+        let beside = Beside {
+            python: Some("/no/python".into()),
+            candle: Some("/no/candle".into()),
+            ..Beside::default()
+        };
+        for (kind, expected) in [
+            (Kind::None, vec![PYTHON]),
+            (Kind::Models, vec![HUGGING_FACE, CANDLE]),
+            (Kind::Operations, vec![PYTHON, CANDLE]),
+        ] {
+            let (running, failed) = beside.start(kind, "flex");
+            assert!(running.versions().is_empty());
+            let names: Vec<_> = failed.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, expected);
+        }
+        assert!(Beside::default().start(Kind::Models, "flex").1.is_empty());
+    }
+
+    #[test]
+    fn devices_have_names_in_pytorch() {
+        let names = ["flex", "cuda", "cuda:1", "vulkan", "metal"].map(torch);
+        assert_eq!(names, ["cpu", "cuda:0", "cuda:1", "cuda:0", "mps"]);
+    }
+}
