@@ -3,7 +3,7 @@
 use cubecl::ir::FloatKind;
 use mamba_kernels::ssd::Strategy;
 
-use crate::support::ssd::{Case, Numbers, Options, Skip};
+use crate::support::ssd::{Case, Numbers, Options, Skip, card_channels};
 use crate::support::ssd_gradients::{Upstream, gradient_tolerance};
 use crate::support::{Named, assert_close, client, compiles_large_kernels, kinds, worst_error};
 
@@ -134,7 +134,7 @@ fn two_runs_give_the_same_bits() {
 fn gradients_of_every_number_of_channels_and_states() {
     let mut wrong = 0;
     for dtype in kinds(&client()).into_iter().rev() {
-        for headdim in [16, 32, 48, 64, 128] {
+        for headdim in card_channels() {
             for d_state in [16, 64, 100, 128, 256] {
                 let case = Case {
                     dtype,

@@ -4,7 +4,7 @@ use cubecl::ir::FloatKind;
 use mamba_kernels::ssd::Strategy;
 
 use crate::support::repeat::check_copies;
-use crate::support::ssd::{Case, Numbers, Options, Skip};
+use crate::support::ssd::{Case, Numbers, Options, Skip, card_channels};
 use crate::support::{client, kinds, worst_error};
 use crate::{check, segments};
 
@@ -12,7 +12,7 @@ use crate::{check, segments};
 #[ignore = "minutes without a graphics card"]
 fn every_number_of_channels_and_states() {
     for dtype in kinds(&client()) {
-        for headdim in [16, 32, 48, 64, 128] {
+        for headdim in card_channels() {
             for d_state in [16, 64, 100, 128, 256] {
                 let case = Case {
                     dtype,

@@ -47,9 +47,14 @@ pub fn compiles_large_kernels(client: &Client) -> bool {
     fast
 }
 
-/// f32 and bf16, as far as the device has them.
+/// f32 and bf16, as far as the device has them; `MAMBA_TEST_TYPE` names one of them.
 pub fn kinds(client: &Client) -> Vec<FloatKind> {
-    let mut kinds = vec![FloatKind::F32, FloatKind::BF16];
+    let mut kinds = match std::env::var("MAMBA_TEST_TYPE").as_deref() {
+        Ok("f32") => vec![FloatKind::F32],
+        Ok("bf16") => vec![FloatKind::BF16],
+        Ok(other) => panic!("MAMBA_TEST_TYPE: f32 or bf16, not {other}"),
+        Err(_) => vec![FloatKind::F32, FloatKind::BF16],
+    };
     kinds.retain(|&kind| has_type(client, ElemType::Float(kind)));
     println!("{kinds:?} on {}", client.properties().identity.name);
     kinds

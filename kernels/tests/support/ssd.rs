@@ -16,6 +16,20 @@ pub const SHAPES: [[usize; 5]; 3] = [
     [1, 65536, 24, 64, 128],
 ];
 
+/// Channels of a head at which cards are tested: all, or the one that `MAMBA_TEST_CHANNELS` names. Kernels are compiled for
+/// each, so processes share the work.
+pub fn card_channels() -> Vec<usize> {
+    let all = [16, 32, 48, 64, 128];
+    match std::env::var("MAMBA_TEST_CHANNELS") {
+        Ok(named) => {
+            let named: usize = named.parse().expect("MAMBA_TEST_CHANNELS: a number");
+            assert!(all.contains(&named), "MAMBA_TEST_CHANNELS: one of {all:?}");
+            vec![named]
+        }
+        Err(_) => all.to_vec(),
+    }
+}
+
 /// What is skipped past the scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
