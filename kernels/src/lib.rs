@@ -33,6 +33,8 @@
 pub mod oracle;
 
 #[cfg(feature = "cube")]
+mod bits;
+#[cfg(feature = "cube")]
 pub mod causal_conv1d;
 #[cfg(feature = "cube")]
 pub mod cross_entropy;

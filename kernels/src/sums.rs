@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use crate::bits::round_to;
 use crate::tensors::address_type;
 
 /// Units of a cube that adds parts: few, so that few sums spread over the device.
@@ -105,11 +106,11 @@ fn sum_kernel<F: Float>(
     if index < sums && UNIT_POS_Y == 0 {
         if index < len {
             let outer = len / inner;
-            out[(index % inner) * outer + index / inner] = F::cast_from(sum);
+            out[(index % inner) * outer + index / inner] = round_to::<F>(sum);
         } else {
             #[comptime]
             if let ComptimeOption::Some(tail) = &mut tail {
-                tail[index - len] = F::cast_from(sum);
+                tail[index - len] = round_to::<F>(sum);
             }
         }
     }

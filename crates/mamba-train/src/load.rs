@@ -168,7 +168,7 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
     let experiment = folder.experiment()?;
     let tokenizer = tokenizer_of_run(&folder, &experiment)?;
     let precision = match experiment.training.precision.on(device) {
-        precision if precision.is_supported(device) => precision,
+        precision if precision.is_rounded(device) => precision,
         _ => Precision::F32,
     };
     let model = experiment.model.init(device);

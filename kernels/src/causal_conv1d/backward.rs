@@ -24,6 +24,7 @@ use super::unit::{
     Place, Rows, activate_backward, advance, channel_values, convolve, forget, grow, load_begins,
     load_block, load_taps, load_window, place, rows, window_row,
 };
+use crate::bits::round_all;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn conv_backward_kernel<F: Float, I: Int, V: Size>(
@@ -240,7 +241,7 @@ fn store<F: Float, V: Size>(
     if entry >= place.begin + reach {
         if entry < place.end + reach {
             let row = place.batch * place.seq_len + (entry - reach);
-            grad_x[row * place.vectors + place.vector] = Vector::cast_from(value);
+            grad_x[row * place.vectors + place.vector] = round_all(value);
         }
     } else {
         #[comptime]

@@ -14,6 +14,7 @@ use super::unit::{
     Place, Rows, activate, advance, channel_values, convolve, forget, load_begins, load_block,
     load_taps, load_window, place, rows, window_row,
 };
+use crate::bits::round_all;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn conv_kernel<F: Float, I: Int, V: Size>(
@@ -129,7 +130,7 @@ fn walk<F: Float, I: Int, V: Size>(
         }
         window[entry] = Vector::cast_from(inputs[j]);
         let sum = convolve::<V>(&*window, taps, bias, j, geometry);
-        y[first + j * place.vectors] = Vector::cast_from(activate::<V>(sum, geometry));
+        y[first + j * place.vectors] = round_all(activate::<V>(sum, geometry));
     }
     advance::<V>(window, geometry);
 }

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::UNITS;
+use crate::bits::round_to;
 
 /// Logits of a unit that are loaded before the first of them is used.
 const AHEAD: usize = 4;
@@ -86,7 +87,7 @@ pub(super) fn cross_entropy_kernel<F: Float, I: Int>(
                     if at == place {
                         grad -= factor;
                     }
-                    gradient[first + at] = F::cast_from(grad);
+                    gradient[first + at] = round_to::<F>(grad);
                 }
             }
             entry += comptime!(AHEAD * UNITS);

@@ -7,6 +7,7 @@ use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 
 use super::pack::Packed;
+use crate::bits::round_to;
 use crate::pointwise::takes_ptx;
 use crate::tensors::{address_type, processors};
 
@@ -236,7 +237,7 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
         let row = first + place / EDGE;
         let column = wide + place % EDGE;
         if row < rows && column < width {
-            y[row * width + column] = O::cast_from(sum);
+            y[row * width + column] = round_to::<O>(sum);
         }
         place += comptime!(tile.plane * tile.planes);
     }

@@ -6,6 +6,7 @@ use cubecl::zspace::Shape;
 
 use super::narrow::EDGE;
 use super::team::lanes;
+use crate::bits::round_to;
 use crate::tensors::address_type;
 
 const UNITS: u32 = 256;
@@ -136,5 +137,5 @@ fn pack_kernel<W: Float>(
     if column < source.shape(1) {
         value = source[row * source.stride(0) + column * source.stride(1)];
     }
-    values[ABSOLUTE_POS] = W::cast_from(value);
+    values[ABSOLUTE_POS] = round_to::<W>(value);
 }

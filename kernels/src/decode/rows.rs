@@ -11,6 +11,7 @@ use super::narrow::{WHOLE_ROWS, narrow_product};
 use super::pack::{Packed, transposed};
 use super::product::{Split, gated};
 use crate::KernelError;
+use crate::bits::round_to;
 use crate::matmul::{Elements, fills_warpgroups, matmul};
 use crate::pointwise::sigmoid;
 use crate::rms_norm::{NormInputs, Update, add_rms_norm};
@@ -261,12 +262,12 @@ fn conv_step_kernel<F: Float>(
         }
         sum += taps[place * width + comptime!(width - 1)] * value;
         window[first + comptime!(width - 2) * channels] = value;
-        u[kept_at] = F::cast_from(sum * sigmoid(sum, ptx));
+        u[kept_at] = round_to::<F>(sum * sigmoid(sum, ptx));
     } else if place < comptime!(split.before_gate()) {
         u[kept_at] = F::cast_from(value);
     } else {
         let at = sequence * gate.shape(1) + place - comptime!(split.before_gate());
-        gate[at] = F::cast_from(gated(value, split, ptx));
+        gate[at] = round_to::<F>(gated(value, split, ptx));
     }
 }
 

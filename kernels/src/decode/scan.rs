@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use crate::bits::round_to;
 use crate::pointwise::{exp, softplus};
 
 /// Channels of a cube: few, so that few channels spread over the device.
@@ -158,7 +159,7 @@ pub(super) fn scan_step_kernel<W: Float, F: Float, V: Size, S: Size>(
     let read = sum_of_parts(share, step);
     if inside && part == 0 {
         let total = (read + skip[channel] * input) * f32::cast_from(gate[at]);
-        y[at] = F::cast_from(total);
+        y[at] = round_to::<F>(total);
     }
 }
 

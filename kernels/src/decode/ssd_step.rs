@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::layer::Mamba2;
 use super::model::Sizes;
+use crate::bits::{limit, round_to};
 use crate::pointwise::{exp, softplus};
 use crate::tensors::processors;
 
@@ -201,9 +202,7 @@ pub(super) fn ssd_step_kernel<F: Float, S: Size>(
     }
     let mut dt = softplus(delta, comptime!(step.ptx));
     if comptime!(step.limited) {
-        // What is no number stays none.
-        dt = select(dt < least, least, dt);
-        dt = select(dt > most, most, dt);
+        dt = limit(dt, least, most);
     }
     let decay = exp(dt * a[head], comptime!(step.ptx));
 
@@ -270,7 +269,7 @@ pub(super) fn ssd_step_kernel<F: Float, S: Size>(
                 total *= f32::cast_from(gate[sequence * gate.shape(1) + channel + own]);
             }
             let at = sequence * y.shape(1) + channel + own;
-            y[at] = F::cast_from(total);
+            y[at] = round_to::<F>(total);
         }
     }
 }

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::UNITS;
+use crate::bits::round_to;
 use crate::pointwise::sigmoid;
 use crate::sums::cube_sum;
 
@@ -60,7 +61,7 @@ pub(super) fn forward_kernel<F: Float>(
             if norm_before_gate {
                 value *= gates[k];
             }
-            y[out + column] = F::cast_from(value);
+            y[out + column] = round_to::<F>(value);
         }
     }
 }
@@ -156,11 +157,11 @@ pub(super) fn backward_kernel<F: Float>(
             if column < group_size {
                 let grad = grads[k] * gammas[k] * scale - value * back;
                 if norm_before_gate {
-                    grad_x[out + column] = F::cast_from(grad);
-                    grad_z[out + column] = F::cast_from(slopes[k] * value * scale * gammas[k]);
+                    grad_x[out + column] = round_to::<F>(grad);
+                    grad_z[out + column] = round_to::<F>(slopes[k] * value * scale * gammas[k]);
                 } else {
-                    grad_x[out + column] = F::cast_from(grad * gates[k]);
-                    grad_z[out + column] = F::cast_from(grad * inputs[k] * slopes[k]);
+                    grad_x[out + column] = round_to::<F>(grad * gates[k]);
+                    grad_z[out + column] = round_to::<F>(grad * inputs[k] * slopes[k]);
                 }
             }
         }

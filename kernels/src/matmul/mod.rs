@@ -20,6 +20,7 @@ use cubek_matmul::routine::BlueprintStrategy;
 use cubek_std::InputBinding;
 
 use crate::KernelError;
+use crate::bits::may_cut;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{check_whole, processors, scratch};
 
@@ -119,7 +120,8 @@ pub fn matmul(
         false => Plan::units(sizes, processors, lhs.strides[1] == 1, cuda),
     };
     let parts = plan.parts;
-    if parts == 1 {
+    // What adds parts rounds their sum, be it of one.
+    if parts == 1 && !may_cut(client.properties(), elements.out) {
         return launch(client, &plan, lhs, rhs, out, elements);
     }
     let scratch = scratch(client, &[parts, rows, columns]);

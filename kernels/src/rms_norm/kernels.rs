@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::UNITS;
+use crate::bits::round_to;
 use crate::sums::cube_sum;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -44,7 +45,7 @@ pub(super) fn rms_norm_kernel<F: Float>(
     for k in 0..owned {
         let column = comptime!(k * units) + UNIT_POS as usize;
         if column < columns {
-            y[row + column] = F::cast_from(values[k] * scale * gammas[k]);
+            y[row + column] = round_to::<F>(values[k] * scale * gammas[k]);
             #[comptime]
             if let ComptimeOption::Some(added) = &mut added {
                 added[row + column] = values[k];

@@ -31,6 +31,7 @@ use super::tile::{
     Place, channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
     stage_vectors, store_state,
 };
+use crate::bits::{is_negative, round_to};
 use crate::pointwise::sigmoid;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -263,7 +264,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     if comptime!(seq_idx.is_some()) {
                         if resets[offset + j] == 1u32 {
                             decays[j] = Vector::<f32, V>::new(DROPPED);
-                            carried[j] = decay * Vector::new(0.0f32);
+                            carried[j] = decay * Vector::new(place.zero);
                         }
                     }
                     state = carried[j] + Vector::new(inputs[slot]) * writes[vector];
@@ -320,7 +321,7 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                             }
                             grad_state *= decays[j];
                             if comptime!(seq_idx.is_some()) {
-                                if decays[j].extract(0usize) < 0.0f32 {
+                                if is_negative(decays[j].extract(0usize)) {
                                     grad_state = Vector::<f32, V>::new(0.0f32);
                                 }
                             }
@@ -349,10 +350,10 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                         }
                         let out = (place.batch * seq_len + t) * d_inner + place.column;
                         let grad = grads[slot];
-                        grad_u[out] = F::cast_from(steps[slot] * input_sum + skip_weight * grad);
+                        grad_u[out] = round_to::<F>(steps[slot] * input_sum + skip_weight * grad);
                         let slope = time_step_slope(f32::cast_from(rows_delta[i]) + bias, geometry);
                         let grad_step = (step_sum + input * input_sum) * slope;
-                        grad_delta[out] = F::cast_from(grad_step);
+                        grad_delta[out] = round_to::<F>(grad_step);
                         grad_bias += grad_step;
                         grad_skip += grad * input;
                         #[comptime]
@@ -360,7 +361,8 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                             let z = f32::cast_from(rows_z[i]);
                             let gate = sigmoid(z, comptime!(geometry.ptx));
                             let slope = gate * (1.0f32 + z * (1.0f32 - gate));
-                            grad_z[out] = F::cast_from(f32::cast_from(rows_grad[i]) * read * slope);
+                            let grad = f32::cast_from(rows_grad[i]) * read * slope;
+                            grad_z[out] = round_to::<F>(grad);
                         }
                     }
                 }
@@ -419,7 +421,7 @@ fn recompute_tile<V: Size>(
         let slot = row * comptime!(geometry.channels) + place.lane;
         if resettable {
             if resets[row] == 1u32 {
-                state = Vector::<f32, V>::new(0.0f32);
+                state = Vector::<f32, V>::new(place.zero);
             }
         }
         let decay = decay_over::<V>(exponents, steps[slot], geometry);

@@ -14,6 +14,7 @@ use super::tile::{
     channel_value, load_rows, load_state, load_vectors, place, stage_resets, stage_vectors,
     store_state,
 };
+use crate::bits::is_negative;
 use crate::pointwise::sigmoid;
 
 /// One cube a block of channels, sequence and chunk, but for the chunk that nothing comes after (backwards:
@@ -44,7 +45,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
     let rates = load_state::<V>(a, 0usize, a.stride(0), a.stride(1), &place, geometry);
     let exponents = scale_rates::<V>(rates, geometry);
     let bias = channel_value(delta_bias, place.column);
-    let mut state = Vector::<f32, V>::new(0.0f32);
+    let mut state = Vector::<f32, V>::new(place.zero);
     let mut elapsed = 0.0f32;
     let mut dropped = false.runtime();
 
@@ -143,7 +144,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
                     }
                     if comptime!(seq_idx.is_some()) {
                         if resets[row] == 1u32 {
-                            state = Vector::<f32, V>::new(0.0f32);
+                            state = Vector::<f32, V>::new(place.zero);
                             dropped = true.runtime();
                         }
                     }
@@ -202,6 +203,6 @@ pub(super) fn carry_kernel(
         let change = if last { 0.0f32.runtime() } else { local[index] };
         let factor = if last { 0.0f32.runtime() } else { decay[index] };
         local[index] = state;
-        state = select(factor < 0.0f32, 0.0f32, factor * state) + change;
+        state = select(is_negative(factor), 0.0f32, factor * state) + change;
     }
 }

@@ -18,6 +18,7 @@ use super::tile::{
     channel_value, component_sum, load_rows, load_state, load_vectors, place, stage_resets,
     stage_vectors, store_state,
 };
+use crate::bits::round_to;
 use crate::pointwise::sigmoid;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -50,7 +51,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
     let exponents = scale_rates::<V>(rates, geometry);
     let skip_weight = channel_value(d, place.column);
     let bias = channel_value(delta_bias, place.column);
-    let mut state = Vector::<f32, V>::new(0.0f32);
+    let mut state = Vector::<f32, V>::new(place.zero);
     #[comptime]
     if let ComptimeOption::Some(starts) = start_states {
         state = load_state::<V>(
@@ -136,7 +137,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
                 for j in 0..UNROLLED {
                     if comptime!(seq_idx.is_some()) {
                         if resets[first + j] == 1u32 {
-                            state = Vector::<f32, V>::new(0.0f32);
+                            state = Vector::<f32, V>::new(place.zero);
                         }
                     }
                     let at = (first + j) * channels + place.lane;
@@ -167,7 +168,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
                     let gate = f32::cast_from(gates[i]);
                     value *= gate * sigmoid(gate, comptime!(geometry.ptx));
                 }
-                y[(place.batch * seq_len + t) * d_inner + place.column] = F::cast_from(value);
+                y[(place.batch * seq_len + t) * d_inner + place.column] = round_to::<F>(value);
             }
         }
     }

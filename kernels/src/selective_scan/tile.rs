@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
+use crate::bits::opaque_zero;
 
 /// Where a unit works. Cubes lie over blocks of channels, sequences and chunks of time.
 #[derive(CubeType, Clone, Copy)]
@@ -21,6 +22,8 @@ pub(super) struct Place {
     pub begin: usize,
     /// The position after the chunk's last.
     pub end: usize,
+    /// Zero, for states that begin: `NaN 0` is NaN.
+    pub zero: f32,
 }
 
 #[cube]
@@ -44,6 +47,7 @@ pub(super) fn place(
         owned: channel < d_inner,
         begin,
         end: select(stop < seq_len, stop, seq_len),
+        zero: opaque_zero(chunk_len),
     }
 }
 

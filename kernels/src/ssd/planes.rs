@@ -21,6 +21,7 @@ use super::stages::{Stage, Staged, fetch, stage_of, staged, step_value};
 use super::tile::{
     EDGE, PLANE, add_products, left_fragment, right_fragments, rounded_fragment, spot, store, zero,
 };
+use crate::bits::round_all;
 use crate::pointwise::exp;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -259,7 +260,7 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
                             let value = select(scale == 0.0f32, 0.0f32, scale * pair.extract(low));
                             pair.insert(low, value);
                         }
-                        written[comptime!(4 * down + i)] = Vector::cast_from(pair);
+                        written[comptime!(4 * down + i)] = round_all(pair);
                     }
                 }
                 let weight = rounded_fragment::<F>(&weights, step);
@@ -388,9 +389,9 @@ fn write_outputs<F: Float, O: Size>(
                         out.insert(low, value);
                     }
                     if comptime!(geometry.headdim.is_multiple_of(geometry.channels)) {
-                        y[(base + first) / width] = Vector::cast_from(out);
+                        y[(base + first) / width] = round_all(out);
                     } else if channel + first < headdim {
-                        y[(base + first) / width] = Vector::cast_from(out);
+                        y[(base + first) / width] = round_all(out);
                     }
                 }
             }

@@ -2,6 +2,8 @@
 
 use cubecl::prelude::*;
 
+use crate::bits::is_negative;
+
 /// In the place of a decay, which is never negative: nothing of the state passes. Zero would not do, since
 /// a state may be NaN.
 pub(super) const DROPPED: f32 = -1.0;
@@ -40,6 +42,6 @@ pub(super) fn carry_kernel(
             decay[place * nheads + within / size]
         };
         local[index] = state;
-        state = select(factor < 0.0f32, 0.0f32, factor * state) + change;
+        state = select(is_negative(factor), 0.0f32, factor * state) + change;
     }
 }

@@ -10,6 +10,7 @@ use cubecl::prelude::*;
 
 use super::{Dims, SsdInputs};
 use crate::KernelError;
+use crate::bits::limit;
 use crate::pointwise::{softplus, takes_ptx};
 use crate::tensors::{checked_address_type, scratch};
 
@@ -145,9 +146,7 @@ fn steps_kernel<F: Float, I: Int>(
         if comptime!(dt_softplus) {
             dt = softplus(dt, ptx);
         }
-        // Unlike a minimum, a comparison lets NaN through.
-        dt = select(dt < shortest, shortest, dt);
-        dt = select(dt > longest, longest, dt);
+        dt = limit(dt, shortest, longest);
         dt = select(t < seq_len, dt, 0.0f32);
         #[comptime]
         if let ComptimeOption::Some(seq_idx) = seq_idx {

@@ -16,6 +16,8 @@ use cubecl::features::MmaConfig;
 use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 
+use crate::bits::{round_all, round_to};
+
 /// Units of a plane, on the devices whose tensor cores are used.
 pub(super) const PLANE: usize = 32;
 
@@ -402,7 +404,7 @@ pub(super) fn rounded_fragment<E: Float>(
         let mut pair = Vector::<f32, Const<2>>::empty();
         pair.insert(0usize, sums[first]);
         pair.insert(1usize, sums[comptime!(first + 1)]);
-        fragment[i] = Vector::cast_from(pair);
+        fragment[i] = round_all(pair);
     }
     fragment
 }
@@ -427,12 +429,12 @@ pub(super) fn store<E: Float, V: Size>(
             pair.insert(1usize, sums[comptime!(i * 2 + 1)]);
             let place = (at + spot.row * comptime!(tile.pitch())) * width + spot.column / run;
             let pairs = target.with_vector_size_mut::<Const<2>>();
-            pairs[place] = Vector::cast_from(pair);
+            pairs[place] = round_all(pair);
         } else {
             let mut vector = Vector::<E, V>::empty();
             #[unroll]
             for j in 0..BLOCK {
-                vector.insert(j, E::cast_from(sums[comptime!(i * BLOCK + j)]));
+                vector.insert(j, round_to::<E>(sums[comptime!(i * BLOCK + j)]));
             }
             if spot.owned {
                 target[at + spot.row * comptime!(tile.pitch()) + spot.column / run] = vector;

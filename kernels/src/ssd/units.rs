@@ -14,6 +14,7 @@ use super::geometry::Geometry;
 use super::load::{channel_skip, head_skip, place, rows, stage, stage_steps, state_index};
 use super::segments::DROPPED;
 use super::tile::{Spot, multiply, spot, zero};
+use crate::bits::round_all;
 use crate::pointwise::exp;
 
 /// Edge of a unit's block.
@@ -286,7 +287,7 @@ pub(super) fn units_kernel<F: Float, L: Size, O: Size>(
                         }
                         let inside = channel + first < comptime!(geometry.headdim);
                         if spot.owned && t < place.end && inside {
-                            y[(base + first) / width] = Vector::cast_from(out);
+                            y[(base + first) / width] = round_all(out);
                         }
                     }
                 }

@@ -61,7 +61,8 @@ pub struct TrainingConfig {
     /// Minutes of training after which the run ends as if complete. Default: 0.
     pub max_minutes: f64,
     /// `"f32"`, or `"bf16"` for products and activations in bf16 on a GPU that has it; parameters, their
-    /// gradients, the residual stream and the states of mixers stay in f32. `"auto"` takes bf16 on a GPU that has it.
+    /// gradients, the residual stream and the states of mixers stay in f32. `"auto"` takes bf16 on a GPU that has it
+    /// and rounds to it.
     /// Default: `"f32"`.
     pub precision: PrecisionSetting,
     /// `"adam"` or `"adamw"`. Default: `"adamw"`.

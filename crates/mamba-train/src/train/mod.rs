@@ -112,6 +112,10 @@ pub enum Outcome {
     },
 }
 
+/// Of a device that does not round where it converts to bf16.
+const CUT_OFF: &str = "training.precision: this device's driver cuts values off where they become bf16, half a unit in the \
+                       last place too small on average; \"f32\" is right there";
+
 /// Trains a model and leaves everything about it in a run folder.
 ///
 /// # Errors
@@ -151,6 +155,9 @@ pub fn train_on(
         precision.is_supported(&options.device),
         "training.precision: the device has no bf16; set it to \"f32\""
     );
+    if !precision.is_rounded(&options.device) {
+        on_event(TrainEvent::Notice(CUT_OFF.into()));
+    }
     experiment.training.precision = precision.into();
     let source = start.source(&experiment, &options.device)?;
     if let (Start::New { .. }, Some(source)) = (&start, &source) {

@@ -1,13 +1,11 @@
 //! Where a cube works, and how tiles reach shared memory.
 
-// `x - x` is zero, and NaN where `x` is not finite.
-#![allow(clippy::eq_op)]
-
 use cubecl::prelude::*;
 
 use super::super::tile::{Spot, Sums, Tile, spot};
 use super::plan::Plan;
 use super::reduce::spot_from;
+use crate::bits::{flaw, is_zero, round_to};
 
 /// A head of a sequence, and where its steps lie.
 #[derive(CubeType, Clone, Copy)]
@@ -167,7 +165,7 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
                 let index = select(inside, base + row * stride + here, base);
                 let mut values = source[index / width];
                 if comptime!(staging == Staging::Weighted || staging == Staging::Passing) {
-                    inside = inside && mark != 0.0f32;
+                    inside = inside && !is_zero(mark);
                 }
                 if !inside {
                     values = Vector::new(F::new(0.0));
@@ -177,12 +175,12 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
                     let lane = comptime!(i * width + j);
                     let value = values.extract(j);
                     if comptime!(staging == Staging::Weighted) {
-                        vector.insert(lane, E::cast_from(f32::cast_from(value) * mark));
+                        vector.insert(lane, round_to::<E>(f32::cast_from(value) * mark));
                     } else if comptime!(staging == Staging::Marked) {
                         let value = f32::cast_from(value);
                         // NaN of an infinity, too.
-                        let mark = value - value;
-                        let finite = mark == 0.0f32;
+                        let mark = flaw(value);
+                        let finite = is_zero(mark);
                         if !finite {
                             marks[mark_at + row] = mark;
                         }
@@ -222,7 +220,7 @@ pub(super) fn read_state<W: Size>(
         #[unroll]
         for j in 0..pair {
             let value = values.extract(j) * factor;
-            state[comptime!(i * pair + j)] = select(inside && factor != 0.0f32, value, 0.0f32);
+            state[comptime!(i * pair + j)] = select(inside && !is_zero(factor), value, 0.0f32);
         }
     }
 }

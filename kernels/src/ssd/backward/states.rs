@@ -13,6 +13,7 @@ use cubecl::prelude::*;
 use super::super::tile::{multiply, zero};
 use super::load::{Edge, Head, Staging, channel_rows, edge, head, stage, state_rows, write_state};
 use super::plan::Plan;
+use crate::bits::is_zero;
 use crate::pointwise::exp;
 
 /// Adds to `state` what positions between `from` and `to` write to it, or backwards what they read of it, as far as it
@@ -220,7 +221,7 @@ pub(super) fn carry_kernel<N: Size>(
             if step < intervals {
                 states[first + (intervals - 1 - step) * nheads * size] = grad;
                 // Nothing passes a reset, not even NaN.
-                if factors[i] == 0.0f32 {
+                if is_zero(factors[i]) {
                     grad = values[i];
                 } else {
                     grad = Vector::new(factors[i]) * grad + values[i];

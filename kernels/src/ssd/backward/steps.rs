@@ -15,6 +15,7 @@
 
 use cubecl::prelude::*;
 
+use crate::bits::{is_beyond, round_to};
 use crate::pointwise::{sigmoid, softplus};
 
 /// Positions whose loads are in flight at once.
@@ -153,9 +154,9 @@ pub(super) fn grad_steps_kernel<F: Float>(
                     step = softplus(biased, form.ptx);
                     slope = sigmoid(biased, form.ptx);
                 }
-                let clamped = step < shortest || step > longest;
+                let clamped = is_beyond(step, shortest, longest);
                 let grad = select(clamped, 0.0f32, (rate * grad + inputs[i]) * slope);
-                grad_dt[row + t * nheads] = F::cast_from(grad);
+                grad_dt[row + t * nheads] = round_to::<F>(grad);
                 grad_bias += grad;
             }
         }
