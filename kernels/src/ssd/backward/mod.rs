@@ -58,7 +58,7 @@ pub fn ssd_backward(
     ssd_backward_as(client, inputs, upstream, gradients, Strategy::default())
 }
 
-/// [`ssd_backward`] as `strategy` says; it has no segments.
+/// [`ssd_backward`] as `strategy` says; on tensor cores it has no segments.
 ///
 /// # Errors
 ///
@@ -74,7 +74,7 @@ pub fn ssd_backward_as(
     check(&dims, &inputs, &upstream, &gradients)?;
     match plan(client, &inputs, &upstream, &dims, strategy) {
         Some(plan) => launch(client, inputs, upstream, gradients, &dims, plan),
-        None => units::launch(client, inputs, upstream, gradients, &dims),
+        None => units::launch(client, inputs, upstream, gradients, &dims, strategy),
     }
 }
 

@@ -19,7 +19,7 @@ mod tiles;
 use cubecl::prelude::*;
 
 use super::super::steps::steps as forward_steps;
-use super::super::{Dims, SsdGradients, SsdInputs, SsdUpstream};
+use super::super::{Dims, SsdGradients, SsdInputs, SsdUpstream, Strategy};
 use super::{Finish, Shared, heads_a_part};
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
@@ -47,6 +47,7 @@ pub(super) fn launch(
     upstream: SsdUpstream,
     gradients: SsdGradients,
     dims: &Dims,
+    strategy: Strategy,
 ) -> Result<(), KernelError> {
     check_bindings(client, BINDINGS)?;
     let plan = Plan::new(client, dims, inputs.seq_idx.is_some())?;
@@ -59,7 +60,10 @@ pub(super) fn launch(
     let tail = seq_len - (intervals - 1) * dims.chunk_size;
     let tiles = (intervals - 1) * plan.tiles(dims) + tail.div_ceil(edge);
     let state_bytes = size_of::<f32>() * batch * nheads * headdim * d_state;
-    let at_once = (MAX_STATES / (state_bytes * plan.tiles(dims))).clamp(1, intervals);
+    let at_once = match strategy.segments {
+        Some(segments) => intervals.div_ceil(segments.max(1)),
+        None => (MAX_STATES / (state_bytes * plan.tiles(dims))).clamp(1, intervals),
+    };
     let tiles_at_once = (at_once * plan.tiles(dims)).min(tiles);
     let processors = CUBES_A_PROCESSOR * processors(&client.properties().hardware);
     let heads = heads_a_part(dims, batch * tiles_at_once, processors);
