@@ -56,7 +56,8 @@ const MAX_CHUNK: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strategy {
     /// About how many segments of time at once: more than one costs a pass more, to know the state before each. Left out:
-    /// one where batch and heads fill the device, else as many as do.
+    /// one where batch and heads fill the device, else as many as do. Of the gradients on plain units: how many one after the
+    /// other, of whole chunks; as many as keep scratch small.
     pub segments: Option<usize>,
     /// Whether to use tensor cores where inputs are halves and the device has them.
     pub tensor_cores: bool,

@@ -1,50 +1,114 @@
 //! Gradients at small shapes, and what asks for a graphics card.
 
-use cubecl::ir::FloatKind;
+use cubecl::ir::{ElemType, FloatKind};
 use mamba_kernels::ssd::Strategy;
 
 use crate::support::ssd::{Case, Numbers, Options, Skip, card_channels};
 use crate::support::ssd_gradients::{Upstream, gradient_tolerance};
-use crate::support::{Named, assert_close, client, compiles_large_kernels, kinds, worst_error};
+use crate::support::{Named, assert_close, client, has_type, kinds, worst_error};
+
+/// Without tensor cores, in one piece.
+const UNITS: Strategy = Strategy {
+    segments: Some(1),
+    tensor_cores: false,
+};
+
+/// The ways to compute sequences of `dtype`: f32 knows no tensor cores.
+fn strategies(dtype: FloatKind) -> Vec<Strategy> {
+    match dtype {
+        FloatKind::F32 => vec![UNITS],
+        _ => vec![Strategy::default(), UNITS],
+    }
+}
 
 #[track_caller]
-fn check(case: Case) {
+fn check(case: Case, strategy: Strategy) {
     let numbers = Numbers::new(case);
     for of_final_state in [true, false] {
         let upstream = Upstream::new(&case, of_final_state);
-        let got = upstream.kernels(&numbers, &client(), Strategy::default());
+        let got = upstream.kernels(&numbers, &client(), strategy);
         let [relative, absolute] = gradient_tolerance(&case);
         assert_close(&case, &got, &upstream.oracle(&numbers), relative, absolute);
     }
 }
 
+/// Every option at sizes that no tile divides, over two chunks: of the tests that share what it compiles.
+const ALL: Case = Case {
+    batch: 2,
+    seq_len: 75,
+    nheads: 4,
+    headdim: 20,
+    ngroups: 2,
+    d_state: 40,
+    chunk_size: 48,
+    options: Options::ALL,
+    dtype: FloatKind::F32,
+    padding: 0,
+};
+
 #[test]
 fn gradients_without_options_equal_the_oracle() {
-    if !compiles_large_kernels(&client()) {
-        return;
-    }
-    check(Case::new([2, 37, 2, 8, 16], Options::NONE));
+    check(
+        Case::new([2, 37, 2, 8, 16], Options::NONE),
+        Strategy::default(),
+    );
 }
 
 #[test]
 fn gradients_of_every_option_at_lengths_around_a_tile() {
-    if !compiles_large_kernels(&client()) {
-        return;
-    }
     for seq_len in [1, 17, 75] {
-        let case = Case {
-            chunk_size: 48,
-            ..Case::new([2, seq_len, 4, 20, 40], Options::ALL)
+        check(Case { seq_len, ..ALL }, Strategy::default());
+    }
+}
+
+#[test]
+fn gradients_of_chunks_a_few_at_a_time() {
+    let case = Case {
+        seq_len: 230,
+        ..ALL
+    };
+    for segments in [2, 5] {
+        let strategy = Strategy {
+            segments: Some(segments),
+            ..UNITS
         };
-        check(case);
+        check(case, strategy);
+    }
+}
+
+/// So many sequences that a cube takes two heads of a group of four, on a device of up to 80 multiprocessors.
+#[test]
+fn gradients_of_heads_one_after_the_other() {
+    let case = Case {
+        batch: 40,
+        seq_len: 70,
+        ngroups: 1,
+        ..ALL
+    };
+    check(case, Strategy::default());
+}
+
+/// The scan is not compiled for each size: its checkpoints are the oracle's.
+#[test]
+fn gradients_of_small_and_large_heads_and_states() {
+    for [nheads, headdim, d_state] in [[2, 1, 33], [2, 33, 1], [3, 48, 100], [1, 128, 256]] {
+        let case = Case {
+            padding: 3,
+            ..Case::new([1, 75, nheads, headdim, d_state], Options::ALL)
+        };
+        for chunk_size in [48, 64, 256] {
+            let numbers = Numbers::new(Case { chunk_size, ..case });
+            let upstream = Upstream::new(&case, true);
+            let got = upstream.kernels_alone(&numbers, &client(), UNITS);
+            let [relative, absolute] = gradient_tolerance(&case);
+            let want = upstream.oracle(&numbers);
+            assert_close(&numbers.case, &got, &want, relative, absolute);
+        }
     }
 }
 
 #[test]
 fn gradients_of_slices_of_wider_rows_and_a_skip_of_each_channel() {
-    if !compiles_large_kernels(&client()) {
-        return;
-    }
     let options = Options {
         skip: Skip::Channels,
         dt_limit: (0.0, f32::INFINITY),
@@ -53,23 +117,30 @@ fn gradients_of_slices_of_wider_rows_and_a_skip_of_each_channel() {
     let case = Case {
         padding: 3,
         ngroups: 1,
-        chunk_size: 32,
-        ..Case::new([1, 40, 2, 33, 71], options)
+        chunk_size: 64,
+        ..Case::new([1, 70, 2, 33, 71], options)
     };
-    check(case);
+    check(case, Strategy::default());
+}
+
+#[test]
+fn gradients_in_half_precision_on_plain_units() {
+    if !has_type(&client(), ElemType::Float(FloatKind::F16)) {
+        println!("F16: not on this device");
+        return;
+    }
+    let case = Case {
+        dtype: FloatKind::F16,
+        ..ALL
+    };
+    check(case, UNITS);
 }
 
 /// Of the runs that begin at positions 25, 26 and 62, the entries of one are not numbers: the others do not see it.
 #[test]
 fn nan_of_a_run_stays_in_it() {
-    if !compiles_large_kernels(&client()) {
-        return;
-    }
-    const SEQ_LEN: usize = 75;
-    let case = Case {
-        chunk_size: 48,
-        ..Case::new([1, SEQ_LEN, 4, 20, 40], Options::ALL)
-    };
+    const SEQ_LEN: usize = ALL.seq_len;
+    let case = Case { batch: 1, ..ALL };
     let clean = Numbers::new(case);
     let upstream = Upstream::new(&case, true);
     let want = upstream.kernels(&clean, &client(), Strategy::default());
@@ -113,19 +184,14 @@ fn bits(named: Vec<Named>) -> Vec<u64> {
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    if !compiles_large_kernels(&client()) {
-        return;
-    }
     for dtype in kinds(&client()) {
-        let case = Case {
-            dtype,
-            chunk_size: 48,
-            ..Case::new([2, 75, 4, 20, 40], Options::ALL)
-        };
+        let case = Case { dtype, ..ALL };
         let numbers = Numbers::new(case);
         let upstream = Upstream::new(&case, true);
-        let run = || bits(upstream.kernels(&numbers, &client(), Strategy::default()));
-        assert_eq!(run(), run());
+        for strategy in strategies(dtype) {
+            let run = || bits(upstream.kernels(&numbers, &client(), strategy));
+            assert_eq!(run(), run());
+        }
     }
 }
 
@@ -185,11 +251,16 @@ fn gradients_of_every_length_group_and_chunk() {
     assert_eq!(wrong, 0);
 }
 
-/// Prints how far each gradient is off; 1 where one is beyond the tolerance.
+/// Prints how far each gradient is off, whichever way; how many ways are beyond the tolerance.
 fn report(case: Case) -> usize {
+    let strategies = strategies(case.dtype).into_iter();
+    strategies.map(|it| report_of(case, it)).sum()
+}
+
+fn report_of(case: Case, strategy: Strategy) -> usize {
     let numbers = Numbers::new(case);
     let upstream = Upstream::new(&case, true);
-    let got = upstream.kernels(&numbers, &client(), Strategy::default());
+    let got = upstream.kernels(&numbers, &client(), strategy);
     let want = upstream.oracle(&numbers);
     let allowed = gradient_tolerance(&case)[1];
     let mut wrong = false;
@@ -215,8 +286,13 @@ fn report(case: Case) -> usize {
         ..
     } = case;
     println!(
-        "{} {dtype:?} L {seq_len} P {headdim} N {d_state} G {ngroups} Q {chunk_size}:{line}",
-        if wrong { "WRONG" } else { "right" }
+        "{} {dtype:?} on {} L {seq_len} P {headdim} N {d_state} G {ngroups} Q {chunk_size}:{line}",
+        if wrong { "WRONG" } else { "right" },
+        if strategy.tensor_cores {
+            "tensor cores"
+        } else {
+            "units"
+        },
     );
     wrong as usize
 }
@@ -231,13 +307,16 @@ fn gradients_of_thousands_of_positions() {
         };
         let numbers = Numbers::new(case);
         let upstream = Upstream::new(&case, false);
-        let got = upstream.kernels(&numbers, &client(), Strategy::default());
         let allowed = if dtype == FloatKind::F32 {
             2e-5
         } else {
             1.2e-2
         };
-        let worst = worst_error(&got, &upstream.oracle(&numbers), allowed);
-        println!("{dtype:?}: within {worst:.1e} of the oracle");
+        let want = upstream.oracle(&numbers);
+        for strategy in strategies(dtype) {
+            let got = upstream.kernels(&numbers, &client(), strategy);
+            let worst = worst_error(&got, &want, allowed);
+            println!("{dtype:?}, {strategy:?}: within {worst:.1e} of the oracle");
+        }
     }
 }

@@ -4,7 +4,8 @@ use mamba_kernels::ssd::Strategy;
 
 use crate::support::pool::{poison, reserved};
 use crate::support::ssd::{Case, Numbers, Options};
-use crate::support::{client, kinds};
+use crate::support::ssd_gradients::{Upstream, gradient_tolerance};
+use crate::support::{assert_close, client, kinds};
 use crate::{check, segments};
 
 /// Outputs are poisoned in all tests, in this one the kernels' scratch memory is, too.
@@ -18,6 +19,25 @@ fn every_element_that_is_read_was_written() {
         check(Case::new([2, 75, 4, 20, 40], Options::ALL), strategy);
         assert_eq!(poisoned, reserved(&client), "memory that was not poisoned");
     }
+}
+
+/// The same of the gradients' kernels.
+#[test]
+fn every_element_that_gradients_read_was_written() {
+    let client = client();
+    let case = Case {
+        chunk_size: 48,
+        ..Case::new([2, 75, 4, 20, 40], Options::ALL)
+    };
+    let numbers = Numbers::new(case);
+    let upstream = Upstream::new(&case, true);
+    let Some(poisoned) = poison(&client) else {
+        return;
+    };
+    let got = upstream.kernels(&numbers, &client, Strategy::default());
+    let [relative, absolute] = gradient_tolerance(&case);
+    assert_close(&case, &got, &upstream.oracle(&numbers), relative, absolute);
+    assert_eq!(poisoned, reserved(&client), "memory that was not poisoned");
 }
 
 #[track_caller]

@@ -34,19 +34,6 @@ pub fn has_type(client: &Client, elem: ElemType) -> bool {
     usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
 }
 
-/// Whether the device compiles the largest kernels in seconds: a driver that runs them on the CPU takes many minutes each, and
-/// is asked to where `MAMBA_SLOW_TESTS` is set.
-pub fn compiles_large_kernels(client: &Client) -> bool {
-    let on_the_cpu = client.properties().identity.name.contains("llvmpipe");
-    let fast = !on_the_cpu || std::env::var_os("MAMBA_SLOW_TESTS").is_some();
-    if !fast {
-        println!(
-            "not tested: this driver compiles the kernel for minutes; set MAMBA_SLOW_TESTS to wait for it"
-        );
-    }
-    fast
-}
-
 /// f32 and bf16, as far as the device has them; `MAMBA_TEST_TYPE` names one of them.
 pub fn kinds(client: &Client) -> Vec<FloatKind> {
     let mut kinds = match std::env::var("MAMBA_TEST_TYPE").as_deref() {

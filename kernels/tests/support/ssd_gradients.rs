@@ -60,11 +60,7 @@ impl Upstream {
         strategy: Strategy,
     ) -> Vec<Named> {
         let case = numbers.case;
-        let client = device.client;
-        let inputs = numbers.inputs(device);
         let sequence = [case.batch, case.seq_len, case.nheads, case.headdim];
-        let projection = [case.batch, case.seq_len, case.ngroups, case.d_state];
-        let steps = [case.batch, case.seq_len, case.nheads];
         let state = [case.batch, case.nheads, case.headdim, case.d_state];
         let chunks = case.seq_len.div_ceil(case.chunk_size);
         let saved = [case.batch, chunks, case.nheads, case.headdim, case.d_state];
@@ -74,8 +70,48 @@ impl Upstream {
             final_state: device.poisoned_batch(&state, FloatKind::F32).binding(),
             checkpoints: Some(checkpoints.binding()),
         };
-        ssd_as(client, inputs.clone(), outputs, strategy).expect("the scan launches");
+        let inputs = numbers.inputs(device);
+        ssd_as(device.client, inputs, outputs, strategy).expect("the scan launches");
+        self.kernels_from(numbers, device, checkpoints.binding(), strategy)
+    }
 
+    /// The same from the oracle's checkpoints: no scan is compiled. For a batch of one.
+    pub fn kernels_alone(
+        &self,
+        numbers: &Numbers,
+        client: &Client,
+        strategy: Strategy,
+    ) -> Vec<Named> {
+        let case = numbers.case;
+        let chunks = case.seq_len.div_ceil(case.chunk_size);
+        let states = (0..chunks).flat_map(|chunk| match chunk {
+            0 if case.options.initial_state => numbers.initial_state.clone(),
+            0 => vec![0.0; numbers.initial_state.len()],
+            _ => {
+                let state = &numbers.beginning(chunk * case.chunk_size).oracle()[1].1;
+                state.iter().map(|&it| it as f32).collect()
+            }
+        });
+        let device = numbers.uploader(client);
+        let saved = [case.batch, chunks, case.nheads, case.headdim, case.d_state];
+        let checkpoints = device.whole(&states.collect::<Vec<_>>(), &saved, FloatKind::F32);
+        self.kernels_from(numbers, &device, checkpoints, strategy)
+    }
+
+    fn kernels_from(
+        &self,
+        numbers: &Numbers,
+        device: &Uploader,
+        checkpoints: TensorBinding,
+        strategy: Strategy,
+    ) -> Vec<Named> {
+        let case = numbers.case;
+        let client = device.client;
+        let inputs = numbers.inputs(device);
+        let sequence = [case.batch, case.seq_len, case.nheads, case.headdim];
+        let projection = [case.batch, case.seq_len, case.ngroups, case.d_state];
+        let steps = [case.batch, case.seq_len, case.nheads];
+        let state = [case.batch, case.nheads, case.headdim, case.d_state];
         let f32_kind = FloatKind::F32;
         let grad_x = device.poisoned_batch(&sequence, case.dtype);
         let grad_dt = device.poisoned_batch(&steps, case.dtype);
@@ -95,7 +131,7 @@ impl Upstream {
         let rows = device.rows(&self.grad_y, [batch, seq_len, heads * width]);
         let strides = [rows.strides[0], rows.strides[1], width, 1];
         let upstream = SsdUpstream {
-            checkpoints: checkpoints.binding(),
+            checkpoints,
             y: TensorBinding {
                 shape: Shape::from(vec![rows.shape[0], seq_len, heads, width]),
                 strides: strides.to_vec().into(),

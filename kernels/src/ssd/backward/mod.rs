@@ -5,6 +5,8 @@
 //!    ([`states`]);
 //! 3. all intervals' tiles at once ([`gradients`]);
 //! 4. the steps' gradients ([`steps`]), and sums over tiles and parts of heads.
+//!
+//! That is on tensor cores. Elsewhere [`units`] launches kernels of its own for 2 and 3.
 
 mod gradients;
 mod load;
@@ -13,10 +15,11 @@ mod plan;
 mod reduce;
 mod states;
 mod steps;
+mod units;
 
 use cubecl::prelude::*;
 
-use super::steps::steps as forward_steps;
+use super::steps::{Steps, steps as forward_steps};
 use super::tile::has_tensor_cores;
 use super::{Dims, SsdGradients, SsdInputs, SsdUpstream, Strategy, check_heads};
 use crate::KernelError;
@@ -55,7 +58,7 @@ pub fn ssd_backward(
     ssd_backward_as(client, inputs, upstream, gradients, Strategy::default())
 }
 
-/// [`ssd_backward`] as `strategy` says; it has no segments.
+/// [`ssd_backward`] as `strategy` says; on tensor cores it has no segments.
 ///
 /// # Errors
 ///
@@ -69,14 +72,28 @@ pub fn ssd_backward_as(
 ) -> Result<(), KernelError> {
     let dims = inputs.check()?;
     check(&dims, &inputs, &upstream, &gradients)?;
+    match plan(client, &inputs, &upstream, &dims, strategy) {
+        Some(plan) => launch(client, inputs, upstream, gradients, &dims, plan),
+        None => units::launch(client, inputs, upstream, gradients, &dims, strategy),
+    }
+}
+
+/// Launches all of it on tensor cores.
+fn launch(
+    client: &Client,
+    inputs: SsdInputs,
+    upstream: SsdUpstream,
+    gradients: SsdGradients,
+    dims: &Dims,
+    plan: Plan,
+) -> Result<(), KernelError> {
     check_bindings(client, BINDINGS)?;
-    let plan = plan(client, &inputs, &upstream, &dims, strategy)?;
     let hardware = &client.properties().hardware;
     let [batch, nheads, headdim, d_state] = dims.state();
     let intervals = dims.seq_len.div_ceil(dims.chunk_size);
     let tail = dims.seq_len - (intervals - 1) * dims.chunk_size;
     let tiles = (intervals - 1) * plan.tiles() + tail.div_ceil(plan.positions);
-    let heads = heads_a_part(&dims, batch * tiles, processors(hardware));
+    let heads = heads_a_part(dims, batch * tiles, processors(hardware));
     let parts = (nheads / dims.ngroups).div_ceil(heads);
     let counts = [
         checked_grid(client, [nheads * plan.blocks(), batch, intervals])?,
@@ -87,9 +104,16 @@ pub fn ssd_backward_as(
     let outputs = [&gradients.x, &gradients.b, &gradients.c];
     let given = inputs.tensors().chain(upstream_tensors).chain(outputs);
     let address = checked_address_type(client, given)?;
-    let steps = forward_steps(client, &inputs, &dims, plan.interval)?;
-    // Not read without `seq_idx`.
-    let runs = steps.runs.clone().unwrap_or(steps.dt.clone());
+    let steps = forward_steps(client, &inputs, dims, plan.interval)?;
+    let shared = Shared {
+        client,
+        inputs: &inputs,
+        steps: &steps,
+        dims,
+        address,
+        ptx: plan.ptx,
+    };
+    let runs = shared.runs();
     let states = scratch(client, &[batch, intervals, nheads, headdim, d_state]);
     let factor = match plan.tensor {
         true => inputs.dtype,
@@ -115,32 +139,11 @@ pub fn ssd_backward_as(
             plan,
             [inputs.dtype, factor],
         );
-        let grad_initial = gradients
-            .initial_state
-            .filter(|_| inputs.initial_state.is_some());
-        let units = CubeDim::new_1d(WALKERS);
-        let lanes = [4, 2, 1].into_iter().find(|&it| d_state.is_multiple_of(it));
-        let lanes = lanes.expect("one divides every number");
-        let vectors = batch * nheads * headdim * d_state / lanes;
-        carry_kernel::launch_unchecked(
-            client,
-            cubecl::calculate_cube_count_elemwise(client, vectors, units),
-            units,
-            address,
-            lanes,
-            states.clone().into_tensor_arg(),
-            steps.sums.clone().into_tensor_arg(),
-            runs.clone().into_tensor_arg(),
-            upstream.final_state.map(|it| it.into_tensor_arg()).into(),
-            grad_initial.map(|it| it.into_tensor_arg()).into(),
-            plan.interval,
-            plan.resettable,
-            plan.ptx,
-        );
     }
+    shared.carry(&states, &upstream.final_state, &gradients.initial_state);
 
     let step_sums = scratch(client, &[3, batch, dims.seq_len, nheads]);
-    let grad_d = gradients.d.filter(|_| inputs.d.is_some());
+    let grad_d = gradients.d.clone().filter(|_| inputs.d.is_some());
     let parts_d = grad_d.as_ref().map(|_| match plan.skips_channels {
         true => scratch(client, &[batch * tiles, nheads, headdim]),
         false => scratch(client, &[batch * tiles, nheads]),
@@ -169,12 +172,12 @@ pub fn ssd_backward_as(
             inputs.c.clone().into_tensor_arg(),
             upstream.y.into_tensor_arg(),
             steps.dt.clone().into_tensor_arg(),
-            steps.sums.into_tensor_arg(),
-            runs.clone().into_tensor_arg(),
+            steps.sums.clone().into_tensor_arg(),
+            runs.into_tensor_arg(),
             inputs.d.clone().map(|it| it.into_tensor_arg()).into(),
             upstream.checkpoints.into_tensor_arg(),
             states.into_tensor_arg(),
-            gradients.x.into_tensor_arg(),
+            gradients.x.clone().into_tensor_arg(),
             grad_b.clone().into_tensor_arg(),
             grad_c.clone().into_tensor_arg(),
             step_sums.clone().into_tensor_arg(),
@@ -185,85 +188,181 @@ pub fn ssd_backward_as(
         );
     }
 
-    let parts_steps = scratch(client, &[2, batch, tiles, nheads]);
-    let units = CubeDim::new_1d(WALKERS);
-    let form = StepForm {
-        interval: plan.interval,
+    shared.finish(Finish {
+        gradients,
+        sheet: step_sums,
+        parts_b: grad_b,
+        parts_c: grad_c,
+        parts,
+        parts_d: parts_d.map(|it| (it, batch * tiles)),
+        tiles,
         positions: plan.positions,
-        softplus: inputs.dt_softplus,
-        resettable: plan.resettable,
-        ptx: plan.ptx,
-    };
-    // SAFETY: units beyond the tiles end at once; else as above.
-    unsafe {
-        grad_steps_kernel::launch_unchecked(
-            client,
-            cubecl::calculate_cube_count_elemwise(client, batch * tiles * nheads, units),
-            units,
-            address,
-            inputs.dt.into_tensor_arg(),
-            inputs.a.into_tensor_arg(),
-            inputs.dt_bias.clone().map(|it| it.into_tensor_arg()).into(),
-            steps.dt.into_tensor_arg(),
-            runs.into_tensor_arg(),
-            step_sums.into_tensor_arg(),
-            gradients.dt.into_tensor_arg(),
-            parts_steps.clone().into_tensor_arg(),
-            inputs.dt_limit.0,
-            inputs.dt_limit.1,
-            form,
-            inputs.dtype,
-        );
-    }
-
-    let sum = |parts: TensorBinding, half, rows, out: TensorBinding, dtype| {
-        let inner = out.size();
-        let tail = None;
-        sum_parts(
-            client,
-            Parts {
-                parts,
-                half,
-                rows,
-                inner,
-                out,
-                tail,
-            },
-            dtype,
-        );
-    };
-    let f32_type = f32::elem_type_native();
-    if parts > 1 {
-        sum(grad_b, 0, parts, gradients.b, inputs.dtype);
-        sum(grad_c, 0, parts, gradients.c, inputs.dtype);
-    }
-    let rows = batch * tiles;
-    sum(parts_steps.clone(), 0, rows, gradients.a, f32_type);
-    if let Some(grad_bias) = gradients.dt_bias.filter(|_| inputs.dt_bias.is_some()) {
-        sum(parts_steps, 1, rows, grad_bias, f32_type);
-    }
-    if let (Some(parts_d), Some(grad_d)) = (parts_d, grad_d) {
-        sum(parts_d, 0, rows, grad_d, f32_type);
-    }
+    });
     Ok(())
 }
 
-/// The cube that inputs, device and strategy ask for.
+/// What the kernels have in common that both ways share.
+struct Shared<'a> {
+    client: &'a Client,
+    inputs: &'a SsdInputs,
+    steps: &'a Steps,
+    dims: &'a Dims,
+    /// Of all tensors.
+    address: AddressType,
+    /// Whether kernels take inline PTX.
+    ptx: bool,
+}
+
+impl Shared<'_> {
+    /// Not read without `seq_idx`.
+    fn runs(&self) -> TensorBinding {
+        self.steps.runs.clone().unwrap_or(self.steps.dt.clone())
+    }
+
+    /// Walks over the intervals: of what each adds to the state's gradient, `states`, becomes the gradient of the state
+    /// after it.
+    fn carry(
+        &self,
+        states: &TensorBinding, // [batch, intervals, nheads, headdim, d_state]
+        grad_final: &Option<TensorBinding>,
+        grad_initial: &Option<TensorBinding>,
+    ) {
+        let units = CubeDim::new_1d(WALKERS);
+        let lanes = [4, 2, 1].into_iter();
+        let lanes = lanes.filter(|&it| self.dims.d_state.is_multiple_of(it));
+        let lanes = lanes.max().expect("one divides every number");
+        let vectors = self.dims.state().iter().product::<usize>() / lanes;
+        let grad_initial = grad_initial
+            .as_ref()
+            .filter(|_| self.inputs.initial_state.is_some());
+        // SAFETY: units beyond the vectors end at once; every index lies inside its tensor.
+        unsafe {
+            carry_kernel::launch_unchecked(
+                self.client,
+                cubecl::calculate_cube_count_elemwise(self.client, vectors, units),
+                units,
+                self.address,
+                lanes,
+                states.clone().into_tensor_arg(),
+                self.steps.sums.clone().into_tensor_arg(),
+                self.runs().into_tensor_arg(),
+                grad_final.clone().map(|it| it.into_tensor_arg()).into(),
+                grad_initial.cloned().map(|it| it.into_tensor_arg()).into(),
+                self.dims.chunk_size,
+                self.steps.runs.is_some(),
+                self.ptx,
+            );
+        }
+    }
+
+    /// Launches the steps' gradients and the sums.
+    fn finish(&self, left: Finish) {
+        let Finish {
+            gradients,
+            sheet,
+            parts,
+            tiles,
+            ..
+        } = left;
+        let Self {
+            client,
+            inputs,
+            steps,
+            dims,
+            ..
+        } = *self;
+        let Dims { batch, nheads, .. } = *dims;
+        let parts_steps = scratch(client, &[2, batch, tiles, nheads]);
+        let units = CubeDim::new_1d(WALKERS);
+        let form = StepForm {
+            interval: dims.chunk_size,
+            positions: left.positions,
+            softplus: inputs.dt_softplus,
+            resettable: inputs.seq_idx.is_some(),
+            ptx: self.ptx,
+        };
+        // SAFETY: units beyond the tiles end at once; else as above.
+        unsafe {
+            grad_steps_kernel::launch_unchecked(
+                client,
+                cubecl::calculate_cube_count_elemwise(client, batch * tiles * nheads, units),
+                units,
+                self.address,
+                inputs.dt.clone().into_tensor_arg(),
+                inputs.a.clone().into_tensor_arg(),
+                inputs.dt_bias.clone().map(|it| it.into_tensor_arg()).into(),
+                steps.dt.clone().into_tensor_arg(),
+                self.runs().into_tensor_arg(),
+                sheet.into_tensor_arg(),
+                gradients.dt.into_tensor_arg(),
+                parts_steps.clone().into_tensor_arg(),
+                inputs.dt_limit.0,
+                inputs.dt_limit.1,
+                form,
+                inputs.dtype,
+            );
+        }
+
+        let sum = |parts: TensorBinding, half, rows, out: TensorBinding, dtype| {
+            let inner = out.size();
+            let tail = None;
+            sum_parts(
+                client,
+                Parts {
+                    parts,
+                    half,
+                    rows,
+                    inner,
+                    out,
+                    tail,
+                },
+                dtype,
+            );
+        };
+        let f32_type = f32::elem_type_native();
+        if parts > 1 {
+            sum(left.parts_b, 0, parts, gradients.b, inputs.dtype);
+            sum(left.parts_c, 0, parts, gradients.c, inputs.dtype);
+        }
+        let rows = batch * tiles;
+        sum(parts_steps.clone(), 0, rows, gradients.a, f32_type);
+        if let Some(grad_bias) = gradients.dt_bias.filter(|_| inputs.dt_bias.is_some()) {
+            sum(parts_steps, 1, rows, grad_bias, f32_type);
+        }
+        if let (Some((parts_d, rows)), Some(grad_d)) = (left.parts_d, gradients.d) {
+            sum(parts_d, 0, rows, grad_d, f32_type);
+        }
+    }
+}
+
+/// What tiles and parts of heads left.
+struct Finish {
+    gradients: SsdGradients,
+    /// Reads, writes and `x . gX` of every position and head: `[3 or more, batch, seq_len, nheads]`.
+    sheet: TensorBinding,
+    /// Of the heads of a group: the gradients of `b` and `c` where `parts` is 1.
+    parts_b: TensorBinding,
+    parts_c: TensorBinding,
+    parts: usize,
+    /// Rows that add up to the gradient of `d`, and how many.
+    parts_d: Option<(TensorBinding, usize)>,
+    /// Of a sequence, and positions of each.
+    tiles: usize,
+    positions: usize,
+}
+
+/// The cube on tensor cores, where inputs, device and strategy ask for it.
 fn plan(
     client: &Client,
     inputs: &SsdInputs,
     upstream: &SsdUpstream,
     dims: &Dims,
     strategy: Strategy,
-) -> Result<Plan, KernelError> {
-    let tensor = match strategy.tensor_cores && has_tensor_cores(client, inputs.dtype) {
-        true => Plan::tensor(client, dims),
-        false => None,
-    };
-    let plan = match tensor {
-        Some(plan) => plan,
-        None => Plan::units(client, dims)?,
-    };
+) -> Option<Plan> {
+    if !strategy.tensor_cores || !has_tensor_cores(client, inputs.dtype) {
+        return None;
+    }
+    let plan = Plan::tensor(client, dims)?;
     let lanes = plan.lanes();
     let bytes = lanes * inputs.dtype.size();
     let whole = |tensor: &TensorBinding| {
@@ -275,20 +374,22 @@ fn plan(
         row && offset.is_multiple_of(bytes) && strides.all(|it| it.is_multiple_of(lanes))
     };
     let read = [&inputs.x, &inputs.b, &inputs.c, &upstream.y];
-    Ok(Plan {
-        width: match read.into_iter().all(whole) {
-            true => lanes,
-            false => 1,
-        },
-        pair: match dims.headdim.is_multiple_of(2) && dims.d_state.is_multiple_of(2) {
-            true => 2,
-            false => 1,
-        },
-        resettable: inputs.seq_idx.is_some(),
-        skips_channels: inputs.d.as_ref().is_some_and(|d| d.shape.len() == 2),
-        ..plan
-    }
-    .coming_ahead(&client.properties().hardware))
+    Some(
+        Plan {
+            width: match read.into_iter().all(whole) {
+                true => lanes,
+                false => 1,
+            },
+            pair: match dims.headdim.is_multiple_of(2) && dims.d_state.is_multiple_of(2) {
+                true => 2,
+                false => 1,
+            },
+            resettable: inputs.seq_idx.is_some(),
+            skips_channels: inputs.d.as_ref().is_some_and(|d| d.shape.len() == 2),
+            ..plan
+        }
+        .coming_ahead(&client.properties().hardware),
+    )
 }
 
 /// Into how many heads to cut a group: the least time of the busiest multiprocessor.

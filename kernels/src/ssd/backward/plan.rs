@@ -1,11 +1,9 @@
 //! Who computes what in the gradients: the shape of a cube and its tiles.
 
 use cubecl::client::Client;
-use cubecl::ir::HardwareProperties;
 
 use super::super::Dims;
 use super::super::tile::{PLANE, Sums, Tile};
-use crate::KernelError;
 use crate::pointwise::takes_ptx;
 
 /// Values of a 16-byte vector, in f32 and in halves.
@@ -21,12 +19,6 @@ const TENSOR_CHANNELS: usize = 64;
 
 /// States whose columns are in shared memory at once there.
 const TENSOR_SLICE: usize = 128;
-
-/// Shared memory of a cube without tensor cores in bytes, where the device has as much.
-const MAX_SHARED: usize = 72 * 1024;
-
-/// Positions, channels and states of such a cube's tiles: the first that fit. The last fit WebGPU's 16 KiB.
-const TILES: [[usize; 3]; 4] = [[32, 32, 64], [16, 16, 64], [16, 16, 32], [16, 8, 32]];
 
 /// What a kernel is compiled for.
 ///
@@ -81,33 +73,6 @@ impl Plan {
         [resident, plan].into_iter().find(|plan| {
             let units = plan.units <= hardware.max_units_per_cube as usize;
             units && plan.shared_bytes() <= hardware.max_shared_memory_size
-        })
-    }
-
-    /// For plain units.
-    pub fn units(client: &Client, dims: &Dims) -> Result<Self, KernelError> {
-        let hardware: &HardwareProperties = &client.properties().hardware;
-        let budget = MAX_SHARED.min(hardware.max_shared_memory_size);
-        let mut needed = usize::MAX;
-        for [positions, channels, slice] in TILES {
-            let mut plan = Self {
-                positions,
-                channels,
-                slice,
-                ..Self::base(client, dims)
-            };
-            // A block of 4 x 4 sums each, at most.
-            plan.units = (positions * slice / LANES / LANES).max(PLANE);
-            let units = plan.units <= hardware.max_units_per_cube as usize;
-            if units && plan.shared_bytes() <= budget {
-                return Ok(plan);
-            }
-            needed = needed.min(plan.shared_bytes());
-        }
-        Err(KernelError::Device {
-            resource: "bytes of shared memory",
-            needed,
-            available: budget,
         })
     }
 

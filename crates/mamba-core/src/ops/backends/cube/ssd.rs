@@ -91,12 +91,6 @@ impl Sizes {
     }
 }
 
-/// Whether the gradients' kernels were proved on such a device: on CUDA. Software Vulkan takes many minutes to compile one, and
-/// no other card has run them; there the portable path is taken.
-fn has_gradients(x: &CubeTensor) -> bool {
-    x.client.name() == "cuda"
-}
-
 /// `[batch, seq_len, heads * width]` as `[batch, seq_len, heads, width]`, where it lies.
 fn with_heads(mut tensor: TensorBinding, heads: usize, width: usize) -> TensorBinding {
     let (shape, strides) = (tensor.shape.clone(), tensor.strides.clone());
@@ -153,7 +147,7 @@ pub(super) fn backward(
     grad_final_state: OptionalFloat<CubeBackend>,
 ) -> SsdGrads<CubeBackend> {
     let sizes = Sizes::of(&inputs);
-    if sizes.fits() && has_gradients(&inputs.x) {
+    if sizes.fits() {
         let [x, dt, a, b, c] =
             [&inputs.x, &inputs.dt, &inputs.a, &inputs.b, &inputs.c].map(empty_like);
         let [d, dt_bias, initial_state] =
