@@ -1,6 +1,7 @@
 //! Who computes what in the gradients: the shape of a cube and its tiles.
 
 use cubecl::client::Client;
+use cubecl::ir::HardwareProperties;
 
 use super::super::Dims;
 use super::super::tile::{PLANE, Sums, Tile};
