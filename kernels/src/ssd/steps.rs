@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use super::{Dims, SsdInputs};
 use crate::KernelError;
 use crate::pointwise::{softplus, takes_ptx};
-use crate::tensors::{checked_address_type, scratch};
+use crate::tensors::{checked_address_type, present, scratch};
 
 /// Units of a cube: few, so that few chunks spread over the device.
 const UNITS: u32 = 64;
@@ -51,6 +51,11 @@ pub(super) fn steps(
         // Four bytes an entry, as f32.
         runs: (inputs.seq_idx.as_ref()).map(|_| scratch(client, &[dims.batch, length])),
     };
+    let given = present([
+        inputs.dt_bias.is_some(),
+        inputs.seq_idx.is_some(),
+        steps.runs.is_some(),
+    ]);
     let walks = dims.batch * dims.nheads * (length / chunk);
     let units = CubeDim::new_1d(UNITS);
     let address = checked_address_type(client, inputs.tensors().chain(steps.tensors()))?;
@@ -74,6 +79,7 @@ pub(super) fn steps(
             chunk,
             inputs.dt_softplus,
             takes_ptx(client),
+            given,
             [inputs.dtype, inputs.index_dtype],
         );
     }
@@ -94,6 +100,7 @@ fn steps_kernel<F: Float, I: Int>(
     #[comptime] chunk: usize,
     #[comptime] dt_softplus: bool,
     #[comptime] ptx: bool,
+    #[comptime] _present: u32,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let seq_len = raw.shape(1);

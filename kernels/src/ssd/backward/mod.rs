@@ -22,8 +22,8 @@ use super::{Dims, SsdGradients, SsdInputs, SsdUpstream, Strategy, check_heads};
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    check_bindings, check_optional, check_whole, checked_address_type, checked_grid, processors,
-    scratch,
+    check_bindings, check_optional, check_whole, checked_address_type, checked_grid, present,
+    processors, scratch,
 };
 use gradients::gradients_kernel;
 use plan::Plan;
@@ -118,6 +118,7 @@ pub fn ssd_backward_as(
         let grad_initial = gradients
             .initial_state
             .filter(|_| inputs.initial_state.is_some());
+        let given = present([upstream.final_state.is_some(), grad_initial.is_some()]);
         let units = CubeDim::new_1d(WALKERS);
         carry_kernel::launch_unchecked(
             client,
@@ -136,6 +137,7 @@ pub fn ssd_backward_as(
             plan.interval,
             plan.resettable,
             plan.ptx,
+            given,
         );
     }
 
@@ -181,6 +183,7 @@ pub fn ssd_backward_as(
             parts_d.clone().map(|it| it.into_tensor_arg()).into(),
             heads as u32,
             plan,
+            present([inputs.d.is_some(), parts_d.is_some()]),
             [inputs.dtype, factor, projection_type],
         );
     }
