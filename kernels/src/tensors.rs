@@ -96,6 +96,19 @@ pub(crate) fn check_optional(
     }
 }
 
+/// Which of a kernel's optional tensors there are, a bit each: a kernel that may take several is told, so that CubeCL's
+/// cache on disk holds one entry for each combination.
+///
+/// That cache knows a kernel by a hash alone, and CubeCL 0.11.3 hashes an optional argument by what is in it, nothing if
+/// nothing is: that only the first of two is there, and that only the second is, hash alike.
+pub(crate) fn present<const N: usize>(tensors: [bool; N]) -> u32 {
+    const { assert!(N <= 32) };
+    tensors
+        .iter()
+        .rev()
+        .fold(0, |bits, &it| bits << 1 | u32::from(it))
+}
+
 /// A contiguous f32 tensor of this call's own.
 pub(crate) fn scratch(client: &Client, shape: &[usize]) -> TensorBinding {
     let len: usize = shape.iter().product();
@@ -188,5 +201,56 @@ pub(crate) fn check_bindings(client: &Client, needed: usize) -> Result<(), Kerne
             needed,
             available,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    #[test]
+    fn no_two_sets_of_tensors_look_alike() {
+        let sets = (0u32..32).map(|bits| present([0, 1, 2, 3, 4].map(|it| bits >> it & 1 == 1)));
+        assert_eq!(sets.collect::<HashSet<_>>().len(), 32);
+    }
+
+    /// Of every kernel of this crate, by its source: a new one is easily forgotten.
+    #[test]
+    fn kernels_that_may_take_several_tensors_are_told_which() {
+        let mut told = 0;
+        for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            let source = fs::read_to_string(&path).expect("a source file");
+            for kernel in source.split("#[cube(launch").skip(1) {
+                // Up to the body.
+                let signature = kernel.split(") {").next().unwrap_or_default();
+                if signature.matches("ComptimeOption<").count() > 1 {
+                    let name = signature.split('<').next().unwrap_or_default();
+                    assert!(
+                        signature.contains("#[comptime] _present: u32"),
+                        "in {}: {name}",
+                        path.display()
+                    );
+                    told += 1;
+                }
+            }
+        }
+        assert!(told > 10, "only {told} were found");
+    }
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                found.extend(sources(&path));
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                found.push(path);
+            }
+        }
+        found
     }
 }

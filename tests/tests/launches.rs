@@ -19,7 +19,7 @@ const FORWARD: usize = 13;
 
 /// With the gradients of the input and all parameters, and the sum that stands for a loss. Seven of them put gradients of
 /// slices together, three cut the product of the longest inner axis.
-const WITH_BACKWARD: usize = 52;
+const WITH_BACKWARD: usize = 51;
 
 /// Sizes at which the gate can be read in place wherever wgpu runs, and `B` and `C` nowhere.
 fn block(device: &Device) -> Block {

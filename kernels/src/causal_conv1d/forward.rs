@@ -28,6 +28,7 @@ pub(super) fn conv_kernel<F: Float, I: Int, V: Size>(
     run_len: u32,
     runs: u32,
     #[comptime] geometry: Geometry,
+    #[comptime] _present: u32,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let seq_len = x.shape(1);

@@ -10,8 +10,8 @@ use crate::KernelError;
 use crate::pointwise::takes_ptx;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    check_bindings, check_optional, check_rows, check_whole, checked_address_type, processors,
-    scratch,
+    check_bindings, check_optional, check_rows, check_whole, checked_address_type, present,
+    processors, scratch,
 };
 
 /// Buffers of the convolution with all options, and one for shapes and scalars.
@@ -57,6 +57,12 @@ pub fn causal_conv1d(
     );
     let geometry = FORWARD.geometry(dims.width, lanes, inputs.silu, takes_ptx(client));
     let runs = FORWARD.runs(&dims, lanes, processors(hardware));
+    let given = present([
+        inputs.bias.is_some(),
+        initial_state.is_some(),
+        inputs.seq_idx.is_some(),
+        final_state.is_some(),
+    ]);
     let (count, cube) = cubes(client, &dims, lanes, runs);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
@@ -76,6 +82,7 @@ pub fn causal_conv1d(
             runs.len as u32,
             runs.count as u32,
             geometry,
+            given,
             [inputs.dtype, inputs.index_dtype],
         );
     }
@@ -124,6 +131,13 @@ pub fn causal_conv1d_backward(
     let address = checked_address_type(client, tensors)?;
     if dims.batch * dims.channels > 0 {
         let (count, cube) = cubes(client, &dims, lanes, runs);
+        let given = present([
+            inputs.bias.is_some(),
+            initial_state.is_some(),
+            inputs.seq_idx.is_some(),
+            grad_final.is_some(),
+            grad_initial.is_some(),
+        ]);
         // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
         unsafe {
             conv_backward_kernel::launch_unchecked(
@@ -145,6 +159,7 @@ pub fn causal_conv1d_backward(
                 runs.len as u32,
                 runs.count as u32,
                 geometry,
+                given,
                 [inputs.dtype, inputs.index_dtype],
             );
         }

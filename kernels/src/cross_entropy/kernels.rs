@@ -19,6 +19,7 @@ pub(super) fn cross_entropy_kernel<F: Float, I: Int>(
     scale: ComptimeOption<&Tensor<f32>>,          // [1]
     mut gradient: ComptimeOption<OwnedTensor<F>>, // [tokens, rows]
     vocab_size: u32,
+    #[comptime] _present: u32,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let token = CUBE_POS;

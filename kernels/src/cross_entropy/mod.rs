@@ -12,7 +12,7 @@ mod kernels;
 use cubecl::prelude::*;
 
 use crate::KernelError;
-use crate::tensors::{address_type, check_size, check_whole};
+use crate::tensors::{address_type, check_size, check_whole, present};
 use kernels::cross_entropy_kernel;
 
 /// Units of a cube, which share a token.
@@ -87,6 +87,7 @@ pub fn cross_entropy(
         None => (f32::elem_type_native(), None),
     };
     let (gradient, scale) = gradient.unzip();
+    let given = present([scale.is_some(), gradient.is_some()]);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         cross_entropy_kernel::launch_unchecked(
@@ -100,6 +101,7 @@ pub fn cross_entropy(
             scale.map(|it| it.into_tensor_arg()).into(),
             gradient.map(|it| it.into_tensor_arg()).into(),
             inputs.vocab_size as u32,
+            given,
             [dtype, inputs.index_dtype],
         );
     }

@@ -16,6 +16,7 @@ pub(super) fn product_kernel<W: Float, V: Size>(
     epsilon: f32,
     #[comptime] add: bool,
     #[comptime] team: Team,
+    #[comptime] _present: u32,
     #[define(W)] _dtype: ElemType,
 ) {
     let rows = comptime!(team.rows);
@@ -78,6 +79,7 @@ pub(super) fn convolve_kernel<W: Float, V: Size>(
     #[comptime] width: usize,
     #[comptime] split: Split,
     #[comptime] team: Team,
+    #[comptime] _present: u32,
     #[define(W)] _dtype: ElemType,
 ) {
     let rows = comptime!(team.rows);

@@ -156,6 +156,7 @@ pub(super) fn ssd_step_kernel<F: Float, S: Size>(
     least: f32,
     most: f32,
     #[comptime] step: SsdStep,
+    #[comptime] _present: u32,
     #[define(F)] _dtype: ElemType,
 ) {
     let cubes = comptime!(step.cubes_a_head());

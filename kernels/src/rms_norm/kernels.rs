@@ -16,6 +16,7 @@ pub(super) fn rms_norm_kernel<F: Float>(
     epsilon: f32,
     #[comptime] owned: usize,
     #[comptime] units: usize,
+    #[comptime] _present: u32,
     #[define(F)] _dtype: ElemType,
 ) {
     // All of a cube or none.

@@ -16,7 +16,7 @@ use cubecl::prelude::*;
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    address_type, check_size, check_whole, cubes, processors, scratch, units_a_row,
+    address_type, check_size, check_whole, cubes, present, processors, scratch, units_a_row,
 };
 use kernels::{rms_norm_backward_kernel, rms_norm_kernel};
 
@@ -108,6 +108,7 @@ pub fn add_rms_norm(
         return Ok(());
     }
     let (update, sum) = update.map(|it| (it.update, it.sum)).unzip();
+    let given = present([update.is_some(), sum.is_some()]);
     let units = units_a_row(client, rows, columns, UNITS);
     let (count, cube) = cubes(client, rows, units);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
@@ -125,6 +126,7 @@ pub fn add_rms_norm(
             inputs.epsilon,
             columns.div_ceil(units),
             units,
+            given,
             inputs.dtype,
         );
     }

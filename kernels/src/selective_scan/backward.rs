@@ -1,4 +1,4 @@
-//! The gradients over one chunk of time, from the gradient of the state after it.
+//! The gradients over one slice of a chunk of time, from the gradient of the state after it.
 //!
 //! ```text
 //! g_t     = dy_t c_t + exp(dt_{t+1} A) g_{t+1}      dy = grad_y silu(z)
@@ -8,7 +8,8 @@
 //!                                                            g dt exp(dt A) h_{t-1}
 //! ```
 //!
-//! - Cubes and units own what they own in the forward scan; the chunk is walked from its end.
+//! - Cubes and units own what they own in the forward scan; the slice is walked from its end, and
+//!   the slices of a chunk are launched from its end.
 //! - Loop order: intervals between checkpoints, last first. In each, the states before its blocks of
 //!   `stage` positions are recomputed from the checkpoint (most often there is one block). A block's
 //!   inputs are loaded and discretised once, into shared memory; the states before its tiles are
@@ -47,22 +48,29 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     seq_idx: ComptimeOption<&Tensor<I>>,              // [batch, seq_len]
     checkpoints: &Tensor<f32>,                        // [batch, intervals, d_state, d_inner]
     grad_y: &Tensor<F>,                               // [batch, seq_len, d_inner]
-    end_grads: ComptimeOption<&Tensor<f32>>,          // [batch, chunks, d_state, d_inner]
-    grad_u: &mut Tensor<F>,                           // [batch, seq_len, d_inner]
-    grad_delta: &mut Tensor<F>,                       // [batch, seq_len, d_inner]
-    mut grad_z: ComptimeOption<OwnedTensor<F>>,       // [batch, seq_len, d_inner]
-    grad_bc: &mut Tensor<f32>,                        // [2, blocks, batch, seq_len, d_state]
-    grad_a: &mut Tensor<f32>,                         // [batch, chunks, d_state, d_inner]
-    grad_channels: &mut Tensor<f32>,                  // [2, batch, chunks, groups, d_inner]
+    end_grads: &Tensor<f32>, // of the state after the slice: [batch, chunks, d_state, d_inner]
+    grad_u: &mut Tensor<F>,  // [batch, seq_len, d_inner]
+    grad_delta: &mut Tensor<F>, // [batch, seq_len, d_inner]
+    mut grad_z: ComptimeOption<OwnedTensor<F>>, // [batch, seq_len, d_inner]
+    grad_bc: &mut Tensor<f32>, // [2, blocks, batch, chunks * slice_len, d_state]
+    grad_a: &mut Tensor<f32>, // [batch, chunks, d_state, d_inner]
+    grad_channels: &mut Tensor<f32>, // [2, batch, chunks, groups, d_inner]
+    carry: &mut Tensor<f32>, // of the state before the slice: as `end_grads`, contiguous
     mut grad_start: ComptimeOption<OwnedTensor<f32>>, // [batch, d_inner, d_state]
     chunk_len: u32,
+    slice_begin: u32, // in its chunk
+    slice_len: u32,
+    ends: u32,                // whether there is a gradient after the slice, or it is zero
+    resumed: u32, // whether sums over time go on from what `grad_a` and `grad_channels` hold
     #[comptime] ragged: bool, // whether a chunk may end inside a tile
     #[comptime] geometry: Geometry,
+    #[comptime] _present: u32,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let seq_len = u.shape(1);
     let d_inner = u.shape(2);
-    let place = place(seq_len, d_inner, CUBE_POS_Z as usize, chunk_len, geometry);
+    let chunk = place(seq_len, d_inner, CUBE_POS_Z as usize, chunk_len, geometry);
+    let place = slice_of(&chunk, slice_begin, slice_len);
     let channels = comptime!(geometry.channels);
     let groups = comptime!(geometry.groups);
     let tile = comptime!(geometry.tile);
@@ -76,23 +84,29 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
     let skip_weight = channel_value(d, place.column);
     let bias = channel_value(delta_bias, place.column);
     let mut grad_state = Vector::<f32, V>::new(0.0f32);
-    #[comptime]
-    if let ComptimeOption::Some(ends) = end_grads {
-        // A channel that does not exist must not add to the sums over channels.
-        if place.owned {
-            grad_state = load_state::<V>(
-                ends,
-                place.batch * ends.stride(0) + place.chunk * ends.stride(1),
-                ends.stride(3),
-                ends.stride(2),
-                &place,
-                geometry,
-            );
-        }
+    // A channel that does not exist must not add to the sums over channels.
+    if ends == 1 && place.owned {
+        grad_state = load_state::<V>(
+            end_grads,
+            place.batch * end_grads.stride(0) + place.chunk * end_grads.stride(1),
+            end_grads.stride(3),
+            end_grads.stride(2),
+            &place,
+            geometry,
+        );
     }
+    let chunk_row = place.batch * grad_a.shape(1) + place.chunk;
+    let states = chunk_row * d_state * d_inner;
+    let part = (chunk_row * groups + place.group) * d_inner + place.column;
+    let half = grad_a.shape(0) * grad_a.shape(1) * groups * d_inner;
     let mut grad_rates = Vector::<f32, V>::new(0.0f32);
     let mut grad_skip = 0.0f32;
     let mut grad_bias = 0.0f32;
+    if resumed == 1 {
+        grad_rates = load_state::<V>(&*grad_a, states, 1usize, d_inner, &place, geometry);
+        grad_skip = grad_channels[part];
+        grad_bias = grad_channels[half + part];
+    }
 
     let mut steps = Shared::<[f32]>::new_slice(comptime!(staging.scalars()));
     let mut inputs = Shared::<[f32]>::new_slice(comptime!(staging.scalars()));
@@ -372,31 +386,48 @@ pub(super) fn scan_backward_kernel<F: Float, I: Int, V: Size>(
                     &partials,
                     grad_bc,
                     &place,
-                    seq_len,
                     start + offset,
+                    slice_len as usize,
                     geometry,
                 );
             }
         }
     }
 
-    let chunk = place.batch * grad_a.shape(1) + place.chunk;
-    let base = chunk * d_state * d_inner;
-    store_state::<V>(grad_a, grad_rates, base, 1usize, d_inner, &place, geometry);
+    store_state::<V>(
+        grad_a, grad_rates, states, 1usize, d_inner, &place, geometry,
+    );
+    store_state::<V>(carry, grad_state, states, 1usize, d_inner, &place, geometry);
     if place.owned {
-        let half = grad_a.shape(0) * grad_a.shape(1) * groups * d_inner;
-        let part = (chunk * groups + place.group) * d_inner + place.column;
         grad_channels[part] = grad_skip;
         grad_channels[half + part] = grad_bias;
     }
     #[comptime]
     if let ComptimeOption::Some(grad_start) = &mut grad_start {
-        if place.chunk == 0 {
+        if place.chunk == 0 && slice_begin == 0 {
             let base = place.batch * d_inner * d_state;
             store_state::<V>(
                 grad_start, grad_state, base, d_state, 1usize, &place, geometry,
             );
         }
+    }
+}
+
+/// The unit's place in a slice of its chunk: an empty one, where the chunk ends before it.
+#[cube]
+fn slice_of(chunk: &Place, slice_begin: u32, slice_len: u32) -> Place {
+    let begin = chunk.begin + slice_begin as usize;
+    let end = begin + slice_len as usize;
+    Place {
+        batch: chunk.batch,
+        chunk: chunk.chunk,
+        lane: chunk.lane,
+        group: chunk.group,
+        column: chunk.column,
+        owned: chunk.owned,
+        zero: chunk.zero,
+        begin: select(begin < chunk.end, begin, chunk.end),
+        end: select(end < chunk.end, end, chunk.end),
     }
 }
 
@@ -457,18 +488,20 @@ fn sum_channels<V: Size>(
 #[cube]
 fn write_parts<V: Size>(
     partials: &Shared<[Vector<f32, V>]>, // [2, tile, groups, sharers]
-    grad_bc: &mut Tensor<f32>,           // [2, blocks, batch, seq_len, d_state]
+    grad_bc: &mut Tensor<f32>,           // [2, blocks, batch, chunks * slice_len, d_state]
     place: &Place,
-    seq_len: usize,
     start: usize,
+    slice_len: usize,
     #[comptime] geometry: Geometry,
 ) {
     let sharers = comptime!(geometry.sharers());
     let groups = comptime!(geometry.groups);
     let d_state = comptime!(geometry.d_state);
     let blocks = grad_bc.shape(1);
-    let half_len = blocks * grad_bc.shape(2) * seq_len * d_state;
+    let rows = grad_bc.shape(3);
+    let half_len = blocks * grad_bc.shape(2) * rows * d_state;
     let block = CUBE_POS_X as usize * grad_bc.shape(2) + place.batch;
+    let first_row = block * rows + place.chunk * slice_len;
     let mut sum = UNIT_POS as usize;
     while sum < comptime!(geometry.sums()) {
         let mut total = partials[sum * sharers];
@@ -480,7 +513,7 @@ fn write_parts<V: Size>(
         let half = row / comptime!(geometry.tile);
         let t = start + row % comptime!(geometry.tile);
         let first = sum % groups * comptime!(geometry.width);
-        let target = half * half_len + (block * seq_len + t) * d_state + first;
+        let target = half * half_len + (first_row + (t - place.begin)) * d_state + first;
         #[unroll]
         for component in 0..comptime!(geometry.width) {
             if t < place.end && first + component < d_state {

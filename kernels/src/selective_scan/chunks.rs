@@ -33,6 +33,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
     chunk_len: u32,
     #[comptime] backwards: bool,
     #[comptime] geometry: Geometry,
+    #[comptime] _present: u32,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let d_inner = x.shape(2);

@@ -38,6 +38,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
     mut checkpoints: ComptimeOption<OwnedTensor<f32>>, // [batch, intervals, d_state, d_inner]
     chunk_len: u32,
     #[comptime] geometry: Geometry,
+    #[comptime] _present: u32,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let seq_len = u.shape(1);

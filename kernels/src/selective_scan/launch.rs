@@ -8,7 +8,8 @@ use super::geometry::{Geometry, chunk_len};
 use super::{Dims, ScanInputs, ScanOutputs, Strategy, as_chunk, cube_count};
 use crate::KernelError;
 use crate::tensors::{
-    address_type, check_bindings, check_optional, check_whole, checked_address_type, scratch,
+    address_type, check_bindings, check_optional, check_whole, checked_address_type, present,
+    scratch,
 };
 
 /// Buffers of the scan with all options, and one for shapes and scalars.
@@ -59,6 +60,14 @@ pub fn selective_scan(
     let optional = [&outputs.checkpoints, &starts];
     let others = written.into_iter().chain(optional.into_iter().flatten());
     let address = checked_address_type(client, inputs.tensors().chain(others))?;
+    let given = present([
+        inputs.d.is_some(),
+        inputs.z.is_some(),
+        inputs.delta_bias.is_some(),
+        inputs.seq_idx.is_some(),
+        starts.is_some(),
+        outputs.checkpoints.is_some(),
+    ]);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         scan_kernel::launch_unchecked(
@@ -82,6 +91,7 @@ pub fn selective_scan(
             outputs.checkpoints.map(|it| it.into_tensor_arg()).into(),
             chunk_len as u32,
             geometry,
+            given,
             [inputs.dtype, inputs.index_dtype],
         );
     }
@@ -123,6 +133,11 @@ pub(super) fn edge_states(
     let decay = scratch(client, &shape);
     let optional = |tensor: Option<&TensorBinding>| tensor.cloned().map(|it| it.into_tensor_arg());
     let address = checked_address_type(client, inputs.tensors().chain([summary.x, &local]))?;
+    let given = present([
+        summary.z.is_some(),
+        inputs.delta_bias.is_some(),
+        inputs.seq_idx.is_some(),
+    ]);
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
         summary_kernel::launch_unchecked(
@@ -143,6 +158,7 @@ pub(super) fn edge_states(
             chunk_len as u32,
             summary.backwards,
             geometry,
+            given,
             [inputs.dtype, inputs.index_dtype],
         );
     }

@@ -5,15 +5,16 @@ use cubecl::prelude::*;
 use super::backward::scan_backward_kernel;
 use super::geometry::{Geometry, chunk_len};
 use super::launch::{Summary, edge_states};
+use super::slices::{Projections, Slices, sum_projections};
 use super::{Dims, ScanGradients, ScanInputs, ScanUpstream, Strategy, as_chunk, cube_count};
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    check_bindings, check_optional, check_rows, check_whole, checked_address_type, scratch,
+    check_bindings, check_optional, check_rows, check_whole, checked_address_type, present, scratch,
 };
 
 /// Buffers of the gradient kernel with all options, and one for shapes and scalars.
-const BINDINGS: usize = 20;
+const BINDINGS: usize = 21;
 
 /// Computes the gradients of every input; they are written once the client's stream gets there.
 /// Two runs give the same bits.
@@ -59,8 +60,11 @@ pub fn selective_scan_backward(
     };
     let [batch, seq_len, d_state] = dims.projection();
     let blocks = dims.d_inner.div_ceil(geometry.channels);
-    let parts_bc = scratch(client, &[2, blocks, batch, seq_len, d_state]);
+    let slices = Slices::new(chunk_len, &geometry);
+    let parts_bc = scratch(client, &[2, blocks, batch, chunks * slices.len, d_state]);
     let parts_a = scratch(client, &[batch, chunks, d_state, dims.d_inner]);
+    // A launch reads one and writes the other.
+    let carries = [(); 2].map(|()| scratch(client, &[batch, chunks, d_state, dims.d_inner]));
     let parts_channels = scratch(client, &[2, batch, chunks, geometry.groups, dims.d_inner]);
     let grad_z = gradients.z.filter(|_| inputs.z.is_some());
     let grad_start = gradients
@@ -74,51 +78,77 @@ pub fn selective_scan_backward(
         &parts_bc,
         &parts_a,
         &parts_channels,
+        &carries[0],
     ];
     let others = others.into_iter().chain(&ends).chain(&grad_start);
     let address = checked_address_type(client, inputs.tensors().chain(others))?;
     // Chunks are whole tiles, but for the last one.
     let ragged = !seq_len.is_multiple_of(geometry.tile);
-    // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
-    unsafe {
-        scan_backward_kernel::launch_unchecked(
-            client,
-            count,
-            CubeDim::new_2d(geometry.channels as u32, geometry.groups as u32),
-            address,
-            geometry.width,
-            inputs.u.into_tensor_arg(),
-            inputs.delta.into_tensor_arg(),
-            inputs.a.into_tensor_arg(),
-            inputs.b.into_tensor_arg(),
-            inputs.c.into_tensor_arg(),
-            inputs.d.clone().map(|it| it.into_tensor_arg()).into(),
-            inputs.z.map(|it| it.into_tensor_arg()).into(),
-            inputs
-                .delta_bias
-                .clone()
-                .map(|it| it.into_tensor_arg())
-                .into(),
-            inputs.seq_idx.map(|it| it.into_tensor_arg()).into(),
-            upstream.checkpoints.into_tensor_arg(),
-            upstream.y.into_tensor_arg(),
-            ends.map(|it| it.into_tensor_arg()).into(),
-            gradients.u.into_tensor_arg(),
-            gradients.delta.into_tensor_arg(),
-            grad_z.map(|it| it.into_tensor_arg()).into(),
-            parts_bc.clone().into_tensor_arg(),
-            parts_a.clone().into_tensor_arg(),
-            parts_channels.clone().into_tensor_arg(),
-            grad_start.map(|it| it.into_tensor_arg()).into(),
-            chunk_len as u32,
-            ragged,
-            geometry,
-            [inputs.dtype, inputs.index_dtype],
-        );
+    let given = present([
+        inputs.d.is_some(),
+        inputs.z.is_some(),
+        inputs.delta_bias.is_some(),
+        inputs.seq_idx.is_some(),
+        grad_z.is_some(),
+        grad_start.is_some(),
+    ]);
+    let argument = |tensor: &TensorBinding| tensor.clone().into_tensor_arg();
+    let optional = |tensor: &Option<TensorBinding>| tensor.as_ref().map(argument);
+    let out = Projections {
+        b: &gradients.b,
+        c: &gradients.c,
+        dtype: inputs.dtype,
+    };
+    for launch in 0..slices.count {
+        let slice = slices.count - 1 - launch;
+        let [before, carry] = [(launch + 1) % 2, launch % 2].map(|it| &carries[it]);
+        let after = match launch {
+            0 => ends.as_ref(),
+            _ => Some(before),
+        };
+        // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
+        unsafe {
+            scan_backward_kernel::launch_unchecked(
+                client,
+                count.clone(),
+                CubeDim::new_2d(geometry.channels as u32, geometry.groups as u32),
+                address,
+                geometry.width,
+                argument(&inputs.u),
+                argument(&inputs.delta),
+                argument(&inputs.a),
+                argument(&inputs.b),
+                argument(&inputs.c),
+                optional(&inputs.d).into(),
+                optional(&inputs.z).into(),
+                optional(&inputs.delta_bias).into(),
+                optional(&inputs.seq_idx).into(),
+                argument(&upstream.checkpoints),
+                argument(&upstream.y),
+                argument(after.unwrap_or(before)),
+                argument(&gradients.u),
+                argument(&gradients.delta),
+                optional(&grad_z).into(),
+                argument(&parts_bc),
+                argument(&parts_a),
+                argument(&parts_channels),
+                argument(carry),
+                optional(&grad_start).into(),
+                chunk_len as u32,
+                (slice * slices.len) as u32,
+                slices.len as u32,
+                u32::from(after.is_some()),
+                u32::from(launch > 0),
+                ragged,
+                geometry,
+                given,
+                [inputs.dtype, inputs.index_dtype],
+            );
+        }
+        sum_projections(client, &parts_bc, &out, &dims, slices, slice, address);
     }
 
     let f32_type = f32::elem_type_native();
-    let projection = batch * seq_len * d_state;
     let channel_rows = batch * chunks * geometry.groups;
     let sum = |parts: &TensorBinding, out, half, rows, inner, dtype| {
         sum_parts(
@@ -134,8 +164,6 @@ pub fn selective_scan_backward(
             dtype,
         )
     };
-    sum(&parts_bc, gradients.b, 0, blocks, projection, inputs.dtype);
-    sum(&parts_bc, gradients.c, 1, blocks, projection, inputs.dtype);
     sum(
         &parts_a,
         gradients.a,

@@ -26,6 +26,7 @@ mod geometry;
 mod launch;
 mod launch_backward;
 mod pointwise;
+mod slices;
 mod tile;
 
 use cubecl::prelude::*;

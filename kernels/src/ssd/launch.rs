@@ -13,7 +13,7 @@ use super::{Dims, SsdInputs, SsdOutputs, Strategy};
 use crate::KernelError;
 use crate::tensors::{
     address_type, check_bindings, check_optional, check_whole, checked_address_type, checked_grid,
-    scratch,
+    present, scratch,
 };
 
 /// Buffers of the scan with all options, and one for shapes and scalars.
@@ -159,6 +159,14 @@ fn launch_scan(
     let address = checked_address_type(client, tensors)?;
     let units = CubeDim::new_1d(geometry.units as u32);
     let optional = |tensor: Option<TensorBinding>| tensor.map(|it| it.into_tensor_arg());
+    let given = present([
+        steps.runs.is_some(),
+        inputs.d.is_some(),
+        scan.starts.is_some(),
+        scan.y.is_some(),
+        scan.decays.is_some(),
+        scan.checkpoints.is_some(),
+    ]);
     macro_rules! launch {
         ($kernel:ident) => {
             $kernel::launch_unchecked(
@@ -182,6 +190,7 @@ fn launch_scan(
                 optional(scan.checkpoints).into(),
                 segment_len as u32,
                 geometry,
+                given,
                 inputs.dtype,
             )
         };

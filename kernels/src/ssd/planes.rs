@@ -40,6 +40,7 @@ pub(super) fn planes_kernel<F: Float, L: Size, O: Size>(
     mut checkpoints: ComptimeOption<OwnedTensor<f32>>, // [batch, chunks, nheads, headdim, d_state]
     segment_len: u32,
     #[comptime] geometry: Geometry,
+    #[comptime] _present: u32,
     #[define(F)] _dtype: ElemType,
 ) {
     let seq_len = x.shape(1);

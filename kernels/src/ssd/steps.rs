@@ -12,7 +12,7 @@ use super::{Dims, SsdInputs};
 use crate::KernelError;
 use crate::bits::limit;
 use crate::pointwise::{softplus, takes_ptx};
-use crate::tensors::{checked_address_type, scratch};
+use crate::tensors::{checked_address_type, present, scratch};
 
 /// Heads of a cube.
 const HEADS: usize = 16;
@@ -56,6 +56,11 @@ pub(super) fn steps(
         // Four bytes an entry, as f32.
         runs: (inputs.seq_idx.as_ref()).map(|_| scratch(client, &[dims.batch, length])),
     };
+    let given = present([
+        inputs.dt_bias.is_some(),
+        inputs.seq_idx.is_some(),
+        steps.runs.is_some(),
+    ]);
     let cubes = dims.batch * dims.nheads.div_ceil(HEADS) * (length / chunk);
     let units = HEADS * (chunk / PIECE);
     let cube = CubeDim::new_1d(units as u32);
@@ -80,6 +85,7 @@ pub(super) fn steps(
             chunk,
             inputs.dt_softplus,
             takes_ptx(client),
+            given,
             [inputs.dtype, inputs.index_dtype],
         );
     }
@@ -100,6 +106,7 @@ fn steps_kernel<F: Float, I: Int>(
     #[comptime] chunk: usize,
     #[comptime] dt_softplus: bool,
     #[comptime] ptx: bool,
+    #[comptime] _present: u32,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let seq_len = raw.shape(1);

@@ -38,9 +38,12 @@ fn chunks_of_time_meet_without_a_seam() {
 
 #[test]
 fn thousands_of_positions() {
-    for strategy in [Strategy::Sequential, Strategy::Chunked { chunks: 16 }] {
+    // Gradients in three slices of time, in one of each chunk, and in five of each of two.
+    let chunked = [16, 2].map(|chunks| Strategy::Chunked { chunks });
+    for strategy in [Strategy::Sequential, chunked[0]] {
         check(Case::new([1, 4097, 3, 16], Options::ALL), strategy);
     }
+    check(Case::new([2, 2753, 3, 24], Options::ALL), chunked[1]);
 }
 
 #[test]

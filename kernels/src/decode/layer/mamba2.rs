@@ -11,7 +11,7 @@ use crate::decode::product::Split;
 use crate::decode::ssd_step::{SsdStep, ssd_step_kernel};
 use crate::decode::team::lanes;
 use crate::gated_rms_norm::{GatedNormInputs, MAX_GROUP, gated_rms_norm};
-use crate::tensors::{address_type, check_optional, check_size, check_whole};
+use crate::tensors::{address_type, check_optional, check_size, check_whole, present};
 
 /// The parameters that a layer of Mamba-2 has of its own.
 #[derive(Clone, Debug)]
@@ -236,6 +236,7 @@ impl Mamba2 {
                 // WGSL has no infinity.
                 most.min(f32::MAX),
                 step,
+                present([gate.is_some(), self.dt_bias.is_some()]),
                 dtype,
             );
         }

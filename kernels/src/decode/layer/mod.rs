@@ -10,7 +10,9 @@ use super::pack::{Packed, copy, fill_with_zeros, pack, transposed, zeros};
 use super::product::{Split, convolve_kernel, product_kernel};
 use super::team::{Team, lanes};
 use crate::KernelError;
-use crate::tensors::{address_type, check_optional, check_shape, check_size, check_whole, scratch};
+use crate::tensors::{
+    address_type, check_optional, check_shape, check_size, check_whole, present, scratch,
+};
 
 pub(super) use mamba1::Mamba1;
 pub use mamba1::Mamba1Weights;
@@ -257,6 +259,7 @@ impl Layer {
                 self.conv_weight.shape[1],
                 self.split,
                 team,
+                present([self.in_bias.is_some(), self.conv_bias.is_some()]),
                 self.in_proj.dtype,
             );
         }
@@ -307,6 +310,7 @@ pub(super) fn launch_product(client: &Client, matrix: &Packed, ends: Ends, sizes
             ends.norm.map_or(0.0, |it| it.epsilon),
             ends.add,
             team,
+            present([ends.norm.is_some(), ends.bias.is_some()]),
             matrix.dtype,
         );
     }

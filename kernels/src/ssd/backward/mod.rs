@@ -25,8 +25,8 @@ use super::{Dims, SsdGradients, SsdInputs, SsdUpstream, Strategy, check_heads};
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
-    check_bindings, check_optional, check_whole, checked_address_type, checked_grid, processors,
-    scratch,
+    check_bindings, check_optional, check_whole, checked_address_type, checked_grid, present,
+    processors, scratch,
 };
 use gradients::gradients_kernel;
 use plan::Plan;
@@ -184,6 +184,7 @@ fn launch(
             parts_d.clone().map(|it| it.into_tensor_arg()).into(),
             heads as u32,
             plan,
+            present([inputs.d.is_some(), parts_d.is_some()]),
             [inputs.dtype, factor, projection_type],
         );
     }
@@ -235,6 +236,7 @@ impl Shared<'_> {
         let grad_initial = grad_initial
             .as_ref()
             .filter(|_| self.inputs.initial_state.is_some());
+        let given = present([grad_final.is_some(), grad_initial.is_some()]);
         // SAFETY: units beyond the vectors end at once; every index lies inside its tensor.
         unsafe {
             carry_kernel::launch_unchecked(
@@ -251,6 +253,7 @@ impl Shared<'_> {
                 self.dims.chunk_size,
                 self.steps.runs.is_some(),
                 self.ptx,
+                given,
             );
         }
     }

@@ -182,6 +182,7 @@ pub(super) fn carry_kernel<N: Size>(
     #[comptime] interval: usize,
     #[comptime] resettable: bool,
     #[comptime] ptx: bool,
+    #[comptime] _present: u32,
 ) {
     let intervals = states.shape(1);
     let nheads = states.shape(2);

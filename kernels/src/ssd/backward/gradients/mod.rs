@@ -67,6 +67,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     mut grad_d: ComptimeOption<OwnedTensor<f32>>, // [batch, tiles, nheads] or [.., nheads, headdim]
     heads_a_part: u32,
     #[comptime] plan: Plan,
+    #[comptime] _present: u32,
     #[define(F, E, O)] _dtypes: [ElemType; 3],
 ) {
     let seq_len = x.shape(1);

@@ -43,6 +43,7 @@ pub(super) fn inputs_kernel<F: Float>(
     first_interval: u32,
     interval_len: u32,
     #[comptime] plan: Plan,
+    #[comptime] _present: u32,
     #[define(F)] _dtype: ElemType,
 ) {
     let edge = comptime!(plan.edge);

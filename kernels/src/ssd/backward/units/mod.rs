@@ -23,7 +23,9 @@ use super::super::{Dims, SsdGradients, SsdInputs, SsdUpstream, Strategy};
 use super::{Finish, Shared, heads_a_part};
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
-use crate::tensors::{check_bindings, checked_address_type, checked_grid, processors, scratch};
+use crate::tensors::{
+    check_bindings, checked_address_type, checked_grid, present, processors, scratch,
+};
 use inputs::inputs_kernel;
 use pairs::pairs_kernel;
 use plan::Plan;
@@ -126,6 +128,11 @@ pub(super) fn launch(
             false => [&inputs.x, &inputs.b],
         };
         let count = checked_grid(client, [blocks, batch, walk.count])?;
+        let given = present([
+            walk.starts.is_some(),
+            walk.tiles.is_some(),
+            walk.ends.is_some(),
+        ]);
         // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
         unsafe {
             states_kernel::launch_unchecked(
@@ -145,6 +152,7 @@ pub(super) fn launch(
                 dims.chunk_size as u32,
                 walk.backwards as u32,
                 plan,
+                given,
                 inputs.dtype,
             );
         }
@@ -251,6 +259,7 @@ pub(super) fn launch(
                 scalars[0],
                 scalars[1],
                 plan,
+                present([inputs.d.is_some(), parts_d.is_some()]),
                 inputs.dtype,
             );
         }

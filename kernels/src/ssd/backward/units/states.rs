@@ -36,6 +36,7 @@ pub(super) fn states_kernel<F: Float>(
     interval_len: u32,
     backwards: u32,
     #[comptime] plan: Plan,
+    #[comptime] _present: u32,
     #[define(F)] _dtype: ElemType,
 ) {
     let edge = comptime!(plan.edge);
