@@ -121,7 +121,7 @@ pub(super) fn summary_kernel<F: Float, I: Int, V: Size>(
 
         // Always so. The loads above would be put off until after the walk, but not past a branch.
         if start < place.end {
-            #[unroll(geometry.ptx)]
+            #[unroll(geometry.written_out())]
             for block in 0..comptime!(tile / UNROLLED) {
                 #[unroll]
                 for j in 0..UNROLLED {

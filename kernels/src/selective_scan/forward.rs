@@ -129,7 +129,7 @@ pub(super) fn scan_kernel<F: Float, I: Int, V: Size>(
 
         // Always so. The loads above would be put off until after the walk, but not past a branch.
         if start < place.end {
-            #[unroll(geometry.ptx)]
+            #[unroll(geometry.written_out())]
             for block in 0..comptime!(tile / UNROLLED) {
                 let first = block * UNROLLED;
                 // No load moves up past a store: positions whose reads were stored one by one would wait

@@ -58,6 +58,12 @@ pub(super) struct Geometry {
     pub softplus: bool,
     /// Whether the kernel takes inline PTX.
     pub ptx: bool,
+    /// Whether a graphics card's driver compiles it from SPIR-V.
+    pub spirv: bool,
+}
+
+fn is_spirv(client: &Client) -> bool {
+    client.name() == "wgpu<spirv>" && !client.properties().identity.name.contains("llvmpipe")
 }
 
 impl Geometry {
@@ -119,6 +125,7 @@ impl Geometry {
                     stage,
                     softplus,
                     ptx: false,
+                    spirv: false,
                 };
                 let rows = stage.div_ceil(groups);
                 if geometry.units() > units || stage < tile || (stage > tile && rows > MAX_ROWS) {
@@ -143,8 +150,14 @@ impl Geometry {
     pub fn compiled_for(self, client: &Client) -> Self {
         Self {
             ptx: takes_ptx(client),
+            spirv: is_spirv(client),
             ..self
         }
+    }
+
+    /// Whether tiles are written out: software Vulkan compiles that for minutes.
+    pub fn written_out(&self) -> bool {
+        self.ptx || self.spirv
     }
 
     pub fn units(&self) -> usize {

@@ -2,6 +2,7 @@
 
 use core::f32::consts::LOG2_E;
 
+use cubecl::frontend::polyfills::SimplePowOp;
 use cubecl::prelude::*;
 
 use super::geometry::Geometry;
@@ -13,7 +14,7 @@ pub(super) fn scale_rates<V: Size>(
     rates: Vector<f32, V>,
     #[comptime] geometry: Geometry,
 ) -> Vector<f32, V> {
-    if comptime!(geometry.ptx) {
+    if comptime!(geometry.ptx || geometry.spirv) {
         rates * Vector::new(LOG2_E)
     } else {
         rates
@@ -39,9 +40,24 @@ pub(super) fn decay_over<V: Size>(
             decay.insert(j, exp2_ptx(exponents.extract(j)));
         }
         decay
+    } else if comptime!(geometry.spirv) {
+        power_of_two::<V>(exponents)
     } else {
         exponents.exp()
     }
+}
+
+/// `2^x`, as a power: SPIR-V has an instruction for it that CubeCL does not know, and drivers find it.
+#[cube]
+#[allow(unused_variables)] // the expansion reads x
+fn power_of_two<V: Size>(x: Vector<f32, V>) -> Vector<f32, V> {
+    let base = Vector::<f32, V>::new(2.0f32);
+    intrinsic!(|scope| {
+        let base = base.read_value(scope);
+        let exponent = x.read_value(scope);
+        let power = SimplePowOp::new(scope.ctx_mut(), base, exponent);
+        scope.register_with_result(&power).into()
+    })
 }
 
 /// The time step of a biased `delta`.

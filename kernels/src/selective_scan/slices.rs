@@ -10,7 +10,7 @@ use super::geometry::Geometry;
 use super::{CHECKPOINT_INTERVAL, Dims};
 
 /// Shortest slice worth a launch, in positions.
-const MIN_SLICE: usize = 256;
+const MIN_SLICE: usize = 512;
 
 /// The parts of a launch take at most one in so many bytes of a sequence of f32, where slices get no shorter than that.
 const SHARE: usize = 3;
@@ -172,6 +172,7 @@ mod tests {
                 stage: 32,
                 softplus: true,
                 ptx: false,
+                spirv: false,
             };
             for chunk_len in (1..300).map(|it| it * CHECKPOINT_INTERVAL) {
                 let slices = Slices::new(chunk_len, &geometry);
@@ -194,6 +195,7 @@ mod tests {
             stage: 32,
             softplus: true,
             ptx: false,
+            spirv: false,
         };
         let slices = Slices::new(2048, &geometry);
         assert_eq!([slices.len, slices.count], [704, 3]);
