@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use commands::{bench, chat, compare, convert, evaluate, generate, info, train};
 use failure::{Failed, guard};
 use mamba_core::{compilation, device};
+use mamba_train::cache::cache_dir;
 use mamba_train::{compiling, logging};
 
 /// Train, evaluate and sample Mamba and transformer language models.
@@ -40,7 +41,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     logging::install();
     failure::install_hook();
-    compilation::configure();
+    let kernels = cache_dir().ok().map(|dir| dir.join("kernels"));
+    let unwanted = std::env::var_os("MAMBA_LAB_KERNELS").is_some_and(|it| it == "off");
+    compilation::configure(kernels.as_deref().filter(|_| !unwanted));
     let outcome = guard(
         "free memory there, choose another device with --device, or lower data.batch_size in the run's config.toml",
         || match arguments.command {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     // A device that failed is not asked again.
     if !outcome.as_ref().is_err_and(Failed::is_in) {
         device::finish();
+        compilation::seal();
     }
     match outcome {
         Ok(code) => code,

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 /// Environment variable that overrides [`cache_dir`].
 pub const CACHE_VARIABLE: &str = "MAMBA_LAB_CACHE";
 
-/// The folder for extracted corpora and encoded tokens: `$MAMBA_LAB_CACHE` where it is set, else
+/// The folder for extracted corpora, encoded tokens and compiled kernels: `$MAMBA_LAB_CACHE` where it is set, else
 /// `mamba-lab` in the platform's cache folder.
 ///
 /// # Errors

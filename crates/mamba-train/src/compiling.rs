@@ -1,11 +1,13 @@
 //! The line on standard error that tells that kernels are being compiled.
 
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mamba_core::compilation;
 
 use crate::logging::kernels_compiled;
 
@@ -45,7 +47,7 @@ pub fn show() {
             if count == before {
                 continue;
             }
-            let line = line(count, elapsed);
+            let line = line(count, elapsed, compilation::kept_in());
             if !on_thread.is_hidden() {
                 on_thread.set_message(line);
                 on_thread.tick();
@@ -61,7 +63,7 @@ pub fn show() {
     }
 }
 
-/// Takes the line away, if there is one.
+/// Takes the line away, if there is one. What was compiled is good for the next start then.
 pub fn hide() {
     let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(Shown { bar, stop, thread }) = shown {
@@ -69,6 +71,7 @@ pub fn hide() {
         // It does not panic, and if it did, there would be no line to take away.
         let _ = thread.join();
         bar.finish_and_clear();
+        compilation::seal();
     }
 }
 
@@ -84,9 +87,12 @@ pub fn beside<T>(print: impl FnOnce() -> T) -> T {
     }
 }
 
-fn line(count: usize, elapsed: Duration) -> String {
+fn line(count: usize, elapsed: Duration, kept: Option<&Path>) -> String {
+    let kept = kept.map_or(String::new(), |path| {
+        format!(" (kept in {} for the next start)", path.display())
+    });
     format!(
-        "starting: {count} kernels compiled, {} s",
+        "starting: {count} kernels compiled, {} s{kept}",
         elapsed.as_secs()
     )
 }
@@ -96,9 +102,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_counts() {
+    fn the_line_says_where_kernels_are_kept_if_they_are() {
         let elapsed = Duration::from_millis(21_900);
-        assert_eq!(line(37, elapsed), "starting: 37 kernels compiled, 21 s");
+        assert_eq!(
+            line(37, elapsed, None),
+            "starting: 37 kernels compiled, 21 s"
+        );
+        assert_eq!(
+            line(37, elapsed, Some(Path::new("/c/kernels/1.db"))),
+            "starting: 37 kernels compiled, 21 s (kept in /c/kernels/1.db for the next start)"
+        );
     }
 
     #[test]
