@@ -66,6 +66,9 @@ pub struct Arguments {
     /// Run candle's models beside ours on the CPU: the program built from crates/mamba-bench/peers/candle.
     #[arg(long, value_name = "FILE")]
     peer_candle: Option<PathBuf>,
+    /// Run mamba-rs's models beside ours, on the CPU or CUDA: the program built from crates/mamba-bench/peers/mamba-rs.
+    #[arg(long, value_name = "FILE")]
+    peer_mamba_rs: Option<PathBuf>,
     /// Measure the memory of one piece of work and print it.
     #[arg(long, hide = true, value_name = "JSON")]
     probe: Option<String>,
@@ -146,6 +149,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             python: arguments.peers.then_some(arguments.python),
             python_path: arguments.python_path,
             candle: arguments.peer_candle,
+            mamba_rs: arguments.peer_mamba_rs,
         },
         probe,
     };
