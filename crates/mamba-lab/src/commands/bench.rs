@@ -43,7 +43,7 @@ pub struct Arguments {
     /// Lengths of sequences instead of the suite's own, such as 1024,4096.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     lengths: Vec<usize>,
-    /// Sequences at once instead of the suite's own, such as 1,64; for prefill, decode and train.
+    /// Sequences at once instead of the suite's own, such as 1,64; for prefill, decode and train, which takes the first.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     batches: Vec<usize>,
     /// Rounds of every measurement. [default: 9, with --quick 5]
