@@ -9,6 +9,7 @@
 #
 #   PYTHON       Python with torch, triton, transformers and einops (python3)
 #   PYTHON_PATH  folder that holds mamba-ssm's folder mamba_ssm; its Python files are enough
+#   MAMBA_RS     program built from peers/mamba-rs with its feature cuda, if it is to run beside ours
 #   ONLY         part of the names of what is to be run
 #   CARD         first part of the files' names (h100)
 set -uo pipefail
@@ -43,10 +44,13 @@ measure() {
   esac
 }
 
+models=("${peers[@]}")
+[ -z "${MAMBA_RS:-}" ] || models+=(--peer-mamba-rs "$MAMBA_RS")
+
 cuda=(--device cuda) bf16=(--device cuda --precision bf16)
 measure kernels-bf16 150 kernels "${bf16[@]}" "${peers[@]}" --rounds 5
-measure decode-bf16 90 decode "${bf16[@]}" "${peers[@]}" --filter mamba,gpt2 --lengths 1024 --rounds 3
-measure prefill-bf16 90 prefill "${bf16[@]}" "${peers[@]}" --filter mamba,gpt2 --lengths 128,1024 --batches 1 --rounds 3
+measure decode-bf16 90 decode "${bf16[@]}" "${models[@]}" --filter mamba,gpt2 --lengths 1024 --rounds 3
+measure prefill-bf16 90 prefill "${bf16[@]}" "${models[@]}" --filter mamba,gpt2 --lengths 128,1024 --batches 1 --rounds 3
 measure million-bf16 60 prefill "${bf16[@]}" --filter mamba,gpt2 --lengths 1000000 --batches 1 --rounds 3
 measure memory-bf16 90 memory "${bf16[@]}" --filter mamba,gpt2 --lengths 65536,1000000
 measure train-bf16 60 train "${bf16[@]}" --filter mamba,gpt2 --rounds 3

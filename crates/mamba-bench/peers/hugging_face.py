@@ -150,9 +150,6 @@ def main():
     parser.add_argument("--device", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.device.startswith("cuda"):
-        # As Burn multiplies f32 on CUDA, in TF32.
-        torch.set_float32_matmul_precision("high")
     peer = Peer(arguments.device)
     for line in iter(sys.stdin.readline, ""):
         print(json.dumps(answer(peer, line)), flush=True)

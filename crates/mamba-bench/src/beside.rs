@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Error, Result, anyhow, ensure};
 
-use crate::engines::model_peer::{CANDLE, HUGGING_FACE, ModelPeer};
+use crate::engines::model_peer::{CANDLE, HUGGING_FACE, MAMBA_RS, ModelPeer};
 use crate::engines::op_peer::OpPeer;
 use crate::results::{is_cpu, threads};
 
@@ -17,6 +17,8 @@ pub struct Beside {
     pub python_path: Vec<String>,
     /// The program built from `peers/candle`.
     pub candle: Option<PathBuf>,
+    /// The program built from `peers/mamba-rs`.
+    pub mamba_rs: Option<PathBuf>,
 }
 
 /// What peers of a suite do.
@@ -58,14 +60,20 @@ impl Beside {
         let mut failed = Vec::new();
         match kind {
             Kind::None => {
-                if self.python.is_some() || self.candle.is_some() {
-                    failed.push((PYTHON, anyhow!("peers have no part in this suite")));
+                let wanted = [
+                    (PYTHON, &self.python),
+                    (CANDLE, &self.candle),
+                    (MAMBA_RS, &self.mamba_rs),
+                ];
+                for (name, _) in wanted.into_iter().filter(|(_, it)| it.is_some()) {
+                    failed.push((name, anyhow!("peers have no part in this suite")));
                 }
             }
             Kind::Models => {
                 let started = [
                     (HUGGING_FACE, self.hugging_face(device)),
                     (CANDLE, self.candle(device)),
+                    (MAMBA_RS, self.mamba_rs(device)),
                 ];
                 for (name, peer) in started {
                     match peer {
@@ -81,8 +89,10 @@ impl Beside {
                     Some(Err(reason)) => failed.push((PYTHON, reason)),
                     None => {}
                 }
-                if self.candle.is_some() {
-                    failed.push((CANDLE, anyhow!("it runs whole models alone")));
+                for (name, program) in [(CANDLE, &self.candle), (MAMBA_RS, &self.mamba_rs)] {
+                    if program.is_some() {
+                        failed.push((name, anyhow!("it runs whole models alone")));
+                    }
                 }
             }
         }
@@ -101,6 +111,11 @@ impl Beside {
             ModelPeer::candle(program, threads())
         };
         Some(start())
+    }
+
+    fn mamba_rs(&self, device: &str) -> Option<Result<ModelPeer>> {
+        let program = self.mamba_rs.as_deref()?;
+        Some(ModelPeer::mamba_rs(program, threads(), &torch(device)))
     }
 
     fn operations(&self, device: &str) -> Option<Result<OpPeer>> {
@@ -133,7 +148,7 @@ mod tests {
             ..Beside::default()
         };
         for (kind, expected) in [
-            (Kind::None, vec![PYTHON]),
+            (Kind::None, vec![PYTHON, CANDLE]),
             (Kind::Models, vec![HUGGING_FACE, CANDLE]),
             (Kind::Operations, vec![PYTHON, CANDLE]),
         ] {

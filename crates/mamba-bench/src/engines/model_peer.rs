@@ -17,6 +17,9 @@ pub const HUGGING_FACE: &str = "hugging face";
 /// The name of candle's models as an engine.
 pub const CANDLE: &str = "candle";
 
+/// The name of mamba-rs's models as an engine.
+pub const MAMBA_RS: &str = "mamba-rs";
+
 /// What a peer times.
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
@@ -66,6 +69,21 @@ impl ModelPeer {
         command.env("RAYON_NUM_THREADS", threads.to_string());
         let hint = "give the program built from crates/mamba-bench/peers/candle as --peer-candle";
         Self::greet(CANDLE, Process::start("candle", command, hint)?)
+    }
+
+    /// Starts the program of `peers/mamba-rs` on `cpu` or a device such as `cuda:0`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such program.
+    pub fn mamba_rs(program: &Path, threads: usize, device: &str) -> Result<Self> {
+        let mut command = Command::new(program);
+        command
+            .arg(device)
+            .env("RAYON_NUM_THREADS", threads.to_string());
+        let hint =
+            "give the program built from crates/mamba-bench/peers/mamba-rs as --peer-mamba-rs";
+        Self::greet(MAMBA_RS, Process::start("mamba-rs", command, hint)?)
     }
 
     fn greet(name: &'static str, mut process: Process) -> Result<Self> {

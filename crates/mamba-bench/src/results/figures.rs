@@ -37,7 +37,7 @@ pub const FIGURES: [Figure; 19] = [
     kind("gb_per_second", "GB/s", 2),
     // Operations over bytes.
     kind("flop_per_byte", "FLOP/B", 2),
-    // Kernels that a call, or a step, hands to the device.
+    // Kernels that a call, or a step, hands to the device one by one: none where recorded ones are replayed.
     kind("launches", "launches", 0),
     // Time at the roof over time.
     kind("share_of_roof", "of roof", 3),

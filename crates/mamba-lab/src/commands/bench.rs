@@ -43,7 +43,7 @@ pub struct Arguments {
     /// Lengths of sequences instead of the suite's own, such as 1024,4096.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     lengths: Vec<usize>,
-    /// Sequences at once instead of the suite's own, such as 1,64; for prefill, decode and train.
+    /// Sequences at once instead of the suite's own, such as 1,64; for prefill, decode and train, which takes the first.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     batches: Vec<usize>,
     /// Rounds of every measurement. [default: 9, with --quick 5]
@@ -66,6 +66,9 @@ pub struct Arguments {
     /// Run candle's models beside ours on the CPU: the program built from crates/mamba-bench/peers/candle.
     #[arg(long, value_name = "FILE")]
     peer_candle: Option<PathBuf>,
+    /// Run mamba-rs's models beside ours, on the CPU or CUDA: the program built from crates/mamba-bench/peers/mamba-rs.
+    #[arg(long, value_name = "FILE")]
+    peer_mamba_rs: Option<PathBuf>,
     /// Measure the memory of one piece of work and print it.
     #[arg(long, hide = true, value_name = "JSON")]
     probe: Option<String>,
@@ -146,6 +149,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             python: arguments.peers.then_some(arguments.python),
             python_path: arguments.python_path,
             candle: arguments.peer_candle,
+            mamba_rs: arguments.peer_mamba_rs,
         },
         probe,
     };
