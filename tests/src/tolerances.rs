@@ -44,6 +44,9 @@ pub const LINEAR_CROSS_ENTROPY_F32: Tolerance = Tolerance::new(2e-6, 1e-6);
 /// Gradients of the fused linear layer and cross-entropy in f32.
 pub const LINEAR_CROSS_ENTROPY_F32_GRADIENT: Tolerance = Tolerance::new(5e-6, 2e-7);
 
+/// Attention and its gradients beside the reference: sums of a few dozen products, in another order.
+pub const ATTENTION_F32: Tolerance = Tolerance::new(1e-5, 1e-5);
+
 /// Linear layers and norms in f32, values and gradients, against Burn's: sums of up to 2100 products.
 pub const LAYER_F32: Tolerance = Tolerance::new(1e-5, 2e-5);
 

@@ -3,12 +3,12 @@
 
 use burn::tensor::{Device, Gradients, Tensor};
 use mamba_core::ops::{
-    CausalConv1d, LinearCrossEntropy, SelectiveScan, Strategy, causal_conv1d, linear_cross_entropy,
-    reference, selective_scan, token_losses,
+    CausalConv1d, LinearCrossEntropy, SelectiveScan, Strategy, causal_attention, causal_conv1d,
+    linear_cross_entropy, reference, selective_scan, token_losses,
 };
 use mamba_tests::devices::{autodiff_devices, device};
 use mamba_tests::fixtures::{self, Fixture};
-use mamba_tests::tensors::{assert_fixture, float, int};
+use mamba_tests::tensors::{assert_fixture, assert_same, float, int, numbers};
 use mamba_tests::tolerances::{self, Tolerance};
 
 /// Paths under test, the fused one first.
@@ -231,6 +231,45 @@ fn linear_cross_entropy_equals_pytorch() {
             }
         }
     }
+}
+
+/// Queries, keys and values of two heads to a head of keys, behind a past, and weights of a loss.
+fn attention_of(device: &Device) -> ([Tensor<3>; 3], Tensor<3>) {
+    let leaf = |seed, shape| numbers(seed, shape, device).require_grad();
+    let inputs = [
+        leaf(1, [2, 19, 20]),
+        leaf(2, [2, 83, 10]),
+        leaf(3, [2, 83, 10]),
+    ];
+    (inputs, numbers(4, [2, 19, 20], device))
+}
+
+#[test]
+fn causal_attention_equals_the_reference() {
+    for device in autodiff_devices() {
+        let run = |way: fn(Tensor<3>, Tensor<3>, Tensor<3>, usize) -> Tensor<3>| {
+            let (inputs, weights) = attention_of(&device);
+            let [query, key, value] = inputs.clone();
+            let y = way(query, key, value, 4);
+            let grads = (y.clone() * weights).sum().backward();
+            let grads = inputs.map(|tensor| tensor.grad(&grads).unwrap());
+            [y.inner()].into_iter().chain(grads).collect::<Vec<_>>()
+        };
+        let names = ["y", "grad_query", "grad_key", "grad_value"];
+        let pairs = run(causal_attention)
+            .into_iter()
+            .zip(run(reference::causal_attention));
+        for (name, (got, want)) in names.into_iter().zip(pairs) {
+            assert_same(name, got, want, tolerances::ATTENTION_F32);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "do not fit")]
+fn heads_that_do_not_fit_are_refused() {
+    let zeros = || Tensor::<3>::zeros([1, 2, 12], &device());
+    causal_attention(zeros(), zeros(), zeros(), 5);
 }
 
 fn scalar(value: f32) -> fixtures::Array<f32> {

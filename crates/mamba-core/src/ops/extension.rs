@@ -9,12 +9,16 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::FloatDType;
 
+mod attention;
 mod ssd;
 
 #[cfg(feature = "fusion")]
 use super::meta;
 use super::portable;
 
+pub use attention::{AttentionGrads, AttentionOutputs};
+#[cfg(feature = "fusion")]
+pub use attention::{AttentionGradsMetadata, AttentionOutputsMetadata};
 pub use ssd::{
     GatedNormGrads, GatedNormInputs, GatedNormOptions, SsdGrads, SsdInputs, SsdOptions, SsdOutputs,
 };
@@ -288,6 +292,44 @@ pub trait MambaOps: Backend {
         grad_y: FloatTensor<Self>,
     ) -> GatedNormGrads<Self> {
         portable::gated_rms_norm::backward::<Self>(inputs, grad_y)
+    }
+
+    /// Causal attention of `query [batch, len, heads * dim]` over `key` and `value [batch, seen, kv_heads * dim]`, f32: the
+    /// queries are those of the last positions, and each sees the keys up to its own.
+    #[fusion(meta = meta::attention)]
+    fn causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        heads: usize,
+    ) -> AttentionOutputs<Self> {
+        portable::attention::forward::<Self>(query, key, value, heads)
+    }
+
+    /// Gradients of [`MambaOps::causal_attention`] from what it returned.
+    #[fusion(meta = meta::attention_backward)]
+    fn causal_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        heads: usize,
+        y: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        grad_y: FloatTensor<Self>,
+    ) -> AttentionGrads<Self> {
+        portable::attention::backward::<Self>(query, key, value, heads, y, log_sums, grad_y)
+    }
+
+    /// GELU in the form with tanh, f32.
+    #[fusion(meta = meta::gelu)]
+    fn tanh_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gelu::forward::<Self>(x)
+    }
+
+    /// The gradient of [`MambaOps::tanh_gelu`].
+    #[fusion(meta = meta::gelu_backward)]
+    fn tanh_gelu_backward(x: FloatTensor<Self>, grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gelu::backward::<Self>(x, grad_y)
     }
 
     /// Negative log-likelihood of each target, `[tokens]`, f32; zero where the target is negative. The

@@ -4,10 +4,11 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, FloatDType, Shape};
 
 use super::extension::{
-    ConvGradsMetadata, ConvInputsMetadata, ConvOutputsMetadata, GatedNormGradsMetadata,
-    GatedNormInputsMetadata, LossGradsMetadata, NormGradsMetadata, OptionalFloatMetadata,
-    PartsMetadata, SCAN_CHECKPOINT_INTERVAL, ScanGradsMetadata, ScanInputsMetadata,
-    ScanOutputsMetadata, SsdGradsMetadata, SsdInputsMetadata, SsdOutputsMetadata,
+    AttentionGradsMetadata, AttentionOutputsMetadata, ConvGradsMetadata, ConvInputsMetadata,
+    ConvOutputsMetadata, GatedNormGradsMetadata, GatedNormInputsMetadata, LossGradsMetadata,
+    NormGradsMetadata, OptionalFloatMetadata, PartsMetadata, SCAN_CHECKPOINT_INTERVAL,
+    ScanGradsMetadata, ScanInputsMetadata, ScanOutputsMetadata, SsdGradsMetadata,
+    SsdInputsMetadata, SsdOutputsMetadata,
 };
 
 fn single<const D: usize>(dims: [usize; D]) -> TensorSpec {
@@ -188,6 +189,43 @@ pub(super) fn rms_norm_backward(
         x: x.clone(),
         gamma: gamma.clone(),
     }
+}
+
+pub(super) fn attention(
+    query: &TensorSpec,
+    _key: &TensorSpec,
+    _value: &TensorSpec,
+    heads: &usize,
+) -> AttentionOutputsMetadata {
+    let [batch, len, _] = query.shape.dims();
+    AttentionOutputsMetadata {
+        y: query.clone(),
+        log_sums: single([batch, *heads, len]),
+    }
+}
+
+pub(super) fn attention_backward(
+    query: &TensorSpec,
+    key: &TensorSpec,
+    value: &TensorSpec,
+    _heads: &usize,
+    _y: &TensorSpec,
+    _log_sums: &TensorSpec,
+    _grad_y: &TensorSpec,
+) -> AttentionGradsMetadata {
+    AttentionGradsMetadata {
+        query: query.clone(),
+        key: key.clone(),
+        value: value.clone(),
+    }
+}
+
+pub(super) fn gelu(x: &TensorSpec) -> TensorSpec {
+    x.clone()
+}
+
+pub(super) fn gelu_backward(x: &TensorSpec, _grad_y: &TensorSpec) -> TensorSpec {
+    x.clone()
 }
 
 pub(super) fn split(x: &TensorSpec, first: &usize, second: &usize) -> PartsMetadata {

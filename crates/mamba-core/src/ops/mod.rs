@@ -7,7 +7,8 @@
 //! | [`gated_rms_norm`] | gate and normalisation of Mamba-2 | its inputs |
 //! | [`causal_conv1d`] | depthwise convolution over time, SiLU | its inputs |
 //! | [`linear_cross_entropy`] | head and loss without the logits | the two gradients, no logits |
-//! | [`linear`], [`rms_norm`] | what Burn has too, in one pass on the CPU and on GPUs | their inputs |
+//! | [`causal_attention`] | attention without the scores | its inputs and outputs, `4 * heads` bytes a token more |
+//! | [`linear`], [`rms_norm`], GELU | what Burn has too, in one pass on the CPU and on GPUs | their inputs |
 //!
 //! Each takes the path of [`Strategy::Auto`]: fused loops on Flex; on CubeCL devices kernels, and matrix
 //! products that are not tuned at first use; portable bodies on NdArray, the plain
@@ -16,6 +17,7 @@
 //! stay f32. On CubeCL devices half precisions are read and written as they are, and the factors of
 //! products stay in them, with sums in f32.
 
+mod attention;
 mod backends;
 mod causal_conv1d;
 #[cfg(feature = "flex")]
@@ -27,6 +29,7 @@ mod embed;
 )]
 pub mod extension;
 mod gated_rms_norm;
+mod gelu;
 mod linear;
 mod linear_cross_entropy;
 #[cfg(feature = "fusion")]
@@ -38,11 +41,14 @@ mod selective_scan;
 mod split;
 mod ssd;
 
+pub use attention::causal_attention;
+pub(crate) use attention::has_attention;
 #[cfg(feature = "cube")]
 pub(crate) use backends::decoder;
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
 pub(crate) use embed::embed;
 pub use gated_rms_norm::{GatedRmsNorm, gated_rms_norm};
+pub(crate) use gelu::tanh_gelu;
 pub use linear::linear;
 pub(crate) use linear::{project, project_onto};
 pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy, token_losses};

@@ -54,6 +54,22 @@ pub fn gated_rms_norm(norm: GatedRmsNorm) -> Tensor<3> {
     ))
 }
 
+/// [`causal_attention`](super::causal_attention) through all scores.
+pub fn causal_attention(
+    query: Tensor<3>,
+    key: Tensor<3>,
+    value: Tensor<3>,
+    heads: usize,
+) -> Tensor<3> {
+    let [query, key, value] = [query, key, value].map(float_primitive);
+    Tensor::from_dispatch(portable::attention::forward::<Dispatch>(query, key, value, heads).y)
+}
+
+/// GELU in the form with tanh, operation by operation.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(portable::gelu::forward::<Dispatch>(float_primitive(x)))
+}
+
 /// [`causal_conv1d`](super::causal_conv1d) as a sum of shifted products.
 pub fn causal_conv1d(conv: CausalConv1d) -> (Tensor<3>, Tensor<3>) {
     let outputs = portable::causal_conv1d::forward::<Dispatch>(conv.into_inputs());

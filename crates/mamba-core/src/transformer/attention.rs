@@ -1,9 +1,9 @@
-use super::causal::causal_attention;
+use super::causal::{causal_attention, shares_heads};
 use super::kv_cache::KvCache;
 use super::packing::Packing;
 use super::rotary::{RotaryEmbedding, RotaryEmbeddingConfig};
 use crate::init::{linear, rescale};
-use crate::ops::project;
+use crate::ops::{self, halves, has_attention, project, thirds};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
@@ -112,10 +112,10 @@ impl AttentionConfig {
 /// - `h` counts query heads and `g = h / (num_heads / num_kv_heads)`, rounded down, key and value heads
 /// - token `t` of a sequence sees tokens `0..=t` of it, those in the cache included
 ///
-/// The scores go through Burn's attention op. Outside of training no backend need hold all of them:
-/// Flex keeps those of one head and one block of queries. Under autodiff Burn 0.22 falls back to
-/// separate operations, which keep the scores of all heads for the backward pass: a few times
-/// `4 * num_heads * seq_len` bytes a token, on Flex about half of it.
+/// On Flex fused loops never hold more scores than those of 64 queries and 64 keys, and the tape keeps one number a query and
+/// head besides inputs and output. Elsewhere, and with `seq_idx`, the scores go through Burn's attention op. Outside of
+/// training no backend need hold all of them; under autodiff Burn 0.22 falls back to separate operations, which keep
+/// the scores of all heads for the backward pass: a few times `4 * num_heads * seq_len` bytes a token.
 ///
 /// Should be created using [`AttentionConfig`].
 #[derive(Module, Debug)]
@@ -168,6 +168,11 @@ impl Attention {
             }
             None => (positions(0, seq_len, &x.device()), None),
         };
+        if mask.is_none() && has_attention(&x) {
+            let [query, key, value] = self.project_flat(x, positions);
+            let context = ops::causal_attention(query, key, value, self.num_heads);
+            return project(&self.out_proj, context);
+        }
         let Projected { query, key, value } = self.project(x, positions);
         let context = self.attend(query, key.swap_dims(1, 2), value.swap_dims(1, 2), mask);
         project(&self.out_proj, context)
@@ -283,6 +288,23 @@ impl Attention {
         }
     }
 
+    /// [`project`](Self::project) with the heads side by side, each `[batch, seq_len, its heads * head_dim]`: parts of the
+    /// projection in place, whose gradients are put together once.
+    fn project_flat(&self, x: Tensor<3>, positions: Tensor<2, Int>) -> [Tensor<3>; 3] {
+        let [batch, seq_len, _] = x.dims();
+        let [queries, keys] = [self.num_heads, self.num_kv_heads].map(|it| it * self.head_dim);
+        let qkv = project(&self.in_proj, x);
+        let Some(rotary) = &self.rotary else {
+            return thirds(qkv, queries, keys);
+        };
+        let [query_key, value] = halves(qkv, queries + keys);
+        let num_qk_heads = self.num_heads + self.num_kv_heads;
+        let apart = query_key.reshape([batch, seq_len, num_qk_heads, self.head_dim]);
+        let rotated = rotary.forward(apart, positions);
+        let [query, key] = halves(rotated.reshape([batch, seq_len, queries + keys]), queries);
+        [query, key, value]
+    }
+
     /// Causal attention of the last tokens over all tokens.
     ///
     /// - query: `[batch, seq_len, num_heads, head_dim]`
@@ -297,8 +319,12 @@ impl Attention {
         mask: Option<Tensor<4, Bool>>,
     ) -> Tensor<3> {
         let [batch, seq_len, num_heads, head_dim] = query.dims();
-        let (key, value) = (self.repeat_heads(key), self.repeat_heads(value));
-        causal_attention(query.swap_dims(1, 2), key, value, mask)
+        let query = query.swap_dims(1, 2);
+        let (key, value) = match shares_heads(&query, mask.as_ref()) {
+            true => (key, value),
+            false => (self.repeat_heads(key), self.repeat_heads(value)),
+        };
+        causal_attention(query, key, value, mask)
             .swap_dims(1, 2)
             .reshape([batch, seq_len, num_heads * head_dim])
     }

@@ -1,12 +1,12 @@
 use crate::init::{linear, rescale};
-use crate::ops::project;
+use crate::ops::{project, tanh_gelu};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
-use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
-use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
+use std::f64::consts::FRAC_1_SQRT_2;
 
 /// The nonlinearity of an [`Mlp`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ impl Mlp {
 
         let hidden = project(&self.fc_in, x);
         let hidden = match self.activation {
-            Activation::Gelu => gelu_tanh(hidden),
+            Activation::Gelu => tanh_gelu(hidden),
             Activation::GeluExact => gelu_erf(hidden),
             Activation::SwiGlu => {
                 let [d_hidden, _] = self.fc_out.weight.dims();
@@ -125,16 +125,6 @@ impl Mlp {
         self.fc_out = rescale(self.fc_out, factor);
         self
     }
-}
-
-/// `x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))`, written by `(1 + tanh(z)) / 2 = sigmoid(2z)`.
-///
-/// Burn's `gelu_approximate` takes a power and two more passes over the tensor, and its gradient
-/// more still.
-fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    const SLOPE: f64 = SQRT_2 * FRAC_2_SQRT_PI;
-    let slope = x.clone().square() * (0.044715 * SLOPE) + SLOPE;
-    x.clone() * sigmoid(x * slope)
 }
 
 /// `x/2 * (1 + erf(x / sqrt(2)))`.
@@ -179,7 +169,7 @@ mod tests {
     fn gelu_tanh_is_burns_approximation_also_far_from_zero() {
         let device = Device::flex();
         let x = Tensor::<1>::from_floats([-50.0, -5.0, -1.0, 0.0, 0.3, 2.0, 60.0], &device);
-        gelu_tanh(x.clone())
+        tanh_gelu(x.clone())
             .to_data()
             .assert_approx_eq::<f32>(&gelu_approximate(x).to_data(), Tolerance::absolute(2e-6));
     }

@@ -7,8 +7,10 @@
     reason = "lanes and states index several arrays at once"
 )]
 
+pub mod attention;
 pub mod causal_conv1d;
 pub mod gated_rms_norm;
+pub mod gelu;
 mod linear;
 pub mod linear_cross_entropy;
 mod matrix;

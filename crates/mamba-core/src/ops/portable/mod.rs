@@ -3,8 +3,10 @@
 //! Instantiated with `Dispatch` they are the differentiable reference; instantiated with one
 //! concrete backend they are its default when it has no kernel. The gradients are written by hand.
 
+pub(crate) mod attention;
 pub(crate) mod causal_conv1d;
 pub(crate) mod gated_rms_norm;
+pub(crate) mod gelu;
 pub(crate) mod linear_cross_entropy;
 mod prim;
 pub(crate) mod rms_norm;

@@ -1,8 +1,10 @@
 //! Gradients: one node an op, whose step calls the backward method of the inner backend.
 
+mod attention;
 mod causal_conv1d;
 mod embed;
 mod gated_rms_norm;
+mod gelu;
 mod linear;
 mod linear_cross_entropy;
 mod rms_norm;
@@ -21,9 +23,9 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use crate::ops::extension::{
-    ConvGrads, ConvInputs, ConvOutputs, GatedNormGrads, GatedNormInputs, LossGrads, MambaOps,
-    NormGrads, OptionalFloat, OptionalInt, Parts, ScanGrads, ScanInputs, ScanOutputs, SsdGrads,
-    SsdInputs, SsdOutputs,
+    AttentionGrads, AttentionOutputs, ConvGrads, ConvInputs, ConvOutputs, GatedNormGrads,
+    GatedNormInputs, LossGrads, MambaOps, NormGrads, OptionalFloat, OptionalInt, Parts, ScanGrads,
+    ScanInputs, ScanOutputs, SsdGrads, SsdInputs, SsdOutputs,
 };
 
 type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
@@ -168,6 +170,35 @@ impl<B: MambaOps, C: CheckpointStrategy> MambaOps for Autodiff<B, C> {
         _grad_y: FloatTensor<Self>,
     ) -> GatedNormGrads<Self> {
         no_second_order("gated_rms_norm")
+    }
+
+    fn causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        heads: usize,
+    ) -> AttentionOutputs<Self> {
+        attention::attention::<B, C>(query, key, value, heads)
+    }
+
+    fn causal_attention_backward(
+        _query: FloatTensor<Self>,
+        _key: FloatTensor<Self>,
+        _value: FloatTensor<Self>,
+        _heads: usize,
+        _y: FloatTensor<Self>,
+        _log_sums: FloatTensor<Self>,
+        _grad_y: FloatTensor<Self>,
+    ) -> AttentionGrads<Self> {
+        no_second_order("causal_attention")
+    }
+
+    fn tanh_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu::gelu::<B, C>(x)
+    }
+
+    fn tanh_gelu_backward(_x: FloatTensor<Self>, _grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
+        no_second_order("gelu")
     }
 
     fn token_losses(

@@ -1,5 +1,6 @@
 //! Flex: the fused loops of [`crate::ops::cpu`] on the tensors' own memory.
 
+mod attention;
 mod inputs;
 mod ssd;
 
@@ -9,11 +10,12 @@ use burn::tensor::{Bytes, DType, FloatDType, Shape, TensorData};
 use burn_flex::FlexTensor;
 
 use crate::ops::cpu::{
-    Added, causal_conv1d, linear, linear_cross_entropy, rms_norm, selective_scan,
+    Added, causal_conv1d, gelu, linear, linear_cross_entropy, rms_norm, selective_scan,
 };
 use crate::ops::extension::{
-    ConvGrads, ConvInputs, ConvOutputs, GatedNormGrads, GatedNormInputs, LossGrads, MambaOps,
-    NormGrads, OptionalFloat, ScanGrads, ScanInputs, ScanOutputs, SsdGrads, SsdInputs, SsdOutputs,
+    AttentionGrads, AttentionOutputs, ConvGrads, ConvInputs, ConvOutputs, GatedNormGrads,
+    GatedNormInputs, LossGrads, MambaOps, NormGrads, OptionalFloat, ScanGrads, ScanInputs,
+    ScanOutputs, SsdGrads, SsdInputs, SsdOutputs,
 };
 use inputs::{Conv, Loss, Norm, RowTensor, Scan, WeightTensor, Whole, whole};
 
@@ -154,6 +156,38 @@ impl MambaOps for Flex {
         grad_y: FloatTensor<Self>,
     ) -> GatedNormGrads<Self> {
         ssd::gated_norm_backward(inputs, grad_y)
+    }
+
+    fn causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        heads: usize,
+    ) -> AttentionOutputs<Self> {
+        attention::forward(query, key, value, heads)
+    }
+
+    fn causal_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        heads: usize,
+        y: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        grad_y: FloatTensor<Self>,
+    ) -> AttentionGrads<Self> {
+        attention::backward([query, key, value], heads, [y, log_sums], grad_y)
+    }
+
+    fn tanh_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = x.shape();
+        tensor(gelu::forward(Whole::new(x).slice()), shape)
+    }
+
+    fn tanh_gelu_backward(x: FloatTensor<Self>, grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
+        let shape = x.shape();
+        let (x, grad_y) = (Whole::new(x), Whole::new(grad_y));
+        tensor(gelu::backward(x.slice(), grad_y.slice()), shape)
     }
 
     fn token_losses(

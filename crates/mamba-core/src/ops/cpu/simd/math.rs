@@ -143,5 +143,28 @@ pub fn silu_with_derivative<A: Arithmetic>(x: A) -> (A, A) {
     (x * s, s.mul_add(x * complement, s))
 }
 
+/// The argument of the sigmoid in [`gelu`] by `x`: `2 sqrt(2 / pi) (1 + 0.044715 x^2)`.
+const GELU: [f32; 2] = [1.595_769, 0.071_354_814];
+
+/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, as `x sigmoid(2 sqrt(2 / pi) ..)`.
+#[inline(always)]
+pub fn gelu<A: Arithmetic>(x: A) -> A {
+    let slope = (x * x).mul_add(A::splat(GELU[1]), A::splat(GELU[0]));
+    x * sigmoid(x * slope)
+}
+
+/// The derivative of [`gelu`].
+#[inline(always)]
+pub fn gelu_derivative<A: Arithmetic>(x: A) -> A {
+    let square = x * x;
+    let z = x * square.mul_add(A::splat(GELU[1]), A::splat(GELU[0]));
+    // The cubic's derivative; beyond these bounds the factor before it is zero, and it may not be infinite.
+    let bounded = square.at_most(A::splat(1e4));
+    let slope = bounded.mul_add(A::splat(3.0 * GELU[1]), A::splat(GELU[0]));
+    let (s, complement) = sigmoids(z, exp_nonpositive(A::zero() - z.abs()));
+    let bent = x.at_most(A::splat(100.0)).at_least(A::splat(-100.0)) * slope;
+    s.mul_add(complement * bent, s)
+}
+
 /// The factor that turns an argument of `e^x` into one of [`exp2`].
 pub const TO_EXP2: f32 = LOG2_E;

@@ -2,13 +2,13 @@
 
 mod ahead;
 mod backward;
-mod copy;
+pub(super) mod copy;
 mod forward;
-mod padded;
+pub(super) mod padded;
 mod positions;
 mod shared;
 mod step;
-mod tile;
+pub(super) mod tile;
 
 pub use backward::backward;
 pub use forward::forward;
@@ -230,7 +230,7 @@ impl<'a> SsdInputs<'a> {
 }
 
 /// `count` rounded up to whole vectors.
-fn whole_vectors(count: usize) -> usize {
+pub(super) fn whole_vectors(count: usize) -> usize {
     count.next_multiple_of(LANES)
 }
 
