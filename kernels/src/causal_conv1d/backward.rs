@@ -86,30 +86,75 @@ pub(super) fn conv_backward_kernel<F: Float, I: Int, V: Size>(
     let beyond = place.end + reach;
     let stop = select(beyond < seq_len, beyond, seq_len);
     let blocks = (place.end - place.begin) / block;
-    for index in 0..blocks {
+    // Blocks that complete gradients of inputs before the run.
+    let first = comptime!(reach.div_ceil(block));
+    let first = select(first < blocks, first, blocks);
+    let mut inputs = Array::<Vector<F, V>>::new(block);
+    let mut grads = Array::<Vector<F, V>>::new(block);
+    let mut next_inputs = Array::<Vector<F, V>>::new(block);
+    let mut next_grads = Array::<Vector<F, V>>::new(block);
+    for index in 0..first {
         let start = place.begin + index * block;
+        load_block::<F, V>(x, &mut inputs, &unit.rows_x, start, geometry);
+        load_block::<F, V>(grad_y, &mut grads, &unit.rows_grad, start, geometry);
         walk::<F, I, V>(
-            x,
+            &inputs,
+            &grads,
             seq_idx,
-            grad_y,
             grad_x,
             &mut grad_initial,
             &mut unit,
             &place,
             start,
+            false,
             geometry,
         );
     }
+    if first < blocks {
+        let start = place.begin + first * block;
+        load_block::<F, V>(x, &mut inputs, &unit.rows_x, start, geometry);
+        load_block::<F, V>(grad_y, &mut grads, &unit.rows_grad, start, geometry);
+    }
+    for index in first..blocks {
+        let start = place.begin + index * block;
+        // In flight during the walk; the last block's are its own.
+        let next = select(index + 1 < blocks, start + block, start);
+        load_block::<F, V>(x, &mut next_inputs, &unit.rows_x, next, geometry);
+        load_block::<F, V>(grad_y, &mut next_grads, &unit.rows_grad, next, geometry);
+        // Always so. The loads above would be put off until after the walk, but not past a branch.
+        if start < place.end {
+            walk::<F, I, V>(
+                &inputs,
+                &grads,
+                seq_idx,
+                grad_x,
+                &mut grad_initial,
+                &mut unit,
+                &place,
+                start,
+                true,
+                geometry,
+            );
+        }
+        #[unroll]
+        for j in 0..block {
+            inputs[j] = next_inputs[j];
+            grads[j] = next_grads[j];
+        }
+    }
     for t in place.begin + blocks * block..stop {
+        load_block::<F, V>(x, &mut inputs, &unit.rows_x, t, single);
+        load_block::<F, V>(grad_y, &mut grads, &unit.rows_grad, t, single);
         walk::<F, I, V>(
-            x,
+            &inputs,
+            &grads,
             seq_idx,
-            grad_y,
             grad_x,
             &mut grad_initial,
             &mut unit,
             &place,
             t,
+            false,
             single,
         );
     }
@@ -163,23 +208,23 @@ struct Unit<V: Size> {
     rows_grad: Rows,
 }
 
-/// The positions `start .. start + block`.
+/// The positions `start .. start + block`: `inside` where they and the inputs whose gradients they complete are of the
+/// unit's run.
 #[cube]
 fn walk<F: Float, I: Int, V: Size>(
-    x: &Tensor<Vector<F, V>>,            // [batch, seq_len, channels]
+    inputs: &Array<Vector<F, V>>,
+    grads: &Array<Vector<F, V>>,
     seq_idx: ComptimeOption<&Tensor<I>>, // [batch, seq_len]
-    grad_y: &Tensor<Vector<F, V>>,       // [batch, seq_len, channels]
     grad_x: &mut Tensor<Vector<F, V>>,   // [batch, seq_len, channels]
     grad_initial: &mut ComptimeOption<OwnedTensor<Vector<f32, V>>>, // [batch, width - 1, channels]
     unit: &mut Unit<V>,
     place: &Place,
     start: usize,
+    #[comptime] inside: bool,
     #[comptime] geometry: Geometry,
 ) {
     let width = comptime!(geometry.width);
     let reach = comptime!(geometry.reach());
-    let inputs = load_block::<F, V>(x, &unit.rows_x, start, geometry);
-    let grads = load_block::<F, V>(grad_y, &unit.rows_grad, start, geometry);
     let begins = load_begins::<I>(seq_idx, place, start, geometry);
     #[unroll]
     for j in 0..comptime!(geometry.block) {
@@ -193,7 +238,7 @@ fn walk<F: Float, I: Int, V: Size>(
         let sum = convolve::<V>(&unit.window, &unit.taps, unit.bias, j, geometry);
         let grad = activate_backward::<V>(sum, Vector::cast_from(grads[j]), geometry);
         // The positions after the run are another unit's.
-        if t < place.end {
+        if inside || t < place.end {
             unit.grad_bias += grad;
             #[unroll]
             for k in 0..width {
@@ -217,7 +262,11 @@ fn walk<F: Float, I: Int, V: Size>(
                 unit.pending[k] += unit.taps[k] * grad;
             }
         }
-        store::<F, V>(grad_x, grad_initial, unit.pending[0], place, t, geometry);
+        if comptime!(inside) {
+            store_at::<F, V>(grad_x, unit.pending[0], place, t - reach);
+        } else {
+            store::<F, V>(grad_x, grad_initial, unit.pending[0], place, t, geometry);
+        }
         #[unroll]
         for k in 0..reach {
             unit.pending[k] = unit.pending[comptime!(k + 1)];
@@ -241,8 +290,7 @@ fn store<F: Float, V: Size>(
     let reach = comptime!(geometry.reach());
     if entry >= place.begin + reach {
         if entry < place.end + reach {
-            let row = place.batch * place.seq_len + (entry - reach);
-            grad_x[row * place.vectors + place.vector] = round_all(value);
+            store_at::<F, V>(grad_x, value, place, entry - reach);
         }
     } else {
         #[comptime]
@@ -252,4 +300,16 @@ fn store<F: Float, V: Size>(
             }
         }
     }
+}
+
+/// Stores the gradient of the input of position `t`.
+#[cube]
+fn store_at<F: Float, V: Size>(
+    grad_x: &mut Tensor<Vector<F, V>>, // [batch, seq_len, channels]
+    value: Vector<f32, V>,
+    place: &Place,
+    t: usize,
+) {
+    let row = place.batch * place.seq_len + t;
+    grad_x[row * place.vectors + place.vector] = round_all(value);
 }

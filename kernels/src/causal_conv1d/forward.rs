@@ -120,7 +120,8 @@ fn walk<F: Float, I: Int, V: Size>(
     start: usize,
     #[comptime] geometry: Geometry,
 ) {
-    let inputs = load_block::<F, V>(x, rows, start, geometry);
+    let mut inputs = Array::<Vector<F, V>>::new(comptime!(geometry.block));
+    load_block::<F, V>(x, &mut inputs, rows, start, geometry);
     let begins = load_begins::<I>(seq_idx, place, start, geometry);
     let first = (place.batch * place.seq_len + start) * place.vectors + place.vector;
     #[unroll]

@@ -198,17 +198,16 @@ pub(super) fn load_window<F: Float, I: Int, V: Size>(
 #[cube]
 pub(super) fn load_block<F: Float, V: Size>(
     source: &Tensor<Vector<F, V>>, // [batch, seq_len, channels]
+    block: &mut Array<Vector<F, V>>,
     rows: &Rows,
     start: usize,
     #[comptime] geometry: Geometry,
-) -> Array<Vector<F, V>> {
+) {
     let first = rows.first + start * rows.step;
-    let mut block = Array::<Vector<F, V>>::new(comptime!(geometry.block));
     #[unroll]
     for j in 0..comptime!(geometry.block) {
         block[j] = source[first + j * rows.step];
     }
-    block
 }
 
 /// Which of the positions `start .. start + block` begin a run.

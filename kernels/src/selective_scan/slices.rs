@@ -8,6 +8,7 @@ use cubecl::prelude::*;
 
 use super::geometry::Geometry;
 use super::{CHECKPOINT_INTERVAL, Dims};
+use crate::bits::round_to;
 
 /// Shortest slice worth a launch, in positions.
 const MIN_SLICE: usize = 512;
@@ -149,9 +150,9 @@ fn sum_projections_kernel<F: Float>(
     if index < 2 * sums && UNIT_POS_Y == 0 && position < chunk_len && t < seq_len {
         let out = (place / (rows * d_state) * seq_len + t) * d_state + place % d_state;
         if half == 0 {
-            grad_b[out] = F::cast_from(sum);
+            grad_b[out] = round_to::<F>(sum);
         } else {
-            grad_c[out] = F::cast_from(sum);
+            grad_c[out] = round_to::<F>(sum);
         }
     }
 }
