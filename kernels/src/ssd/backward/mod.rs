@@ -105,7 +105,7 @@ fn launch(
     let given = inputs.tensors().chain(upstream_tensors).chain(outputs);
     let address = checked_address_type(client, given)?;
     let steps = forward_steps(client, &inputs, dims, plan.interval)?;
-    let shared = Shared {
+    let common = Common {
         client,
         inputs: &inputs,
         steps: &steps,
@@ -113,7 +113,7 @@ fn launch(
         address,
         ptx: plan.ptx,
     };
-    let runs = shared.runs();
+    let runs = common.runs();
     let states = scratch(client, &[batch, intervals, nheads, headdim, d_state]);
     let factor = match plan.tensor {
         true => inputs.dtype,
@@ -140,7 +140,7 @@ fn launch(
             [inputs.dtype, factor],
         );
     }
-    shared.carry(&states, &upstream.final_state, &gradients.initial_state);
+    common.carry(&states, &upstream.final_state, &gradients.initial_state);
 
     let step_sums = scratch(client, &[3, batch, dims.seq_len, nheads]);
     let grad_d = gradients.d.clone().filter(|_| inputs.d.is_some());
@@ -189,7 +189,7 @@ fn launch(
         );
     }
 
-    shared.finish(Finish {
+    common.finish(Finish {
         gradients,
         sheet: step_sums,
         parts_b: grad_b,
@@ -202,8 +202,8 @@ fn launch(
     Ok(())
 }
 
-/// What the kernels have in common that both ways share.
-struct Shared<'a> {
+/// What both ways launch alike.
+struct Common<'a> {
     client: &'a Client,
     inputs: &'a SsdInputs,
     steps: &'a Steps,
@@ -214,7 +214,7 @@ struct Shared<'a> {
     ptx: bool,
 }
 
-impl Shared<'_> {
+impl Common<'_> {
     /// Not read without `seq_idx`.
     fn runs(&self) -> TensorBinding {
         self.steps.runs.clone().unwrap_or(self.steps.dt.clone())

@@ -20,7 +20,7 @@ use cubecl::prelude::*;
 
 use super::super::steps::steps as forward_steps;
 use super::super::{Dims, SsdGradients, SsdInputs, SsdUpstream, Strategy};
-use super::{Finish, Shared, heads_a_part};
+use super::{Common, Finish, heads_a_part};
 use crate::KernelError;
 use crate::sums::{Parts, sum_parts};
 use crate::tensors::{
@@ -101,7 +101,7 @@ pub(super) fn launch(
     let tensors = inputs.tensors().chain(given).chain(made);
     let address = checked_address_type(client, tensors.chain(&parts_d))?;
     let steps = forward_steps(client, &inputs, dims, dims.chunk_size)?;
-    let shared = Shared {
+    let common = Common {
         client,
         inputs: &inputs,
         steps: &steps,
@@ -109,7 +109,7 @@ pub(super) fn launch(
         address,
         ptx: plan.ptx,
     };
-    let runs = shared.runs();
+    let runs = common.runs();
     let units = CubeDim::new_1d(plan.units() as u32);
     let optional = |tensor: Option<&TensorBinding>| tensor.cloned().map(|it| it.into_tensor_arg());
 
@@ -167,7 +167,7 @@ pub(super) fn launch(
         tiles: None,
         ends: Some(&states),
     })?;
-    shared.carry(&states, &upstream.final_state, &gradients.initial_state);
+    common.carry(&states, &upstream.final_state, &gradients.initial_state);
     for first in (0..intervals).step_by(at_once) {
         let count = at_once.min(intervals - first);
         let cubes = (tiles - first * plan.tiles(dims)).min(tiles_at_once);
@@ -285,7 +285,7 @@ pub(super) fn launch(
         }
         (parts_d, _) => parts_d.map(|it| (it, batch * tiles)),
     };
-    shared.finish(Finish {
+    common.finish(Finish {
         gradients,
         sheet,
         parts_b: grad_b,
