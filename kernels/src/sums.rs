@@ -37,11 +37,8 @@ pub(crate) fn sum_parts(client: &Client, parts: Parts, dtype: ElemType) {
     if sums == 0 {
         return;
     }
-    let sharers = match parts.rows >= MANY_ROWS && sums <= MANY_SUMS {
-        true => SHARERS,
-        false => 1,
-    };
-    let units = CubeDim::new_2d(UNITS / sharers as u32, sharers as u32);
+    let sharers = sharers(parts.rows, sums);
+    let units = sharing_cube(sharers);
     // SAFETY: units beyond the sums write nothing; the parts hold `rows` times as many values.
     unsafe {
         sum_kernel::launch_unchecked(
@@ -61,8 +58,59 @@ pub(crate) fn sum_parts(client: &Client, parts: Parts, dtype: ElemType) {
     }
 }
 
-/// Neighbouring units own neighbouring sums. Of the `sharers` units of a sum, unit `k` adds the rows
-/// that leave the remainder `k`, first to last; the first of them adds what the others have.
+/// How many units share a sum of `rows` parts, where there are `sums`.
+pub(crate) fn sharers(rows: usize, sums: usize) -> usize {
+    match rows >= MANY_ROWS && sums <= MANY_SUMS {
+        true => SHARERS,
+        false => 1,
+    }
+}
+
+/// The cube whose units add with [`shared_sum`]: those of a row own neighbouring sums.
+pub(crate) fn sharing_cube(sharers: usize) -> CubeDim {
+    CubeDim::new_2d(UNITS / sharers as u32, sharers as u32)
+}
+
+/// The number of the unit's sum.
+#[cube]
+pub(crate) fn shared_index(#[comptime] sharers: usize) -> usize {
+    CUBE_POS * comptime!(UNITS as usize / sharers) + UNIT_POS_X as usize
+}
+
+/// The sum of `rows` parts, `stride` apart from `first` on, in an order that depends on their number alone. Of the `sharers`
+/// units of a sum, unit `k` adds the parts that leave the remainder `k`; only the first, that with `UNIT_POS_Y` 0, has all.
+#[cube]
+pub(crate) fn shared_sum(
+    parts: &Tensor<f32>,
+    first: usize,
+    stride: usize,
+    rows: usize,
+    #[comptime] sharers: usize,
+) -> f32 {
+    let mut sum = 0.0f32;
+    if comptime!(sharers == 1) {
+        for row in 0..rows {
+            sum += parts[first + row * stride];
+        }
+    } else {
+        let width = comptime!(UNITS as usize / sharers);
+        let mut row = UNIT_POS_Y as usize;
+        while row < rows {
+            sum += parts[first + row * stride];
+            row += sharers;
+        }
+        let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
+        shared[UNIT_POS as usize] = sum;
+        sync_cube();
+        #[unroll]
+        for k in 1..sharers {
+            sum += shared[comptime!(k * width) + UNIT_POS_X as usize];
+        }
+    }
+    sum
+}
+
+/// Neighbouring units own neighbouring sums.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn sum_kernel<F: Float>(
     parts: &Tensor<f32>,                      // [halves, rows, sums]
@@ -79,30 +127,10 @@ fn sum_kernel<F: Float>(
     if comptime!(tail.is_some()) {
         sums += inner;
     }
-    let width = comptime!(UNITS as usize / sharers);
-    let index = CUBE_POS * width + UNIT_POS_X as usize;
+    let index = shared_index(sharers);
     let column = select(index < sums, index, sums - 1);
     let first = half as usize * rows * sums + column;
-    let mut sum = 0.0f32;
-    if comptime!(sharers == 1) {
-        for row in 0..rows {
-            sum += parts[first + row * sums];
-        }
-    } else {
-        let mut row = UNIT_POS_Y as usize;
-        while row < rows {
-            sum += parts[first + row * sums];
-            row += sharers;
-        }
-        let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
-        shared[UNIT_POS as usize] = sum;
-        sync_cube();
-        #[unroll]
-        for k in 1..sharers {
-            sum += shared[comptime!(k * width) + UNIT_POS_X as usize];
-        }
-    }
-    // Only the first of the sharers has them all in order.
+    let sum = shared_sum(parts, first, sums, rows, sharers);
     if index < sums && UNIT_POS_Y == 0 {
         if index < len {
             let outer = len / inner;

@@ -9,24 +9,13 @@ use cubecl::prelude::*;
 use super::geometry::Geometry;
 use super::{CHECKPOINT_INTERVAL, Dims};
 use crate::bits::round_to;
+use crate::sums::{shared_index, shared_sum, sharers, sharing_cube};
 
 /// Shortest slice worth a launch, in positions.
 const MIN_SLICE: usize = 512;
 
 /// The parts of a launch take at most one in so many bytes of a sequence of f32, where slices get no shorter than that.
 const SHARE: usize = 3;
-
-/// Units of a cube that adds parts: few, so that few sums spread over the device.
-const UNITS: u32 = 128;
-
-/// Units that share a sum where sums are few and parts many.
-const SHARERS: usize = 8;
-
-/// Sums above which a unit each fills every card.
-const MANY_SUMS: usize = 1 << 16;
-
-/// Parts below which a sum is not worth sharing.
-const MANY_PARTS: usize = 64;
 
 /// How a chunk of time is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,14 +61,11 @@ pub(super) fn sum_projections(
     address: AddressType,
 ) {
     let sums = 2 * parts.shape[2..].iter().product::<usize>();
-    let sharers = match parts.shape[1] >= MANY_PARTS && sums <= MANY_SUMS {
-        true => SHARERS,
-        false => 1,
-    };
     if sums == 0 {
         return;
     }
-    let units = CubeDim::new_2d(UNITS / sharers as u32, sharers as u32);
+    let sharers = sharers(parts.shape[1], sums);
+    let units = sharing_cube(sharers);
     // SAFETY: units beyond the sums write nothing; the others index inside the tensors, whose shapes were checked.
     unsafe {
         sum_projections_kernel::launch_unchecked(
@@ -100,8 +86,7 @@ pub(super) fn sum_projections(
     }
 }
 
-/// Neighbouring units own neighbouring sums. Of the `sharers` units of a sum, unit `k` adds the parts
-/// that leave the remainder `k`, first to last; the first of them adds what the others have.
+/// Neighbouring units own neighbouring sums.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn sum_projections_kernel<F: Float>(
     parts: &Tensor<f32>,    // [2, blocks, batch, rows, d_state]
@@ -118,35 +103,15 @@ fn sum_projections_kernel<F: Float>(
     let rows = parts.shape(3);
     let blocks = parts.shape(1);
     let sums = parts.shape(2) * rows * d_state;
-    let width = comptime!(UNITS as usize / sharers);
-    let index = CUBE_POS * width + UNIT_POS_X as usize;
+    let index = shared_index(sharers);
     let owned = select(index < 2 * sums, index, 2 * sums - 1);
     let half = owned / sums;
     let place = owned % sums;
     let first = half * blocks * sums + place;
-    let mut sum = 0.0f32;
-    if comptime!(sharers == 1) {
-        for block in 0..blocks {
-            sum += parts[first + block * sums];
-        }
-    } else {
-        let mut block = UNIT_POS_Y as usize;
-        while block < blocks {
-            sum += parts[first + block * sums];
-            block += sharers;
-        }
-        let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
-        shared[UNIT_POS as usize] = sum;
-        sync_cube();
-        #[unroll]
-        for k in 1..sharers {
-            sum += shared[comptime!(k * width) + UNIT_POS_X as usize];
-        }
-    }
+    let sum = shared_sum(parts, first, sums, blocks, sharers);
     let row = place / d_state % rows;
     let position = slice_begin + row % slice_len;
     let t = row / slice_len * chunk_len + position;
-    // Only the first of the sharers has them all in order.
     if index < 2 * sums && UNIT_POS_Y == 0 && position < chunk_len && t < seq_len {
         let out = (place / (rows * d_state) * seq_len + t) * d_state + place % d_state;
         if half == 0 {

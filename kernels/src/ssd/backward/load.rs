@@ -47,15 +47,15 @@ pub(super) struct Edge {
 
 /// The edge that position `t` is; without a position before it, the beginning of its interval.
 #[cube]
-pub(super) fn edge(
+pub(super) fn edge_at(
     sums: &Tensor<f32>, // [batch, nheads, length]
     runs: &Tensor<u32>, // [batch, length], unread without `seq_idx`
     head: &Head,
     t: usize,
-    #[comptime] plan: Plan,
+    #[comptime] resettable: bool,
 ) -> Edge {
     let mut run = 0u32;
-    if comptime!(plan.resettable) {
+    if resettable {
         run = runs[head.runs + t];
     }
     Edge {

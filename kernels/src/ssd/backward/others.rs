@@ -7,7 +7,7 @@
 use cubecl::prelude::*;
 
 use super::super::tile::multiply;
-use super::load::{Edge, Head, Staging, channel_rows, edge, stage, state_rows};
+use super::load::{Edge, Head, Staging, channel_rows, edge_at, stage, state_rows};
 use super::plan::Plan;
 use crate::pointwise::exp;
 
@@ -81,7 +81,7 @@ pub(super) fn weigh(
         let t = span.first + at;
         let inside = t < span.last;
         let t = select(inside, t, span.last - 1);
-        let here = edge(sums, runs, head, t, plan);
+        let here = edge_at(sums, runs, head, t, plan.resettable);
         let earlier = t < span.start;
         let exponent = select(earlier, before.sum - here.sum, here.sum - after.sum);
         let run = select(earlier, before.run, after.run);

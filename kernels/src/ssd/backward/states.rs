@@ -11,7 +11,9 @@
 use cubecl::prelude::*;
 
 use super::super::tile::{multiply, zero};
-use super::load::{Edge, Head, Staging, channel_rows, edge, head, stage, state_rows, write_state};
+use super::load::{
+    Edge, Head, Staging, channel_rows, edge_at, head, stage, state_rows, write_state,
+};
 use super::plan::Plan;
 use crate::bits::is_zero;
 use crate::pointwise::exp;
@@ -46,7 +48,7 @@ pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
         let mut row = UNIT_POS as usize;
         while row < positions {
             let t = select(start + row < to, start + row, to - 1);
-            let here = edge(sums, runs, head, t, plan);
+            let here = edge_at(sums, runs, head, t, plan.resettable);
             let mut weight = if comptime!(backwards) {
                 exp(here.sum - border.sum, plan.ptx)
             } else {

@@ -7,7 +7,7 @@
 use cubecl::prelude::barrier::copy_async;
 use cubecl::prelude::*;
 
-use super::super::load::{Edge, Head, Rows, channel_rows, edge};
+use super::super::load::{Edge, Head, Rows, channel_rows, edge_at};
 use super::super::others::{Span, place_of};
 use super::super::plan::Plan;
 use super::positions::Positions;
@@ -67,14 +67,14 @@ pub(super) fn read_edges(
     #[comptime] plan: Plan,
 ) {
     if span.start > span.first {
-        let edge = edge(sums, runs, head, span.start - 1, plan);
+        let edge = edge_at(sums, runs, head, span.start - 1, plan.resettable);
         edges.before.sum = edge.sum;
         edges.before.run = edge.run;
     }
-    let after = edge(sums, runs, head, span.stop - 1, plan);
+    let after = edge_at(sums, runs, head, span.stop - 1, plan.resettable);
     edges.after.sum = after.sum;
     edges.after.run = after.run;
-    let end = edge(sums, runs, head, span.last - 1, plan);
+    let end = edge_at(sums, runs, head, span.last - 1, plan.resettable);
     edges.end.sum = end.sum;
     edges.end.run = end.run;
 }

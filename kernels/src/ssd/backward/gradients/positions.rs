@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::super::load::{Edge, Head, edge};
+use super::super::load::{Edge, Head, edge_at};
 use super::super::plan::Plan;
 use crate::pointwise::exp;
 
@@ -64,7 +64,7 @@ pub(super) fn read_positions(
     while row < comptime!(plan.positions) {
         let inside = start + row < stop;
         let t = select(inside, start + row, stop - 1);
-        let here = edge(sums, runs, head, t, plan);
+        let here = edge_at(sums, runs, head, t, plan.resettable);
         tile.steps[row] = select(inside, dt[head.steps + t], 0.0f32);
         tile.sums[row] = here.sum;
         if comptime!(plan.resettable) {

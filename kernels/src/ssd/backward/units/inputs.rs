@@ -10,9 +10,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::load::head;
+use super::super::load::{edge_at, head};
 use super::plan::{BLOCK, Plan};
-use super::positions::{INPUTS, LEAVE, STEP, edge_at, read_sheet, span, write_sheet};
+use super::positions::{INPUTS, LEAVE, STEP, read_sheet, span, write_sheet};
 use super::states::{time_source, value_source};
 use super::tiles::{
     Region, Source, block_rows, multiply, origin, place_in_factor, put_columns, put_row, read_row,
@@ -76,7 +76,7 @@ pub(super) fn inputs_kernel<F: Float>(
     if row < edge {
         let inside = start + row < stop;
         let t = select(inside, start + row, stop - 1);
-        let here = edge_at(sums, runs, &head, t, plan);
+        let here = edge_at(sums, runs, &head, t, plan.resettable);
         times.sums[row] = here.sum;
         times.runs[row] = here.run;
         leaves[row] = read_sheet(&*sheet, LEAVE, batch, t, head.head);

@@ -12,11 +12,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::load::head;
+use super::super::load::{edge_at, head};
 use super::plan::{BLOCK, Plan};
-use super::positions::{
-    ENTER, LEAVE, READS, STEP, WRITES, edge_at, edge_before, span, write_sheet,
-};
+use super::positions::{ENTER, LEAVE, READS, STEP, WRITES, edge_before, span, write_sheet};
 use super::states::value_source;
 use super::tiles::{
     Region, block_rows, multiply, origin, put_columns, put_row, row_of, set_row, slot_sum, stage,
@@ -142,8 +140,8 @@ pub(super) fn pairs_kernel<F: Float>(
             let inside = start + row < stop;
             let t = select(inside, start + row, stop - 1);
             let before = edge_before(sums, runs, &head, start, span.first, plan);
-            let after = edge_at(sums, runs, &head, stop - 1, plan);
-            let here = edge_at(sums, runs, &head, t, plan);
+            let after = edge_at(sums, runs, &head, stop - 1, plan.resettable);
+            let here = edge_at(sums, runs, &head, t, plan.resettable);
             let step = dt[head.steps + t];
             tile_sums[row] = here.sum;
             tile_steps[row] = step;

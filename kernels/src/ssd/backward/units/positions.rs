@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::super::load::{Edge, Head};
+use super::super::load::{Edge, Head, edge_at};
 use super::plan::Plan;
 
 /// What is kept of every position and head: `[PLANES, batch, seq_len, nheads]` in f32. The first three are what
@@ -79,25 +79,6 @@ pub(super) fn write_sheet(
     sheet[place] = value;
 }
 
-/// The edge that position `t` is.
-#[cube]
-pub(super) fn edge_at(
-    sums: &Tensor<f32>, // [batch, nheads, length]
-    runs: &Tensor<u32>, // [batch, length], unread without `seq_idx`
-    head: &Head,
-    t: usize,
-    #[comptime] plan: Plan,
-) -> Edge {
-    let mut run = 0u32;
-    if comptime!(plan.resettable) {
-        run = runs[head.runs + t];
-    }
-    Edge {
-        sum: sums[head.steps + t],
-        run,
-    }
-}
-
 /// The edge before position `start`: the beginning of its interval, or the position before.
 #[cube]
 pub(super) fn edge_before(
@@ -109,7 +90,13 @@ pub(super) fn edge_before(
     #[comptime] plan: Plan,
 ) -> Edge {
     let inside = start > first;
-    let edge = edge_at(sums, runs, head, select(inside, start, 1) - 1, plan);
+    let edge = edge_at(
+        sums,
+        runs,
+        head,
+        select(inside, start, 1) - 1,
+        plan.resettable,
+    );
     Edge {
         sum: select(inside, edge.sum, 0.0f32),
         run: select(inside, edge.run, 0u32),

@@ -14,9 +14,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::load::{Head, head};
+use super::super::load::{Head, edge_at, head};
 use super::plan::{BLOCK, Plan};
-use super::positions::{edge_at, edge_before};
+use super::positions::edge_before;
 use super::tiles::{
     Region, Source, multiply, read_block, stage, stage_weighted, weighted, write_block, zeros,
 };
@@ -100,7 +100,7 @@ pub(super) fn states_kernel<F: Float>(
         let start = first + index * edge;
         let stop = select(start + edge < last, start + edge, last);
         let before = edge_before(sums, runs, &head, start, first, plan);
-        let after = edge_at(sums, runs, &head, stop - 1, plan);
+        let after = edge_at(sums, runs, &head, stop - 1, plan.resettable);
         let kept = exp(after.sum - before.sum, plan.ptx);
         let kept = select(after.run == before.run, kept, 0.0f32);
         #[unroll]
@@ -114,7 +114,7 @@ pub(super) fn states_kernel<F: Float>(
         if row < edge {
             let inside = start + row < stop;
             let t = select(inside, start + row, stop - 1);
-            let here = edge_at(sums, runs, &head, t, plan);
+            let here = edge_at(sums, runs, &head, t, plan.resettable);
             let exponent = select(backwards, here.sum - before.sum, after.sum - here.sum);
             let run = select(backwards, before.run, after.run);
             let weight = exp(exponent, plan.ptx) * select(backwards, 1.0f32, dt[head.steps + t]);
