@@ -130,10 +130,10 @@ pub(super) enum Staging {
 
 /// Fills a tile. Rows and columns that there are not are zeros.
 #[cube]
-pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
+pub(super) fn stage<F: Float, L: Size, V: Size>(
     source: &Tensor<Vector<F, L>>,
     rows: &Rows,
-    target: &mut Shared<[Vector<E, V>]>,
+    target: &mut Shared<[Vector<F, V>]>,
     at: usize,
     marks: &mut Shared<[f32]>, // from `mark_at`: weights or marks of the rows
     mark_at: usize,
@@ -153,7 +153,7 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
         if comptime!((step + 1) * plan.units <= vectors) || slot < vectors {
             let row = slot / across;
             let column = slot % across * lanes;
-            let mut vector = Vector::<E, V>::empty();
+            let mut vector = Vector::<F, V>::empty();
             let mut mark = 0.0f32;
             if comptime!(staging == Staging::Weighted || staging == Staging::Passing) {
                 mark = marks[mark_at + row];
@@ -175,7 +175,7 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
                     let lane = comptime!(i * width + j);
                     let value = values.extract(j);
                     if comptime!(staging == Staging::Weighted) {
-                        vector.insert(lane, round_to::<E>(f32::cast_from(value) * mark));
+                        vector.insert(lane, round_to::<F>(f32::cast_from(value) * mark));
                     } else if comptime!(staging == Staging::Marked) {
                         let value = f32::cast_from(value);
                         // NaN of an infinity, too.
@@ -184,9 +184,9 @@ pub(super) fn stage<F: Float, L: Size, E: Float, V: Size>(
                         if !finite {
                             marks[mark_at + row] = mark;
                         }
-                        vector.insert(lane, E::cast_from(select(finite, value, 0.0f32)));
+                        vector.insert(lane, F::cast_from(select(finite, value, 0.0f32)));
                     } else {
-                        vector.insert(lane, E::cast_from(value));
+                        vector.insert(lane, F::cast_from(value));
                     }
                 }
             }
@@ -244,7 +244,7 @@ pub(super) fn write_state<W: Size>(
         let channel = block * comptime!(plan.channels) + spot.row;
         let n = slice * comptime!(plan.slice) + spot.column;
         let inside = channel < comptime!(plan.headdim) && n < comptime!(plan.d_state);
-        if spot.owned && inside {
+        if inside {
             let mut values = Vector::<f32, W>::empty();
             #[unroll]
             for j in 0..pair {
@@ -257,8 +257,8 @@ pub(super) fn write_state<W: Size>(
 
 /// The value of a tile, which begins at the vector `at`, where the unit's sum `i` belongs.
 #[cube]
-pub(super) fn value_at<E: Float, V: Size>(
-    source: &Shared<[Vector<E, V>]>,
+pub(super) fn value_at<F: Float, V: Size>(
+    source: &Shared<[Vector<F, V>]>,
     at: usize,
     origin: &Spot,
     #[comptime] i: usize,
@@ -267,12 +267,6 @@ pub(super) fn value_at<E: Float, V: Size>(
 ) -> f32 {
     let spot = spot_from(origin, i, form);
     let row = at + spot.row * comptime!(tile.pitch());
-    if comptime!(form.tensor) {
-        let scalars = source.with_vector_size::<Const<1>>();
-        f32::cast_from(scalars[row * comptime!(tile.lanes) + spot.column].extract(0usize))
-    } else {
-        // A unit's four neighbours are a vector.
-        let vector = source[row + spot.column / comptime!(tile.lanes)];
-        f32::cast_from(vector.extract(comptime!(i % tile.lanes)))
-    }
+    let scalars = source.with_vector_size::<Const<1>>();
+    f32::cast_from(scalars[row * comptime!(tile.lanes) + spot.column].extract(0usize))
 }

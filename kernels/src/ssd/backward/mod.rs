@@ -29,7 +29,7 @@ use crate::tensors::{
     processors, scratch,
 };
 use gradients::gradients_kernel;
-use plan::Plan;
+use plan::{LANES, Plan};
 use states::{carry_kernel, contributions_kernel};
 use steps::{StepForm, grad_steps_kernel};
 
@@ -115,10 +115,6 @@ fn launch(
     };
     let runs = common.runs();
     let states = scratch(client, &[batch, intervals, nheads, headdim, d_state]);
-    let factor = match plan.tensor {
-        true => inputs.dtype,
-        false => f32::elem_type_native(),
-    };
     let [count_states, count_tiles] = counts;
     // SAFETY: every index lies inside its tensor, whose shape was checked; all loops end.
     unsafe {
@@ -128,7 +124,7 @@ fn launch(
             CubeDim::new_1d(plan.units as u32),
             address,
             plan.width,
-            plan.lanes(),
+            LANES,
             plan.pair,
             upstream.y.clone().into_tensor_arg(),
             inputs.c.clone().into_tensor_arg(),
@@ -137,7 +133,7 @@ fn launch(
             runs.clone().into_tensor_arg(),
             states.clone().into_tensor_arg(),
             plan,
-            [inputs.dtype, factor],
+            inputs.dtype,
         );
     }
     common.carry(&states, &upstream.final_state, &gradients.initial_state);
@@ -165,7 +161,7 @@ fn launch(
             CubeDim::new_1d(plan.units as u32),
             address,
             plan.width,
-            plan.lanes(),
+            LANES,
             plan.pair,
             inputs.x.clone().into_tensor_arg(),
             inputs.b.clone().into_tensor_arg(),
@@ -185,7 +181,7 @@ fn launch(
             heads as u32,
             plan,
             present([inputs.d.is_some(), parts_d.is_some()]),
-            [inputs.dtype, factor, projection_type],
+            [inputs.dtype, projection_type],
         );
     }
 
@@ -365,22 +361,21 @@ fn plan(
     if !strategy.tensor_cores || !has_tensor_cores(client, inputs.dtype) {
         return None;
     }
-    let plan = Plan::tensor(client, dims)?;
-    let lanes = plan.lanes();
-    let bytes = lanes * inputs.dtype.size();
+    let plan = Plan::new(client, dims)?;
+    let bytes = LANES * inputs.dtype.size();
     let whole = |tensor: &TensorBinding| {
         let offset = tensor.handle.offset_start.unwrap_or(0) as usize;
-        let row = tensor.shape[3].is_multiple_of(lanes);
+        let row = tensor.shape[3].is_multiple_of(LANES);
         let axes = tensor.strides[..2].iter().zip(&tensor.shape[..2]);
         // The stride of an axis of one is anything.
         let mut strides = axes.filter(|it| *it.1 > 1).map(|it| it.0);
-        row && offset.is_multiple_of(bytes) && strides.all(|it| it.is_multiple_of(lanes))
+        row && offset.is_multiple_of(bytes) && strides.all(|it| it.is_multiple_of(LANES))
     };
     let read = [&inputs.x, &inputs.b, &inputs.c, &upstream.y];
     Some(
         Plan {
             width: match read.into_iter().all(whole) {
-                true => lanes,
+                true => LANES,
                 false => 1,
             },
             pair: match dims.headdim.is_multiple_of(2) && dims.d_state.is_multiple_of(2) {

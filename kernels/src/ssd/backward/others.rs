@@ -31,10 +31,10 @@ pub(super) fn place_of(slot: usize, span: &Span, #[comptime] plan: Plan) -> usiz
 
 /// `b` of earlier tiles and `c` of later ones.
 #[cube]
-pub(super) fn stage_projections<F: Float, L: Size, E: Float, V: Size>(
+pub(super) fn stage_projections<F: Float, L: Size, V: Size>(
     b: &Tensor<Vector<F, L>>,
     c: &Tensor<Vector<F, L>>,
-    target: &mut Shared<[Vector<E, V>]>, // [others]
+    target: &mut Shared<[Vector<F, V>]>, // [others]
     flaws: &mut Shared<[f32]>,           // [weighted]
     batch: usize,
     group: usize,
@@ -53,9 +53,9 @@ pub(super) fn stage_projections<F: Float, L: Size, E: Float, V: Size>(
         if begin < span.last {
             let rows = state_rows(batch, group, begin, end, 0usize, plan);
             if begin < span.start {
-                stage::<F, L, E, V>(b, &rows, target, at, flaws, mark_at, staging, tile, plan);
+                stage::<F, L, V>(b, &rows, target, at, flaws, mark_at, staging, tile, plan);
             } else {
-                stage::<F, L, E, V>(c, &rows, target, at, flaws, mark_at, staging, tile, plan);
+                stage::<F, L, V>(c, &rows, target, at, flaws, mark_at, staging, tile, plan);
             }
         }
     }
@@ -98,10 +98,10 @@ pub(super) fn weigh(
 
 /// `x` of earlier tiles and `grad_y` of later ones, weighted.
 #[cube]
-pub(super) fn stage_rows<F: Float, L: Size, E: Float, V: Size>(
+pub(super) fn stage_rows<F: Float, L: Size, V: Size>(
     x: &Tensor<Vector<F, L>>,
     grad_y: &Tensor<Vector<F, L>>,
-    target: &mut Shared<[Vector<E, V>]>, // [others]
+    target: &mut Shared<[Vector<F, V>]>, // [others]
     weights: &mut Shared<[f32]>,         // [weighted]
     head: &Head,
     span: &Span,
@@ -120,9 +120,9 @@ pub(super) fn stage_rows<F: Float, L: Size, E: Float, V: Size>(
         if begin < span.last {
             let rows = channel_rows(head, begin, end, block, plan);
             if begin < span.start {
-                stage::<F, L, E, V>(x, &rows, target, at, weights, mark_at, staging, tile, plan);
+                stage::<F, L, V>(x, &rows, target, at, weights, mark_at, staging, tile, plan);
             } else {
-                stage::<F, L, E, V>(
+                stage::<F, L, V>(
                     grad_y, &rows, target, at, weights, mark_at, staging, tile, plan,
                 );
             }
@@ -132,9 +132,9 @@ pub(super) fn stage_rows<F: Float, L: Size, E: Float, V: Size>(
 
 /// Adds to `state` what earlier tiles write, or backwards to its gradient what later ones read.
 #[cube]
-pub(super) fn add_others<E: Float, V: Size>(
-    rows: &Shared<[Vector<E, V>]>,        // [others]
-    projections: &Shared<[Vector<E, V>]>, // [others]
+pub(super) fn add_others<F: Float, V: Size>(
+    rows: &Shared<[Vector<F, V>]>,        // [others]
+    projections: &Shared<[Vector<F, V>]>, // [others]
     state: &mut Array<f32>,
     span: &Span,
     #[comptime] backwards: bool,
@@ -151,7 +151,7 @@ pub(super) fn add_others<E: Float, V: Size>(
             begin < span.start
         };
         if wanted {
-            multiply::<E, V>(
+            multiply::<F, V>(
                 rows,
                 slot * comptime!(row_tile.vectors()),
                 projections,

@@ -1,4 +1,4 @@
-//! Who computes what in the gradients: the shape of a cube and its tiles.
+//! Who computes what in the gradients on tensor cores: the shape of a cube and its tiles.
 
 use cubecl::client::Client;
 use cubecl::ir::HardwareProperties;
@@ -7,19 +7,21 @@ use super::super::Dims;
 use super::super::tile::{PLANE, Sums, Tile};
 use crate::pointwise::takes_ptx;
 
-/// Values of a 16-byte vector, in f32 and in halves.
-const LANES: usize = 4;
-const HALF_LANES: usize = 8;
+/// Values of a vector in shared memory: 16 bytes of halves.
+pub(super) const LANES: usize = 8;
 
-/// Positions of a tile on tensor cores, and planes of a cube.
-const TENSOR_POSITIONS: usize = 64;
-const TENSOR_PLANES: usize = 8;
+/// Positions of a tile, and planes of a cube.
+const POSITIONS: usize = 64;
+const PLANES: usize = 8;
 
-/// Channels of a block there. Fewer do not split among the planes.
-const TENSOR_CHANNELS: usize = 64;
+/// Channels of a block. Fewer do not split among the planes.
+const CHANNELS: usize = 64;
 
-/// States whose columns are in shared memory at once there.
-const TENSOR_SLICE: usize = 128;
+/// The most states whose columns are in shared memory at once.
+const SLICE: usize = 128;
+
+/// Memory that nothing uses cannot be empty: values of it.
+const UNUSED: usize = 4;
 
 /// What a kernel is compiled for.
 ///
@@ -37,8 +39,6 @@ pub(super) struct Plan {
     /// States of the projections in shared memory at once.
     pub slice: usize,
     pub units: usize,
-    /// Whether products run on tensor cores.
-    pub tensor: bool,
     /// Values that a load takes at once: those of a vector, or 1.
     pub width: usize,
     /// Values that a state's load and any store take at once: 2 or 1.
@@ -56,16 +56,24 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// For tensor cores, if the cube fits the device.
-    pub fn tensor(client: &Client, dims: &Dims) -> Option<Self> {
+    /// If the cube fits the device. Its inputs may lie anyhow, and it has no options.
+    pub fn new(client: &Client, dims: &Dims) -> Option<Self> {
         let hardware = &client.properties().hardware;
         let plan = Self {
-            positions: TENSOR_POSITIONS,
-            channels: TENSOR_CHANNELS,
-            slice: dims.d_state.next_multiple_of(64).min(TENSOR_SLICE),
-            units: TENSOR_PLANES * PLANE,
-            tensor: true,
-            ..Self::base(client, dims)
+            headdim: dims.headdim,
+            d_state: dims.d_state,
+            interval: dims.chunk_size,
+            positions: POSITIONS,
+            channels: CHANNELS,
+            slice: dims.d_state.next_multiple_of(64).min(SLICE),
+            units: PLANES * PLANE,
+            width: 1,
+            pair: 1,
+            resettable: false,
+            skips_channels: false,
+            resident: false,
+            ahead: false,
+            ptx: takes_ptx(client),
         };
         let resident = Self {
             resident: plan.slices() == 1,
@@ -75,34 +83,6 @@ impl Plan {
             let units = plan.units <= hardware.max_units_per_cube as usize;
             units && plan.shared_bytes() <= hardware.max_shared_memory_size
         })
-    }
-
-    fn base(client: &Client, dims: &Dims) -> Self {
-        Self {
-            headdim: dims.headdim,
-            d_state: dims.d_state,
-            interval: dims.chunk_size,
-            positions: 0,
-            channels: 0,
-            slice: 0,
-            units: 0,
-            tensor: false,
-            width: 1,
-            pair: 1,
-            resettable: false,
-            skips_channels: false,
-            resident: false,
-            ahead: false,
-            ptx: takes_ptx(client),
-        }
-    }
-
-    /// Values of a vector in shared memory.
-    pub fn lanes(&self) -> usize {
-        match self.tensor {
-            true => HALF_LANES,
-            false => LANES,
-        }
     }
 
     /// Tiles between two checkpoints.
@@ -124,7 +104,7 @@ impl Plan {
         Tile {
             rows,
             columns,
-            lanes: self.lanes(),
+            lanes: LANES,
         }
     }
 
@@ -153,7 +133,7 @@ impl Plan {
             rows,
             columns,
             units: self.units,
-            tensor: self.tensor,
+            tensor: true,
         }
     }
 
@@ -173,12 +153,8 @@ impl Plan {
         self.sums(self.positions, self.positions)
     }
 
-    /// Planes, or units where it is not known who is in which.
-    pub fn totals(&self) -> usize {
-        match self.tensor {
-            true => self.units / PLANE,
-            false => self.units,
-        }
+    pub fn planes(&self) -> usize {
+        self.units / PLANE
     }
 
     /// What units share of the sums over rows and columns, in f32.
@@ -187,7 +163,7 @@ impl Plan {
             + 2 * self.input_sums().row_slots()
             + self.weight_sums().row_slots()
             + self.weight_sums().column_slots();
-        rows * self.positions + self.input_sums().column_slots() * self.channels + 2 * self.totals()
+        rows * self.positions + self.input_sums().column_slots() * self.channels + 2 * self.planes()
     }
 
     /// The same, with rows that come ahead, if they may: whole vectors in whole tiles, as they are, and twice in shared
@@ -197,8 +173,8 @@ impl Plan {
             ahead: true,
             ..self
         };
-        let whole = self.width == self.lanes() && self.headdim == self.channels;
-        let plain = self.tensor && self.resident && self.ptx && !self.resettable;
+        let whole = self.width == LANES && self.headdim == self.channels;
+        let plain = self.resident && self.ptx && !self.resettable;
         match whole && plain && ahead.shared_bytes() <= hardware.max_shared_memory_size {
             true => ahead,
             false => self,
@@ -213,11 +189,11 @@ impl Plan {
         }
     }
 
-    /// Steps of an interval that are copied, for all turns. Some, where none are: memory cannot be empty.
+    /// Steps of an interval that are copied, for all turns.
     pub fn copied(&self) -> usize {
         match self.ahead {
             true => self.turns() * self.interval,
-            false => LANES,
+            false => UNUSED,
         }
     }
 
@@ -232,8 +208,8 @@ impl Plan {
     /// Positions that have a weight in other tiles.
     pub fn weighted(&self) -> usize {
         match self.resident {
-            // Rows that come ahead are weighed otherwise. Memory cannot be empty.
-            _ if self.ahead => LANES,
+            // Rows that come ahead are weighed otherwise.
+            _ if self.ahead => UNUSED,
             true => self.tiles() * self.positions,
             false => self.positions,
         }

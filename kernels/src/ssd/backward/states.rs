@@ -21,14 +21,14 @@ use crate::pointwise::exp;
 /// Adds to `state` what positions between `from` and `to` write to it, or backwards what they read of it, as far as it
 /// passes `edge`: `sum of x_t b_t^T dt_t exp(edge - sums_t)`, or `sum of gy_t c_t^T exp(sums_t - edge)`.
 #[cube]
-pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
+pub(super) fn add_outer_products<F: Float, L: Size, V: Size>(
     rows: &Tensor<Vector<F, L>>, // x or grad_y: [batch, seq_len, nheads, headdim]
     projection: &Tensor<Vector<F, L>>, // b or c: [batch, seq_len, ngroups, d_state]
     dt: &Tensor<f32>,            // [batch, nheads, length]
     sums: &Tensor<f32>,          // [batch, nheads, length]
     runs: &Tensor<u32>,          // [batch, length]
-    row_tile: &mut Shared<[Vector<E, V>]>,
-    projection_tile: &mut Shared<[Vector<E, V>]>,
+    row_tile: &mut Shared<[Vector<F, V>]>,
+    projection_tile: &mut Shared<[Vector<F, V>]>,
     weights: &mut Shared<[f32]>, // [positions]
     state: &mut Array<f32>,
     head: &Head,
@@ -61,7 +61,7 @@ pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
         }
         sync_cube();
         let from_rows = channel_rows(head, start, to, block, plan);
-        stage::<F, L, E, V>(
+        stage::<F, L, V>(
             rows,
             &from_rows,
             row_tile,
@@ -73,7 +73,7 @@ pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
             plan,
         );
         let from_states = state_rows(head.batch, head.group, start, to, slice, plan);
-        stage::<F, L, E, V>(
+        stage::<F, L, V>(
             projection,
             &from_states,
             projection_tile,
@@ -88,7 +88,7 @@ pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
             plan,
         );
         sync_cube();
-        multiply::<E, V>(
+        multiply::<F, V>(
             &*row_tile,
             0usize,
             &*projection_tile,
@@ -103,7 +103,7 @@ pub(super) fn add_outer_products<F: Float, L: Size, E: Float, V: Size>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size>(
+pub(super) fn contributions_kernel<F: Float, L: Size, V: Size, W: Size>(
     grad_y: &Tensor<Vector<F, L>>, // [batch, seq_len, nheads, headdim]
     c: &Tensor<Vector<F, L>>,      // [batch, seq_len, ngroups, d_state]
     dt: &Tensor<f32>,              // [batch, nheads, length]
@@ -111,7 +111,7 @@ pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size
     runs: &Tensor<u32>,            // [batch, length]
     states: &mut Tensor<Vector<f32, W>>, // [batch, intervals, nheads, headdim, d_state]
     #[comptime] plan: Plan,
-    #[define(F, E)] _dtypes: [ElemType; 2],
+    #[define(F)] _dtype: ElemType,
 ) {
     let seq_len = grad_y.shape(1);
     let nheads = grad_y.shape(2);
@@ -134,9 +134,9 @@ pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size
     let projection_form = comptime!(plan.projection());
     let form = comptime!(plan.state_sums());
     let mut row_tile =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(row_form.vectors()), 16usize);
+        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(row_form.vectors()), 16usize);
     let mut projection_tile =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_form.vectors()), 16usize);
+        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(projection_form.vectors()), 16usize);
     let mut weights = Shared::<[f32]>::new_slice(comptime!(plan.positions));
     let border = Edge {
         sum: 0.0f32.runtime(),
@@ -147,7 +147,7 @@ pub(super) fn contributions_kernel<F: Float, E: Float, L: Size, V: Size, W: Size
     for slice in 0..comptime!(plan.slices()) {
         let mut state = Array::<f32>::new(comptime!(form.values()));
         zero(&mut state, form);
-        add_outer_products::<F, L, E, V>(
+        add_outer_products::<F, L, V>(
             grad_y,
             c,
             dt,

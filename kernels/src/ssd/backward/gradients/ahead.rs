@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use super::super::load::{Edge, Head, Rows, channel_rows, edge_at};
 use super::super::others::{Span, place_of};
-use super::super::plan::Plan;
+use super::super::plan::{LANES, Plan};
 use super::positions::Positions;
 use crate::pointwise::exp;
 
@@ -81,13 +81,13 @@ pub(super) fn read_edges(
 
 /// Asks for a head's rows of the tile and its steps; `turn` says in which half of shared memory.
 #[cube]
-pub(super) fn request_own<F: Float, E: Float, L: Size, V: Size>(
+pub(super) fn request_own<F: Float, L: Size, V: Size>(
     x: &Tensor<Vector<F, L>>,
     grad_y: &Tensor<Vector<F, L>>,
     dt: &Tensor<f32>,
     sums: &Tensor<f32>,
-    inputs: &mut Shared<[Vector<E, V>]>,
-    grads: &mut Shared<[Vector<E, V>]>,
+    inputs: &mut Shared<[Vector<F, V>]>,
+    grads: &mut Shared<[Vector<F, V>]>,
     copied: &mut Copied,
     head: &Head,
     span: &Span,
@@ -97,8 +97,8 @@ pub(super) fn request_own<F: Float, E: Float, L: Size, V: Size>(
     let unit = unit_anew(head);
     let at = turn * comptime!(plan.inputs().vectors());
     let rows = channel_rows(head, span.start, span.stop, 0usize, plan);
-    request::<F, E, L, V>(x, &rows, inputs, at, unit, plan);
-    request::<F, E, L, V>(grad_y, &rows, grads, at, unit, plan);
+    request::<F, L, V>(x, &rows, inputs, at, unit, plan);
+    request::<F, L, V>(grad_y, &rows, grads, at, unit, plan);
     let mut at = UNIT_POS as usize;
     while at < comptime!(plan.interval) {
         let from = head.steps + span.first + at;
@@ -111,10 +111,10 @@ pub(super) fn request_own<F: Float, E: Float, L: Size, V: Size>(
 
 /// Asks for a head's rows of the interval's other tiles.
 #[cube]
-pub(super) fn request_others<F: Float, E: Float, L: Size, V: Size>(
+pub(super) fn request_others<F: Float, L: Size, V: Size>(
     x: &Tensor<Vector<F, L>>,
     grad_y: &Tensor<Vector<F, L>>,
-    others: &mut Shared<[Vector<E, V>]>,
+    others: &mut Shared<[Vector<F, V>]>,
     head: &Head,
     span: &Span,
     #[comptime] plan: Plan,
@@ -129,9 +129,9 @@ pub(super) fn request_others<F: Float, E: Float, L: Size, V: Size>(
         if begin < span.last {
             let rows = channel_rows(head, begin, end, 0usize, plan);
             if begin < span.start {
-                request::<F, E, L, V>(x, &rows, others, at, unit, plan);
+                request::<F, L, V>(x, &rows, others, at, unit, plan);
             } else {
-                request::<F, E, L, V>(grad_y, &rows, others, at, unit, plan);
+                request::<F, L, V>(grad_y, &rows, others, at, unit, plan);
             }
         }
     }
@@ -147,10 +147,10 @@ fn unit_anew(head: &Head) -> usize {
 
 /// Rows that there are not are left as they are.
 #[cube]
-fn request<F: Float, E: Float, L: Size, V: Size>(
+fn request<F: Float, L: Size, V: Size>(
     source: &Tensor<Vector<F, L>>,
     rows: &Rows,
-    target: &mut Shared<[Vector<E, V>]>,
+    target: &mut Shared<[Vector<F, V>]>,
     at: usize,
     unit: usize,
     #[comptime] plan: Plan,
@@ -168,7 +168,7 @@ fn request<F: Float, E: Float, L: Size, V: Size>(
         let to = at + row * comptime!(tile.pitch()) + column;
         if row < count {
             // The tile holds what the tensor does: only then is anything copied ahead.
-            let source = source[from..from + 1].downcast::<Vector<E, V>>();
+            let source = source[from..from + 1].downcast::<Vector<F, V>>();
             copy_async(
                 source,
                 &mut target[to..to + 1],
@@ -187,12 +187,12 @@ pub(super) fn landed() {
 /// Makes of a head's rows and steps that have landed what the products take, and tells the edges. Units see each other's
 /// rows after the next barrier.
 #[cube]
-pub(super) fn settle<E: Float, V: Size>(
+pub(super) fn settle<F: Float, V: Size>(
     edges: &mut Edges,
     copied: &Copied,
-    inputs: &mut Shared<[Vector<E, V>]>,
-    grads: &mut Shared<[Vector<E, V>]>,
-    others: &mut Shared<[Vector<E, V>]>,
+    inputs: &mut Shared<[Vector<F, V>]>,
+    grads: &mut Shared<[Vector<F, V>]>,
+    others: &mut Shared<[Vector<F, V>]>,
     tile: &mut Positions,
     span: &Span,
     turn: usize,
@@ -241,7 +241,7 @@ pub(super) fn settle<E: Float, V: Size>(
             #[unroll]
             for step in 0..steps {
                 let at = place + comptime!(slot * vectors + step * stride);
-                weigh_vector::<E, V>(others, at, weight, plan);
+                weigh_vector::<F, V>(others, at, weight);
             }
         }
     }
@@ -250,8 +250,8 @@ pub(super) fn settle<E: Float, V: Size>(
         #[unroll]
         for step in 0..steps {
             let at = place + turn * vectors + comptime!(step * stride);
-            inputs[at] = Vector::<E, V>::new(E::new(0.0));
-            grads[at] = Vector::<E, V>::new(E::new(0.0));
+            inputs[at] = Vector::<F, V>::new(F::new(0.0));
+            grads[at] = Vector::<F, V>::new(F::new(0.0));
         }
     }
     edges.before.sum = first;
@@ -261,18 +261,17 @@ pub(super) fn settle<E: Float, V: Size>(
 
 /// A weight of zero leaves nothing, not even of NaN.
 #[cube]
-fn weigh_vector<E: Float, V: Size>(
-    rows: &mut Shared<[Vector<E, V>]>,
+fn weigh_vector<F: Float, V: Size>(
+    rows: &mut Shared<[Vector<F, V>]>,
     place: usize,
     weight: f32,
-    #[comptime] plan: Plan,
 ) {
     let values = rows[place];
-    let mut vector = Vector::<E, V>::empty();
+    let mut vector = Vector::<F, V>::empty();
     #[unroll]
-    for i in 0..comptime!(plan.lanes()) {
+    for i in 0..LANES {
         let value = f32::cast_from(values.extract(i)) * weight;
-        vector.insert(i, E::cast_from(select(weight == 0.0f32, 0.0f32, value)));
+        vector.insert(i, F::cast_from(select(weight == 0.0f32, 0.0f32, value)));
     }
     rows[place] = vector;
 }

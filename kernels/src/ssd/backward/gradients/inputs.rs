@@ -11,8 +11,8 @@ use super::positions::Positions;
 /// Leaves of what the state after the tile takes, `g B_s`, what passes to its end, and adds its products with `X` to the
 /// sums over rows.
 #[cube]
-pub(super) fn pass_writes<E: Float, V: Size>(
-    inputs: &Shared<[Vector<E, V>]>, // [positions, channels], from `at`
+pub(super) fn pass_writes<F: Float, V: Size>(
+    inputs: &Shared<[Vector<F, V>]>, // [positions, channels], from `at`
     at: usize,
     grad_inputs: &mut Array<f32>,
     write_rows: &mut Array<f32>,
@@ -28,7 +28,7 @@ pub(super) fn pass_writes<E: Float, V: Size>(
         let weight = tile.passed[spot.row];
         let value = select(weight == 0.0f32, 0.0f32, grad_inputs[i] * weight);
         grad_inputs[i] = value;
-        let input = value_at::<E, V>(inputs, at, origin, i, comptime!(plan.inputs()), form);
+        let input = value_at::<F, V>(inputs, at, origin, i, comptime!(plan.inputs()), form);
         let product = value * input * tile.steps[spot.row];
         terms[i] = select(weight == 0.0f32, 0.0f32, product);
     }
@@ -38,9 +38,9 @@ pub(super) fn pass_writes<E: Float, V: Size>(
 /// Writes the gradient of `x` from that of `X` and adds their products to the sums over rows. Leaves the products of `x`
 /// and `grad_y`, the gradient of `d`, in `skips`.
 #[cube]
-pub(super) fn write_inputs<F: Float, E: Float, V: Size, W: Size>(
-    inputs: &Shared<[Vector<E, V>]>, // [positions, channels], from `rows_at`
-    grads: &Shared<[Vector<E, V>]>,  // the same: `grad_y`
+pub(super) fn write_inputs<F: Float, V: Size, W: Size>(
+    inputs: &Shared<[Vector<F, V>]>, // [positions, channels], from `rows_at`
+    grads: &Shared<[Vector<F, V>]>,  // the same: `grad_y`
     rows_at: usize,
     grad_inputs: &Array<f32>,
     d: ComptimeOption<&Tensor<f32>>, // [nheads] or [nheads, headdim]
@@ -70,8 +70,8 @@ pub(super) fn write_inputs<F: Float, E: Float, V: Size, W: Size>(
         #[unroll]
         for j in 0..pair {
             let at = comptime!(i * plan.pair + j);
-            let input = value_at::<E, V>(inputs, rows_at, origin, at, input_tile, form);
-            let grad = value_at::<E, V>(grads, rows_at, origin, at, input_tile, form);
+            let input = value_at::<F, V>(inputs, rows_at, origin, at, input_tile, form);
+            let grad = value_at::<F, V>(grads, rows_at, origin, at, input_tile, form);
             terms[at] = select(exists, input * grad_inputs[at], 0.0f32);
             skips[at] = input * grad;
             if comptime!(plan.resettable) {
@@ -90,7 +90,7 @@ pub(super) fn write_inputs<F: Float, E: Float, V: Size, W: Size>(
             }
             values.insert(j, F::cast_from(value));
         }
-        if spot.owned && exists {
+        if exists {
             let nheads = grad_x.shape(2);
             let place = (head.batch * grad_x.shape(1) + t) * nheads + head.head;
             grad_x[(place * comptime!(plan.headdim) + channel) / pair] = values;

@@ -37,7 +37,7 @@ use super::load::{
 };
 use super::others::{Span, add_others, stage_projections, stage_rows, weigh};
 use super::plan::Plan;
-use super::reduce::{spot_from, zeros};
+use super::reduce::zeros;
 use super::states::add_outer_products;
 use crate::pointwise::exp;
 use ahead::{copied, landed, no_edges, read_edges, request_others, request_own, settle};
@@ -49,7 +49,7 @@ use projections::{add_reads, add_writes, stage_pair, write_projections};
 use sums::{head_sums, write_channel_skips, write_sums};
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W: Size>(
+pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
     x: &Tensor<Vector<F, L>>,             // [batch, seq_len, nheads, headdim]
     b: &Tensor<Vector<F, L>>,             // [batch, seq_len, ngroups, d_state]
     c: &Tensor<Vector<F, L>>,             // [batch, seq_len, ngroups, d_state]
@@ -68,7 +68,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     heads_a_part: u32,
     #[comptime] plan: Plan,
     #[comptime] _present: u32,
-    #[define(F, E, O)] _dtypes: [ElemType; 3],
+    #[define(F, O)] _dtypes: [ElemType; 2],
 ) {
     let seq_len = x.shape(1);
     let nheads = x.shape(2);
@@ -103,30 +103,30 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     let state_form = comptime!(plan.state_sums());
     let weight_form = comptime!(plan.weight_sums());
     let guarded = comptime!(plan.guarded());
-    let mut inputs = Shared::<[Vector<E, V>]>::new_aligned_slice(
+    let mut inputs = Shared::<[Vector<F, V>]>::new_aligned_slice(
         comptime!(plan.turns() * input_tile.vectors()),
         16usize,
     );
-    let mut grads = Shared::<[Vector<E, V>]>::new_aligned_slice(
+    let mut grads = Shared::<[Vector<F, V>]>::new_aligned_slice(
         comptime!(plan.turns() * input_tile.vectors()),
         16usize,
     );
-    let mut other_rows = Shared::<[Vector<E, V>]>::new_aligned_slice(
+    let mut other_rows = Shared::<[Vector<F, V>]>::new_aligned_slice(
         comptime!(plan.others() * input_tile.vectors()),
         16usize,
     );
     let mut writes =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
+        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
     let mut readers =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
-    let mut other_states = Shared::<[Vector<E, V>]>::new_aligned_slice(
+        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
+    let mut other_states = Shared::<[Vector<F, V>]>::new_aligned_slice(
         comptime!(plan.others() * projection_tile.vectors()),
         16usize,
     );
     let mut states =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(state_tile.vectors()), 16usize);
+        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(state_tile.vectors()), 16usize);
     let mut weights =
-        Shared::<[Vector<E, V>]>::new_aligned_slice(comptime!(weight_tile.vectors()), 16usize);
+        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(weight_tile.vectors()), 16usize);
     let mut other_weights = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
     let mut other_flaws = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
     let mut tile = positions_of_tile(plan);
@@ -159,9 +159,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     for slice in 0..comptime!(plan.slices()) {
         sync_cube();
         let from = state_rows(batch, group, start, stop, slice, plan);
-        stage_pair::<F, L, E, V>(b, c, &from, &mut writes, &mut readers, &mut tile, plan);
+        stage_pair::<F, L, V>(b, c, &from, &mut writes, &mut readers, &mut tile, plan);
         sync_cube();
-        multiply::<E, V>(
+        multiply::<F, V>(
             &readers,
             0usize,
             &writes,
@@ -173,7 +173,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         );
     }
     if comptime!(plan.resident) {
-        stage_projections::<F, L, E, V>(
+        stage_projections::<F, L, V>(
             b,
             c,
             &mut other_states,
@@ -188,7 +188,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
 
     if comptime!(plan.ahead) {
         let head = head_of(batch, first_head, heads_a_group, nheads, dt.shape(2));
-        request_own::<F, E, L, V>(
+        request_own::<F, L, V>(
             x,
             grad_y,
             dt,
@@ -201,7 +201,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             0usize,
             plan,
         );
-        request_others::<F, E, L, V>(x, grad_y, &mut other_rows, &head, &span, plan);
+        request_others::<F, L, V>(x, grad_y, &mut other_rows, &head, &span, plan);
         keep(&mut kept, &scores, Kept::Scores, plan);
         keep(&mut kept, &grad_scores, Kept::Gradients, plan);
     }
@@ -226,7 +226,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
         sync_cube();
         if comptime!(plan.ahead) {
             if index + 1 < heads {
-                request_own::<F, E, L, V>(
+                request_own::<F, L, V>(
                     x,
                     grad_y,
                     dt,
@@ -240,7 +240,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     plan,
                 );
             }
-            settle::<E, V>(
+            settle::<F, V>(
                 &mut edges,
                 &copied,
                 &mut inputs,
@@ -294,7 +294,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             if comptime!(!plan.ahead) {
                 sync_cube();
                 let from = channel_rows(&head, start, stop, block, plan);
-                stage::<F, L, E, V>(
+                stage::<F, L, V>(
                     x,
                     &from,
                     &mut inputs,
@@ -305,7 +305,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     input_tile,
                     plan,
                 );
-                stage::<F, L, E, V>(
+                stage::<F, L, V>(
                     grad_y,
                     &from,
                     &mut grads,
@@ -317,7 +317,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     plan,
                 );
                 if comptime!(plan.resident) {
-                    stage_rows::<F, L, E, V>(
+                    stage_rows::<F, L, V>(
                         x,
                         grad_y,
                         &mut other_rows,
@@ -341,7 +341,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 plan,
             );
             sync_cube();
-            multiply::<E, V>(
+            multiply::<F, V>(
                 &grads,
                 rows_at,
                 &inputs,
@@ -355,7 +355,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 recall(&kept, &mut scores, Kept::Scores, plan);
             }
             let mixing = mixing(&scores, &tile, &weight_origin, start, stop, plan);
-            store::<E, V>(&mixing, &mut weights, 0usize, weight_tile, weight_form);
+            store::<F, V>(&mixing, &mut weights, 0usize, weight_tile, weight_form);
 
             let mut grad_inputs = Array::<f32>::new(comptime!(input_form.values()));
             zero(&mut grad_inputs, input_form);
@@ -364,15 +364,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 if comptime!(plan.slices() > 1) {
                     sync_cube();
                     let from = state_rows(batch, group, start, stop, slice, plan);
-                    stage_pair::<F, L, E, V>(
-                        b,
-                        c,
-                        &from,
-                        &mut writes,
-                        &mut readers,
-                        &mut tile,
-                        plan,
-                    );
+                    stage_pair::<F, L, V>(b, c, &from, &mut writes, &mut readers, &mut tile, plan);
                 }
                 // The gradient of the state after the tile.
                 if comptime!(slice > 0) {
@@ -388,9 +380,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     );
                 }
                 if comptime!(plan.resident) {
-                    add_others::<E, V>(&other_rows, &other_states, &mut state, &span, true, plan);
+                    add_others::<F, V>(&other_rows, &other_states, &mut state, &span, true, plan);
                 } else {
-                    add_outer_products::<F, L, E, V>(
+                    add_outer_products::<F, L, V>(
                         grad_y,
                         c,
                         dt,
@@ -411,7 +403,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     );
                 }
                 sync_cube();
-                store::<E, V>(&state, &mut states, 0usize, state_tile, state_form);
+                store::<F, V>(&state, &mut states, 0usize, state_tile, state_form);
                 // The state before the interval, on its way while the gradient is used.
                 let factor = exp(before.sum, plan.ptx);
                 let factor = select(before.run == 0, factor, 0.0f32);
@@ -426,7 +418,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     plan,
                 );
                 sync_cube();
-                multiply::<E, V>(
+                multiply::<F, V>(
                     &writes,
                     0usize,
                     &states,
@@ -436,7 +428,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                     comptime!([projection_tile.along(), state_tile.along()]),
                     input_form,
                 );
-                add_writes::<E, V>(
+                add_writes::<F, V>(
                     &inputs,
                     rows_at,
                     &states,
@@ -449,9 +441,9 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
 
                 // The state before the tile.
                 if comptime!(plan.resident) {
-                    add_others::<E, V>(&other_rows, &other_states, &mut state, &span, false, plan);
+                    add_others::<F, V>(&other_rows, &other_states, &mut state, &span, false, plan);
                 } else {
-                    add_outer_products::<F, L, E, V>(
+                    add_outer_products::<F, L, V>(
                         x,
                         b,
                         dt,
@@ -473,35 +465,20 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 }
                 #[unroll]
                 for i in 0..comptime!(state_form.values()) {
-                    let spot = spot_from(&state_origin, i, state_form);
-                    let product = state[i]
-                        * value_at::<E, V>(
-                            &states,
-                            0usize,
-                            &state_origin,
-                            i,
-                            state_tile,
-                            state_form,
-                        );
-                    head_sums.state += select(spot.owned, product, 0.0f32);
+                    let grad =
+                        value_at::<F, V>(&states, 0usize, &state_origin, i, state_tile, state_form);
+                    head_sums.state += state[i] * grad;
                 }
                 sync_cube();
                 // The units are done with the other tiles' rows.
                 if comptime!(plan.ahead) {
                     if index + 1 < heads {
-                        request_others::<F, E, L, V>(
-                            x,
-                            grad_y,
-                            &mut other_rows,
-                            &next,
-                            &span,
-                            plan,
-                        );
+                        request_others::<F, L, V>(x, grad_y, &mut other_rows, &next, &span, plan);
                     }
                 }
-                store::<E, V>(&state, &mut states, 0usize, state_tile, state_form);
+                store::<F, V>(&state, &mut states, 0usize, state_tile, state_form);
                 sync_cube();
-                add_reads::<E, V>(
+                add_reads::<F, V>(
                     &grads,
                     rows_at,
                     &states,
@@ -516,7 +493,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
             }
 
             // What the state after takes of a position's input, then what later positions of the tile take.
-            pass_writes::<E, V>(
+            pass_writes::<F, V>(
                 &inputs,
                 rows_at,
                 &mut grad_inputs,
@@ -525,7 +502,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 &input_origin,
                 plan,
             );
-            multiply::<E, V>(
+            multiply::<F, V>(
                 &weights,
                 0usize,
                 &grads,
@@ -536,7 +513,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 input_form,
             );
             let mut skips = Array::<f32>::new(comptime!(input_form.values()));
-            write_inputs::<F, E, V, W>(
+            write_inputs::<F, V, W>(
                 &inputs,
                 &grads,
                 rows_at,
@@ -560,8 +537,7 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
                 } else {
                     #[unroll]
                     for i in 0..comptime!(input_form.values()) {
-                        let spot = spot_from(&input_origin, i, input_form);
-                        head_sums.skip += select(spot.owned, skips[i], 0.0f32);
+                        head_sums.skip += skips[i];
                     }
                 }
             }
@@ -602,8 +578,8 @@ pub(super) fn gradients_kernel<F: Float, E: Float, O: Float, L: Size, V: Size, W
     if comptime!(plan.ahead) {
         recall(&kept, &mut grad_scores, Kept::Gradients, plan);
     }
-    store::<E, V>(&grad_scores, &mut weights, 0usize, weight_tile, weight_form);
-    write_projections::<F, E, O, L, V, W>(
+    store::<F, V>(&grad_scores, &mut weights, 0usize, weight_tile, weight_form);
+    write_projections::<F, O, L, V, W>(
         b,
         c,
         grad_b,

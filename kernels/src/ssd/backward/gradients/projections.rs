@@ -10,18 +10,18 @@ use super::positions::Positions;
 
 /// A slice of the tile's rows of `b` and `c`.
 #[cube]
-pub(super) fn stage_pair<F: Float, L: Size, E: Float, V: Size>(
+pub(super) fn stage_pair<F: Float, L: Size, V: Size>(
     b: &Tensor<Vector<F, L>>,
     c: &Tensor<Vector<F, L>>,
     rows: &Rows,
-    writes: &mut Shared<[Vector<E, V>]>,
-    readers: &mut Shared<[Vector<E, V>]>,
+    writes: &mut Shared<[Vector<F, V>]>,
+    readers: &mut Shared<[Vector<F, V>]>,
     positions: &mut Positions,
     #[comptime] plan: Plan,
 ) {
     let staging = comptime!(plan.guarded());
     let tile = comptime!(plan.projection());
-    stage::<F, L, E, V>(
+    stage::<F, L, V>(
         b,
         rows,
         writes,
@@ -32,7 +32,7 @@ pub(super) fn stage_pair<F: Float, L: Size, E: Float, V: Size>(
         tile,
         plan,
     );
-    stage::<F, L, E, V>(
+    stage::<F, L, V>(
         c,
         rows,
         readers,
@@ -57,10 +57,10 @@ impl Plan {
 
 /// Adds to the gradient of `b` what a slice of the state after the tile takes: `w_s g^T X_s`.
 #[cube]
-pub(super) fn add_writes<E: Float, V: Size>(
-    inputs: &Shared<[Vector<E, V>]>, // [positions, channels], from `at`
+pub(super) fn add_writes<F: Float, V: Size>(
+    inputs: &Shared<[Vector<F, V>]>, // [positions, channels], from `at`
     at: usize,
-    states: &Shared<[Vector<E, V>]>, // [channels, slice]: `g`
+    states: &Shared<[Vector<F, V>]>, // [channels, slice]: `g`
     sums_b: &mut Array<f32>,
     tile: &Positions,
     origin: &Spot,
@@ -68,7 +68,7 @@ pub(super) fn add_writes<E: Float, V: Size>(
     #[comptime] plan: Plan,
 ) {
     let form = comptime!(plan.projection_sums());
-    let crossing = cross::<E, V>(inputs, at, states, plan);
+    let crossing = cross::<F, V>(inputs, at, states, plan);
     #[unroll]
     for i in 0..comptime!(form.values()) {
         let spot = spot_from(origin, i, form);
@@ -81,11 +81,11 @@ pub(super) fn add_writes<E: Float, V: Size>(
 /// Adds to the gradient of `c` what a slice of the state before the tile gives, `e_t h^T gy_t`, and its products with
 /// `c` to the sums over rows.
 #[cube]
-pub(super) fn add_reads<E: Float, V: Size>(
-    grads: &Shared<[Vector<E, V>]>, // [positions, channels], from `at`
+pub(super) fn add_reads<F: Float, V: Size>(
+    grads: &Shared<[Vector<F, V>]>, // [positions, channels], from `at`
     at: usize,
-    states: &Shared<[Vector<E, V>]>,  // [channels, slice]: `h`
-    readers: &Shared<[Vector<E, V>]>, // [positions, slice]
+    states: &Shared<[Vector<F, V>]>,  // [channels, slice]: `h`
+    readers: &Shared<[Vector<F, V>]>, // [positions, slice]
     sums_c: &mut Array<f32>,
     read_rows: &mut Array<f32>,
     tile: &Positions,
@@ -94,7 +94,7 @@ pub(super) fn add_reads<E: Float, V: Size>(
     #[comptime] plan: Plan,
 ) {
     let form = comptime!(plan.projection_sums());
-    let mut crossing = cross::<E, V>(grads, at, states, plan);
+    let mut crossing = cross::<F, V>(grads, at, states, plan);
     #[unroll]
     for i in 0..comptime!(form.values()) {
         let spot = spot_from(origin, i, form);
@@ -106,7 +106,7 @@ pub(super) fn add_reads<E: Float, V: Size>(
         let value = select(left == 0.0f32, 0.0f32, value);
         sums_c[comptime!(slice * form.values() + i)] += value;
         crossing[i] = value
-            * value_at::<E, V>(
+            * value_at::<F, V>(
                 readers,
                 0usize,
                 origin,
@@ -120,16 +120,16 @@ pub(super) fn add_reads<E: Float, V: Size>(
 
 /// Rows of channels times a slice of a state.
 #[cube]
-fn cross<E: Float, V: Size>(
-    rows: &Shared<[Vector<E, V>]>,
+fn cross<F: Float, V: Size>(
+    rows: &Shared<[Vector<F, V>]>,
     at: usize,
-    states: &Shared<[Vector<E, V>]>,
+    states: &Shared<[Vector<F, V>]>,
     #[comptime] plan: Plan,
 ) -> Array<f32> {
     let form = comptime!(plan.projection_sums());
     let mut crossing = Array::<f32>::new(comptime!(form.values()));
     zero(&mut crossing, form);
-    multiply::<E, V>(
+    multiply::<F, V>(
         rows,
         at,
         states,
@@ -144,14 +144,14 @@ fn cross<E: Float, V: Size>(
 
 /// Writes both gradients: what the heads left in `sums`, and the products of the scores' gradient in `weights`.
 #[cube]
-pub(super) fn write_projections<F: Float, E: Float, O: Float, L: Size, V: Size, W: Size>(
+pub(super) fn write_projections<F: Float, O: Float, L: Size, V: Size, W: Size>(
     b: &Tensor<Vector<F, L>>,
     c: &Tensor<Vector<F, L>>,
     grad_b: &mut Tensor<Vector<O, W>>, // [parts, batch, seq_len, ngroups, d_state]
     grad_c: &mut Tensor<Vector<O, W>>, // the same
-    weights: &Shared<[Vector<E, V>]>,
-    writes: &mut Shared<[Vector<E, V>]>,
-    readers: &mut Shared<[Vector<E, V>]>,
+    weights: &Shared<[Vector<F, V>]>,
+    writes: &mut Shared<[Vector<F, V>]>,
+    readers: &mut Shared<[Vector<F, V>]>,
     sums_b: &Array<f32>,
     sums_c: &Array<f32>,
     positions: &mut Positions,
@@ -170,7 +170,7 @@ pub(super) fn write_projections<F: Float, E: Float, O: Float, L: Size, V: Size, 
         if comptime!(plan.slices() > 1) {
             sync_cube();
             let from = state_rows(batch, group, start, stop, slice, plan);
-            stage_pair::<F, L, E, V>(b, c, &from, writes, readers, positions, plan);
+            stage_pair::<F, L, V>(b, c, &from, writes, readers, positions, plan);
         }
         sync_cube();
         let to = state_rows(part * b.shape(0) + batch, group, start, stop, slice, plan);
@@ -179,7 +179,7 @@ pub(super) fn write_projections<F: Float, E: Float, O: Float, L: Size, V: Size, 
         for i in 0..comptime!(form.values()) {
             total[i] = sums_c[comptime!(slice * form.values() + i)];
         }
-        multiply::<E, V>(
+        multiply::<F, V>(
             weights,
             0usize,
             &*writes,
@@ -194,7 +194,7 @@ pub(super) fn write_projections<F: Float, E: Float, O: Float, L: Size, V: Size, 
         for i in 0..comptime!(form.values()) {
             total[i] = sums_b[comptime!(slice * form.values() + i)];
         }
-        multiply::<E, V>(
+        multiply::<F, V>(
             weights,
             0usize,
             &*readers,
@@ -225,7 +225,7 @@ fn write_projection<O: Float, W: Size>(
     for i in 0..comptime!(form.values() / plan.pair) {
         let spot = spot_from(&origin, comptime!(i * plan.pair), form);
         let t = rows.start + spot.row;
-        if spot.owned && t < rows.stop && spot.column < rows.columns {
+        if t < rows.stop && spot.column < rows.columns {
             let mut vector = Vector::<O, W>::empty();
             #[unroll]
             for j in 0..pair {

@@ -69,7 +69,7 @@ impl Plan {
             columns,
             skips,
             state,
-            skip: state + self.totals(),
+            skip: state + self.planes(),
         }
     }
 }
@@ -144,9 +144,9 @@ pub(super) fn write_sums(
     write_rows(&sums.inputs, slots, input_at, input_form);
     write_rows(&rows, slots, row_at, form);
     write_columns(&columns, slots, column_at, form);
-    write_total(sums.state, slots, state_at, plan.tensor);
+    write_total(sums.state, slots, state_at);
     if comptime!(grad_d.is_some() && !plan.skips_channels) {
-        write_total(sums.skip, slots, skip_at, plan.tensor);
+        write_total(sums.skip, slots, skip_at);
     }
     sync_cube();
     let nheads = grad_steps.shape(3);
@@ -159,7 +159,7 @@ pub(super) fn write_sums(
             reads -= sum_slots(&*slots, column_at, row, comptime!(form.column_slots()));
             if t == stop - 1 {
                 // The state's own decay, over the whole tile.
-                let total = sum_slots(&*slots, state_at, 0usize, comptime!(plan.totals()));
+                let total = sum_slots(&*slots, state_at, 0usize, comptime!(plan.planes()));
                 let left = tile.kept[row];
                 reads += select(left == 0.0f32, 0.0f32, left * total);
             }
@@ -176,7 +176,7 @@ pub(super) fn write_sums(
     if let ComptimeOption::Some(grad_d) = grad_d {
         if comptime!(!plan.skips_channels) {
             if UNIT_POS == 0 {
-                let total = sum_slots(&*slots, skip_at, 0usize, comptime!(plan.totals()));
+                let total = sum_slots(&*slots, skip_at, 0usize, comptime!(plan.planes()));
                 grad_d[tile_number(head.batch) * nheads + head.head] = total;
             }
         }
