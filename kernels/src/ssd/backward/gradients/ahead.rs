@@ -8,9 +8,10 @@ use cubecl::prelude::barrier::copy_async;
 use cubecl::prelude::*;
 
 use super::super::load::{Edge, Head, Rows, channel_rows, edge_at};
-use super::super::others::{Span, place_of};
+use super::super::others::{Others, Span, place_of};
 use super::super::plan::{LANES, Plan};
 use super::positions::Positions;
+use super::tiles::Tiles;
 use crate::pointwise::exp;
 
 /// Of an interval, for two heads: `[2, interval]`.
@@ -86,8 +87,7 @@ pub(super) fn request_own<F: Float, L: Size, V: Size>(
     grad_y: &Tensor<Vector<F, L>>,
     dt: &Tensor<f32>,
     sums: &Tensor<f32>,
-    inputs: &mut Shared<[Vector<F, V>]>,
-    grads: &mut Shared<[Vector<F, V>]>,
+    tiles: &mut Tiles<F, V>,
     copied: &mut Copied,
     head: &Head,
     span: &Span,
@@ -97,8 +97,8 @@ pub(super) fn request_own<F: Float, L: Size, V: Size>(
     let unit = unit_anew(head);
     let at = turn * comptime!(plan.inputs().vectors());
     let rows = channel_rows(head, span.start, span.stop, 0usize, plan);
-    request::<F, L, V>(x, &rows, inputs, at, unit, plan);
-    request::<F, L, V>(grad_y, &rows, grads, at, unit, plan);
+    request::<F, L, V>(x, &rows, &mut tiles.inputs, at, unit, plan);
+    request::<F, L, V>(grad_y, &rows, &mut tiles.grads, at, unit, plan);
     let mut at = UNIT_POS as usize;
     while at < comptime!(plan.interval) {
         let from = head.steps + span.first + at;
@@ -114,7 +114,7 @@ pub(super) fn request_own<F: Float, L: Size, V: Size>(
 pub(super) fn request_others<F: Float, L: Size, V: Size>(
     x: &Tensor<Vector<F, L>>,
     grad_y: &Tensor<Vector<F, L>>,
-    others: &mut Shared<[Vector<F, V>]>,
+    others: &mut Others<F, V>,
     head: &Head,
     span: &Span,
     #[comptime] plan: Plan,
@@ -129,9 +129,9 @@ pub(super) fn request_others<F: Float, L: Size, V: Size>(
         if begin < span.last {
             let rows = channel_rows(head, begin, end, 0usize, plan);
             if begin < span.start {
-                request::<F, L, V>(x, &rows, others, at, unit, plan);
+                request::<F, L, V>(x, &rows, &mut others.rows, at, unit, plan);
             } else {
-                request::<F, L, V>(grad_y, &rows, others, at, unit, plan);
+                request::<F, L, V>(grad_y, &rows, &mut others.rows, at, unit, plan);
             }
         }
     }
@@ -190,9 +190,8 @@ pub(super) fn landed() {
 pub(super) fn settle<F: Float, V: Size>(
     edges: &mut Edges,
     copied: &Copied,
-    inputs: &mut Shared<[Vector<F, V>]>,
-    grads: &mut Shared<[Vector<F, V>]>,
-    others: &mut Shared<[Vector<F, V>]>,
+    tiles: &mut Tiles<F, V>,
+    others: &mut Others<F, V>,
     tile: &mut Positions,
     span: &Span,
     turn: usize,
@@ -241,7 +240,7 @@ pub(super) fn settle<F: Float, V: Size>(
             #[unroll]
             for step in 0..steps {
                 let at = place + comptime!(slot * vectors + step * stride);
-                weigh_vector::<F, V>(others, at, weight);
+                weigh_vector::<F, V>(&mut others.rows, at, weight);
             }
         }
     }
@@ -250,8 +249,8 @@ pub(super) fn settle<F: Float, V: Size>(
         #[unroll]
         for step in 0..steps {
             let at = place + turn * vectors + comptime!(step * stride);
-            inputs[at] = Vector::<F, V>::new(F::new(0.0));
-            grads[at] = Vector::<F, V>::new(F::new(0.0));
+            tiles.inputs[at] = Vector::<F, V>::new(F::new(0.0));
+            tiles.grads[at] = Vector::<F, V>::new(F::new(0.0));
         }
     }
     edges.before.sum = first;
@@ -261,11 +260,7 @@ pub(super) fn settle<F: Float, V: Size>(
 
 /// A weight of zero leaves nothing, not even of NaN.
 #[cube]
-fn weigh_vector<F: Float, V: Size>(
-    rows: &mut Shared<[Vector<F, V>]>,
-    place: usize,
-    weight: f32,
-) {
+fn weigh_vector<F: Float, V: Size>(rows: &mut Shared<[Vector<F, V>]>, place: usize, weight: f32) {
     let values = rows[place];
     let mut vector = Vector::<F, V>::empty();
     #[unroll]

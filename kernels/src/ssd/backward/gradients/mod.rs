@@ -28,25 +28,24 @@ mod pairs;
 mod positions;
 mod projections;
 mod sums;
+mod tiles;
 
 use cubecl::prelude::*;
 
 use super::super::tile::{multiply, spot, store, zero};
-use super::load::{
-    Staging, channel_rows, head as head_of, read_state, stage, state_rows, value_at,
-};
-use super::others::{Span, add_others, stage_projections, stage_rows, weigh};
+use super::load::{head as head_of, read_state, state_rows, value_at};
+use super::others::{Span, add_others, others_of_interval, stage_projections, weigh};
 use super::plan::Plan;
 use super::reduce::zeros;
-use super::states::add_outer_products;
 use crate::pointwise::exp;
 use ahead::{copied, landed, no_edges, read_edges, request_others, request_own, settle};
 use inputs::{pass_writes, write_inputs};
 use kept::{Kept, keep, kept_pairs, recall};
 use pairs::{grad_pairs, mixing};
 use positions::{positions_of_tile, read_positions};
-use projections::{add_reads, add_writes, stage_pair, write_projections};
+use projections::{add_reads, add_writes, write_projections};
 use sums::{head_sums, write_channel_skips, write_sums};
+use tiles::{stage_head, stage_pair, tiles_of_cube};
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
@@ -103,32 +102,8 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
     let state_form = comptime!(plan.state_sums());
     let weight_form = comptime!(plan.weight_sums());
     let guarded = comptime!(plan.guarded());
-    let mut inputs = Shared::<[Vector<F, V>]>::new_aligned_slice(
-        comptime!(plan.turns() * input_tile.vectors()),
-        16usize,
-    );
-    let mut grads = Shared::<[Vector<F, V>]>::new_aligned_slice(
-        comptime!(plan.turns() * input_tile.vectors()),
-        16usize,
-    );
-    let mut other_rows = Shared::<[Vector<F, V>]>::new_aligned_slice(
-        comptime!(plan.others() * input_tile.vectors()),
-        16usize,
-    );
-    let mut writes =
-        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
-    let mut readers =
-        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(projection_tile.vectors()), 16usize);
-    let mut other_states = Shared::<[Vector<F, V>]>::new_aligned_slice(
-        comptime!(plan.others() * projection_tile.vectors()),
-        16usize,
-    );
-    let mut states =
-        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(state_tile.vectors()), 16usize);
-    let mut weights =
-        Shared::<[Vector<F, V>]>::new_aligned_slice(comptime!(weight_tile.vectors()), 16usize);
-    let mut other_weights = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
-    let mut other_flaws = Shared::<[f32]>::new_slice(comptime!(plan.weighted()));
+    let mut tiles = tiles_of_cube::<F, V>(plan);
+    let mut others = others_of_interval::<F, V>(plan);
     let mut tile = positions_of_tile(plan);
     let mut copied = copied(plan);
     let mut kept = kept_pairs(plan);
@@ -150,21 +125,16 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
     zero(&mut scores, weight_form);
     zero(&mut grad_scores, weight_form);
 
-    let mut row = UNIT_POS as usize;
-    while row < comptime!(plan.weighted()) {
-        other_flaws[row] = 0.0f32;
-        row += comptime!(plan.units);
-    }
     #[unroll]
     for slice in 0..comptime!(plan.slices()) {
         sync_cube();
         let from = state_rows(batch, group, start, stop, slice, plan);
-        stage_pair::<F, L, V>(b, c, &from, &mut writes, &mut readers, &mut tile, plan);
+        stage_pair::<F, L, V>(b, c, &from, &mut tiles, &mut tile, plan);
         sync_cube();
         multiply::<F, V>(
-            &readers,
+            &tiles.readers,
             0usize,
-            &writes,
+            &tiles.writes,
             0usize,
             &mut scores,
             comptime!(plan.slice),
@@ -173,17 +143,7 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
         );
     }
     if comptime!(plan.resident) {
-        stage_projections::<F, L, V>(
-            b,
-            c,
-            &mut other_states,
-            &mut other_flaws,
-            batch,
-            group,
-            &span,
-            guarded,
-            plan,
-        );
+        stage_projections::<F, L, V>(b, c, &mut others, batch, group, &span, guarded, plan);
     }
 
     if comptime!(plan.ahead) {
@@ -193,15 +153,14 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
             grad_y,
             dt,
             sums,
-            &mut inputs,
-            &mut grads,
+            &mut tiles,
             &mut copied,
             &head,
             &span,
             0usize,
             plan,
         );
-        request_others::<F, L, V>(x, grad_y, &mut other_rows, &head, &span, plan);
+        request_others::<F, L, V>(x, grad_y, &mut others, &head, &span, plan);
         keep(&mut kept, &scores, Kept::Scores, plan);
         keep(&mut kept, &grad_scores, Kept::Gradients, plan);
     }
@@ -231,8 +190,7 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                     grad_y,
                     dt,
                     sums,
-                    &mut inputs,
-                    &mut grads,
+                    &mut tiles,
                     &mut copied,
                     &next,
                     &span,
@@ -243,9 +201,8 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
             settle::<F, V>(
                 &mut edges,
                 &copied,
-                &mut inputs,
-                &mut grads,
-                &mut other_rows,
+                &mut tiles,
+                &mut others,
                 &mut tile,
                 &span,
                 turn,
@@ -269,12 +226,11 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
         let after = &edges.after;
         let end = &edges.end;
         if comptime!(plan.resident && !plan.ahead) {
-            weigh(
+            weigh::<F, V>(
                 dt,
                 sums,
                 runs,
-                &other_flaws,
-                &mut other_weights,
+                &mut others,
                 &head,
                 &span,
                 before,
@@ -293,41 +249,17 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
             let end_left = select(end.run == after.run, end_left, 0.0f32);
             if comptime!(!plan.ahead) {
                 sync_cube();
-                let from = channel_rows(&head, start, stop, block, plan);
-                stage::<F, L, V>(
+                stage_head::<F, L, V>(
                     x,
-                    &from,
-                    &mut inputs,
-                    0usize,
-                    &mut tile.faults,
-                    0usize,
-                    Staging::Plain,
-                    input_tile,
-                    plan,
-                );
-                stage::<F, L, V>(
                     grad_y,
-                    &from,
-                    &mut grads,
-                    0usize,
-                    &mut tile.faults,
-                    0usize,
-                    guarded,
-                    input_tile,
+                    &mut tiles,
+                    &mut others,
+                    &mut tile,
+                    &head,
+                    &span,
+                    block,
                     plan,
                 );
-                if comptime!(plan.resident) {
-                    stage_rows::<F, L, V>(
-                        x,
-                        grad_y,
-                        &mut other_rows,
-                        &mut other_weights,
-                        &head,
-                        &span,
-                        block,
-                        plan,
-                    );
-                }
             }
             // The gradient of the state after the interval, on its way while tiles come in.
             read_state::<W>(
@@ -342,9 +274,9 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
             );
             sync_cube();
             multiply::<F, V>(
-                &grads,
+                &tiles.grads,
                 rows_at,
-                &inputs,
+                &tiles.inputs,
                 rows_at,
                 &mut products,
                 comptime!(plan.channels),
@@ -355,7 +287,13 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                 recall(&kept, &mut scores, Kept::Scores, plan);
             }
             let mixing = mixing(&scores, &tile, &weight_origin, start, stop, plan);
-            store::<F, V>(&mixing, &mut weights, 0usize, weight_tile, weight_form);
+            store::<F, V>(
+                &mixing,
+                &mut tiles.weights,
+                0usize,
+                weight_tile,
+                weight_form,
+            );
 
             let mut grad_inputs = Array::<f32>::new(comptime!(input_form.values()));
             zero(&mut grad_inputs, input_form);
@@ -364,7 +302,7 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                 if comptime!(plan.slices() > 1) {
                     sync_cube();
                     let from = state_rows(batch, group, start, stop, slice, plan);
-                    stage_pair::<F, L, V>(b, c, &from, &mut writes, &mut readers, &mut tile, plan);
+                    stage_pair::<F, L, V>(b, c, &from, &mut tiles, &mut tile, plan);
                 }
                 // The gradient of the state after the tile.
                 if comptime!(slice > 0) {
@@ -379,31 +317,24 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                         plan,
                     );
                 }
-                if comptime!(plan.resident) {
-                    add_others::<F, V>(&other_rows, &other_states, &mut state, &span, true, plan);
-                } else {
-                    add_outer_products::<F, L, V>(
-                        grad_y,
-                        c,
-                        dt,
-                        sums,
-                        runs,
-                        &mut other_rows,
-                        &mut other_states,
-                        &mut other_weights,
-                        &mut state,
-                        &head,
-                        stop,
-                        last,
-                        after,
-                        block,
-                        slice,
-                        true,
-                        plan,
-                    );
-                }
+                add_others::<F, L, V>(
+                    grad_y,
+                    c,
+                    dt,
+                    sums,
+                    runs,
+                    &mut others,
+                    &mut state,
+                    &head,
+                    &span,
+                    after,
+                    block,
+                    slice,
+                    true,
+                    plan,
+                );
                 sync_cube();
-                store::<F, V>(&state, &mut states, 0usize, state_tile, state_form);
+                store::<F, V>(&state, &mut tiles.states, 0usize, state_tile, state_form);
                 // The state before the interval, on its way while the gradient is used.
                 let factor = exp(before.sum, plan.ptx);
                 let factor = select(before.run == 0, factor, 0.0f32);
@@ -419,9 +350,9 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                 );
                 sync_cube();
                 multiply::<F, V>(
-                    &writes,
+                    &tiles.writes,
                     0usize,
-                    &states,
+                    &tiles.states,
                     0usize,
                     &mut grad_inputs,
                     comptime!(plan.slice),
@@ -429,9 +360,9 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                     input_form,
                 );
                 add_writes::<F, V>(
-                    &inputs,
+                    &tiles.inputs,
                     rows_at,
-                    &states,
+                    &tiles.states,
                     &mut sums_b,
                     &tile,
                     &projection_origin,
@@ -440,49 +371,48 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                 );
 
                 // The state before the tile.
-                if comptime!(plan.resident) {
-                    add_others::<F, V>(&other_rows, &other_states, &mut state, &span, false, plan);
-                } else {
-                    add_outer_products::<F, L, V>(
-                        x,
-                        b,
-                        dt,
-                        sums,
-                        runs,
-                        &mut other_rows,
-                        &mut other_states,
-                        &mut other_weights,
-                        &mut state,
-                        &head,
-                        first,
-                        start,
-                        before,
-                        block,
-                        slice,
-                        false,
-                        plan,
-                    );
-                }
+                add_others::<F, L, V>(
+                    x,
+                    b,
+                    dt,
+                    sums,
+                    runs,
+                    &mut others,
+                    &mut state,
+                    &head,
+                    &span,
+                    before,
+                    block,
+                    slice,
+                    false,
+                    plan,
+                );
                 #[unroll]
                 for i in 0..comptime!(state_form.values()) {
-                    let grad =
-                        value_at::<F, V>(&states, 0usize, &state_origin, i, state_tile, state_form);
+                    let grad = value_at::<F, V>(
+                        &tiles.states,
+                        0usize,
+                        &state_origin,
+                        i,
+                        state_tile,
+                        state_form,
+                    );
                     head_sums.state += state[i] * grad;
                 }
                 sync_cube();
                 // The units are done with the other tiles' rows.
                 if comptime!(plan.ahead) {
                     if index + 1 < heads {
-                        request_others::<F, L, V>(x, grad_y, &mut other_rows, &next, &span, plan);
+                        request_others::<F, L, V>(x, grad_y, &mut others, &next, &span, plan);
                     }
                 }
-                store::<F, V>(&state, &mut states, 0usize, state_tile, state_form);
+                store::<F, V>(&state, &mut tiles.states, 0usize, state_tile, state_form);
                 sync_cube();
                 add_reads::<F, V>(
-                    &grads,
+                    &tiles.grads,
                     rows_at,
-                    &states,
-                    &readers,
+                    &tiles.states,
+                    &tiles.readers,
                     &mut sums_c,
                     &mut head_sums.reads,
                     &tile,
@@ -494,7 +424,7 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
 
             // What the state after takes of a position's input, then what later positions of the tile take.
             pass_writes::<F, V>(
-                &inputs,
+                &tiles.inputs,
                 rows_at,
                 &mut grad_inputs,
                 &mut head_sums.writes,
@@ -503,9 +433,9 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
                 plan,
             );
             multiply::<F, V>(
-                &weights,
+                &tiles.weights,
                 0usize,
-                &grads,
+                &tiles.grads,
                 rows_at,
                 &mut grad_inputs,
                 positions,
@@ -514,8 +444,8 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
             );
             let mut skips = Array::<f32>::new(comptime!(input_form.values()));
             write_inputs::<F, V, W>(
-                &inputs,
-                &grads,
+                &tiles.inputs,
+                &tiles.grads,
                 rows_at,
                 &grad_inputs,
                 d,
@@ -578,23 +508,15 @@ pub(super) fn gradients_kernel<F: Float, O: Float, L: Size, V: Size, W: Size>(
     if comptime!(plan.ahead) {
         recall(&kept, &mut grad_scores, Kept::Gradients, plan);
     }
-    store::<F, V>(&grad_scores, &mut weights, 0usize, weight_tile, weight_form);
+    store::<F, V>(
+        &grad_scores,
+        &mut tiles.weights,
+        0usize,
+        weight_tile,
+        weight_form,
+    );
     write_projections::<F, O, L, V, W>(
-        b,
-        c,
-        grad_b,
-        grad_c,
-        &weights,
-        &mut writes,
-        &mut readers,
-        &sums_b,
-        &sums_c,
-        &mut tile,
-        batch,
-        group,
-        part,
-        start,
-        stop,
-        plan,
+        b, c, grad_b, grad_c, &mut tiles, &sums_b, &sums_c, &mut tile, batch, group, part, start,
+        stop, plan,
     );
 }

@@ -3,57 +3,11 @@
 use cubecl::prelude::*;
 
 use super::super::super::tile::{Spot, multiply, spot, zero};
-use super::super::load::{Rows, Staging, stage, state_rows, value_at};
+use super::super::load::{Rows, state_rows, value_at};
 use super::super::plan::Plan;
 use super::super::reduce::{add_to_rows, spot_from};
 use super::positions::Positions;
-
-/// A slice of the tile's rows of `b` and `c`.
-#[cube]
-pub(super) fn stage_pair<F: Float, L: Size, V: Size>(
-    b: &Tensor<Vector<F, L>>,
-    c: &Tensor<Vector<F, L>>,
-    rows: &Rows,
-    writes: &mut Shared<[Vector<F, V>]>,
-    readers: &mut Shared<[Vector<F, V>]>,
-    positions: &mut Positions,
-    #[comptime] plan: Plan,
-) {
-    let staging = comptime!(plan.guarded());
-    let tile = comptime!(plan.projection());
-    stage::<F, L, V>(
-        b,
-        rows,
-        writes,
-        0usize,
-        &mut positions.flaws,
-        0usize,
-        staging,
-        tile,
-        plan,
-    );
-    stage::<F, L, V>(
-        c,
-        rows,
-        readers,
-        0usize,
-        &mut positions.flaws,
-        0usize,
-        staging,
-        tile,
-        plan,
-    );
-}
-
-impl Plan {
-    /// How rows are staged whose products may cross runs.
-    pub(super) fn guarded(&self) -> Staging {
-        match self.resettable {
-            true => Staging::Marked,
-            false => Staging::Plain,
-        }
-    }
-}
+use super::tiles::{Tiles, stage_pair};
 
 /// Adds to the gradient of `b` what a slice of the state after the tile takes: `w_s g^T X_s`.
 #[cube]
@@ -142,16 +96,14 @@ fn cross<F: Float, V: Size>(
     crossing
 }
 
-/// Writes both gradients: what the heads left in `sums`, and the products of the scores' gradient in `weights`.
+/// Writes both gradients: what the heads left in `sums`, and the products of the scores' gradient, in the weights' tile.
 #[cube]
 pub(super) fn write_projections<F: Float, O: Float, L: Size, V: Size, W: Size>(
     b: &Tensor<Vector<F, L>>,
     c: &Tensor<Vector<F, L>>,
     grad_b: &mut Tensor<Vector<O, W>>, // [parts, batch, seq_len, ngroups, d_state]
     grad_c: &mut Tensor<Vector<O, W>>, // the same
-    weights: &Shared<[Vector<F, V>]>,
-    writes: &mut Shared<[Vector<F, V>]>,
-    readers: &mut Shared<[Vector<F, V>]>,
+    tiles: &mut Tiles<F, V>,
     sums_b: &Array<f32>,
     sums_c: &Array<f32>,
     positions: &mut Positions,
@@ -170,7 +122,7 @@ pub(super) fn write_projections<F: Float, O: Float, L: Size, V: Size, W: Size>(
         if comptime!(plan.slices() > 1) {
             sync_cube();
             let from = state_rows(batch, group, start, stop, slice, plan);
-            stage_pair::<F, L, V>(b, c, &from, writes, readers, positions, plan);
+            stage_pair::<F, L, V>(b, c, &from, tiles, positions, plan);
         }
         sync_cube();
         let to = state_rows(part * b.shape(0) + batch, group, start, stop, slice, plan);
@@ -180,9 +132,9 @@ pub(super) fn write_projections<F: Float, O: Float, L: Size, V: Size, W: Size>(
             total[i] = sums_c[comptime!(slice * form.values() + i)];
         }
         multiply::<F, V>(
-            weights,
+            &tiles.weights,
             0usize,
-            &*writes,
+            &tiles.writes,
             0usize,
             &mut total,
             comptime!(plan.positions),
@@ -195,9 +147,9 @@ pub(super) fn write_projections<F: Float, O: Float, L: Size, V: Size, W: Size>(
             total[i] = sums_b[comptime!(slice * form.values() + i)];
         }
         multiply::<F, V>(
-            weights,
+            &tiles.weights,
             0usize,
-            &*readers,
+            &tiles.readers,
             0usize,
             &mut total,
             comptime!(plan.positions),
