@@ -42,13 +42,27 @@ impl Provenance {
             memory_gib: memory.map(|bytes| bytes >> 30),
             simd: simd().into(),
             threads,
-            revision: output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
+            revision: revision(),
             date: output_of("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
             command: std::env::args().collect::<Vec<_>>().join(" "),
             load: load(),
             environment: environment(),
         }
     }
+}
+
+/// The git revision of the folder that this program was built from, `-dirty` where it has changes; none where that folder
+/// is gone.
+fn revision() -> Option<String> {
+    let folder = env!("CARGO_MANIFEST_DIR");
+    let describe = [
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ];
+    output_of("git", &[&["-C", folder], &describe[..]].concat())
 }
 
 fn load() -> Option<f64> {

@@ -171,7 +171,7 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
         precision if precision.is_rounded(device) => precision,
         _ => Precision::F32,
     };
-    let model = experiment.model.init(device);
+    let model = experiment.model.init_to_load(device);
     let weights = folder.model();
     if weights.exists() {
         let record = ModuleRecord::load(&weights)

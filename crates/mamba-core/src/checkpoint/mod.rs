@@ -76,7 +76,7 @@ pub fn load(
             None => missing.extend(rule.theirs.into_iter().filter(|it| !tensors.has(it))),
         }
     }
-    let mut model = config.init(device);
+    let mut model = config.init_to_load(device);
     let result = model.apply(found, None, None, true);
     let mut misshapen: Vec<String> = result.errors.iter().map(ToString::to_string).collect();
     // A parameter without a rule would keep its random beginning.
