@@ -90,7 +90,7 @@ pub struct TrainingConfig {
     pub clip_norm: f64,
     /// Batches whose gradients are averaged into one optimizer step. Default: 1.
     pub grad_accum: usize,
-    /// Seeds the initialisation, the order of the data and dropout. Default: 42.
+    /// Seeds the initialisation and the order of the data. Default: 42.
     pub seed: u64,
     /// Steps between evaluations on the valid split, besides one an epoch. Default: 0.
     pub eval_every: usize,
