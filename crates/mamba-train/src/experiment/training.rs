@@ -24,7 +24,7 @@ pub enum PrecisionSetting {
     /// [`Precision::F32`].
     #[default]
     F32,
-    /// [`Precision::Bf16`], or an error.
+    /// [`Precision::Bf16`]; an error on a device without it.
     Bf16,
     /// [`Precision::fastest`]. A run writes down which that was.
     Auto,
@@ -60,9 +60,9 @@ pub struct TrainingConfig {
     pub max_steps: usize,
     /// Minutes of training after which the run ends as if complete. Default: 0.
     pub max_minutes: f64,
-    /// `"f32"`, or `"bf16"` for products and activations in bf16 on a GPU that has it; parameters, their
-    /// gradients, the residual stream and the states of mixers stay in f32. `"auto"` takes bf16 on a GPU that has it
-    /// and rounds to it.
+    /// `"f32"`, or `"bf16"` for products and activations in bf16 on a device that has it (a CPU has, and is slower so);
+    /// parameters, their gradients, the residual stream and the states of mixers stay in f32. `"auto"` takes bf16 on a GPU
+    /// that has it and rounds to it.
     /// Default: `"f32"`.
     pub precision: PrecisionSetting,
     /// `"adam"` or `"adamw"`. Default: `"adamw"`.
