@@ -28,9 +28,9 @@ pub(super) fn lengths(run: &Run, quick: &[usize], cpu: &[usize], gpu: &[usize]) 
         (false, true) => cpu,
         (false, false) => gpu,
     };
-    let mut lengths = match run.options.lengths.is_empty() {
+    let mut lengths = match run.lengths.is_empty() {
         true => own.to_vec(),
-        false => run.options.lengths.clone(),
+        false => run.lengths.to_vec(),
     };
     lengths.sort_unstable();
     lengths.dedup();
@@ -44,15 +44,15 @@ pub(super) fn batches(run: &Run, quick: &[usize], cpu: &[usize], gpu: &[usize]) 
         (false, true) => cpu,
         (false, false) => gpu,
     };
-    match run.options.batches.is_empty() {
+    match run.batches.is_empty() {
         true => own.to_vec(),
-        false => run.options.batches.clone(),
+        false => run.batches.to_vec(),
     }
 }
 
 /// How many seconds one call may take: more, if the user chose its length.
 pub(super) fn patience(run: &Run) -> f64 {
-    match (run.options.quick, run.options.lengths.is_empty()) {
+    match (run.options.quick, run.lengths.is_empty()) {
         (true, true) => 2.0,
         (false, true) => 20.0,
         (_, false) => 30.0,
