@@ -163,6 +163,8 @@ pub fn run(asked: &[Asked], options: &Options, watch: &mut dyn Watch) -> Result<
         (Some(out), _) => Place::In(out),
         (None, _) => Place::In(Path::new(ROOM)),
     };
+    // Not once a suite, where it cannot be made.
+    place.prepare()?;
     let (mut failed, mut late, mut nothing) = (Vec::new(), 0, Vec::new());
     for (index, one) in asked.iter().enumerate() {
         watch.begin(one.suite.name, [index + 1, asked.len()]);

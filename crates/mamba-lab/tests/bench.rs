@@ -243,6 +243,10 @@ fn bad_input_is_refused_with_what_to_do() {
         "choose a folder with --out",
     );
     refused(
+        &["scaling", "decode", "--device", "flex", "--out", "file/out"],
+        "Error: cannot make file/out",
+    );
+    refused(
         &[
             "scaling", "--device", "flex", "--filter", "rnn", "--out", "empty",
         ],

@@ -31,6 +31,20 @@ pub(super) fn file_in(folder: &Path) -> PathBuf {
     }
 }
 
+impl Place<'_> {
+    /// Makes the folder that several runs share.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made.
+    pub fn prepare(&self) -> Result<()> {
+        match self {
+            Self::Just(_) => Ok(()),
+            Self::In(room) => fs::create_dir_all(room).with_context(|| cannot("make", room)),
+        }
+    }
+}
+
 /// A folder of one run, in which nothing was before.
 #[derive(Debug)]
 pub struct ResultFolder {
@@ -46,6 +60,7 @@ impl ResultFolder {
     ///
     /// If it holds files already, or cannot be made or written.
     pub fn create(place: Place, suite: &str) -> Result<Self> {
+        place.prepare()?;
         let path = match place {
             Place::Just(path) => {
                 if fs::read_dir(path).is_ok_and(|mut files| files.next().is_some()) {
@@ -155,7 +170,6 @@ fn cannot(what: &str, path: &Path) -> String {
 }
 
 fn next_free(room: &Path, suite: &str) -> Result<PathBuf> {
-    fs::create_dir_all(room).with_context(|| cannot("make", room))?;
     let names =
         std::iter::once(suite.to_owned()).chain((2..).map(|number| format!("{suite}-{number}")));
     for name in names {

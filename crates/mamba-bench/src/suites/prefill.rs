@@ -67,7 +67,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 let possible = run
                     .begin(what, cost(model, batch, length))
                     .and_then(|()| fits(run, model, batch, length))
-                    .and_then(|()| rate_before(&subject, batch, length, rate))
+                    .and_then(|()| rate_before(&subject, batch, length, rate, limit))
                     .and_then(|rate| worth_waiting(limit, flops, rate));
                 if let Err(reason) = possible {
                     run.miss(model.name, OURS, Some(length), &reason)?;
