@@ -220,6 +220,48 @@ fn a_peer_that_is_missing_or_fails_is_told_and_the_run_goes_on() {
         .success();
 }
 
+#[cfg(unix)]
+#[test]
+fn a_peer_is_started_once_for_several_suites() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = TempDir::new().unwrap();
+    let python = folder.path().join("python");
+    let lines = [
+        "#!/bin/sh",
+        "echo started >> started",
+        "while read -r line; do case $line in",
+        "*hello*) echo '{\"torch\": \"2\", \"transformers\": \"5\"}' ;;",
+        "*) echo '{\"error\": \"ValueError: no weights\"}' ;;",
+        "esac; done",
+    ];
+    fs::write(&python, lines.join("\n")).unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+    bench(folder.path(), &["scaling:16", "memory:16", "decode:1x16"])
+        .args(["--quick", "--device", "flex", "--rounds", "3"])
+        .args(["--filter", "mamba1", "--out", "out", "--peers"])
+        .arg("--python")
+        .arg(&python)
+        .assert()
+        .success()
+        .stdout(contains("peers have no part in this suite"));
+    let started = fs::read_to_string(folder.path().join("started")).unwrap();
+    assert_eq!(started, "started\n");
+    for (suite, peers) in [("scaling", 1), ("memory", 0), ("decode", 1)] {
+        let text = fs::read_to_string(folder.path().join("out").join(suite).join("table.txt"));
+        let text = text.unwrap();
+        assert_eq!(
+            text.matches("beside PyTorch 2, transformers 5").count(),
+            peers
+        );
+        assert_eq!(
+            text.matches("ValueError: no weights").count(),
+            peers,
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn bad_input_is_refused_with_what_to_do() {
     let folder = TempDir::new().unwrap();
