@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+
+use crate::results::Entry;
+use crate::session::Finished;
+
 /// How far a run is.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -11,6 +16,18 @@ pub struct Progress {
     pub left: Option<Duration>,
     /// What is measured now.
     pub what: String,
+}
+
+/// Who looks on while suites run.
+pub trait Watch {
+    /// A suite begins, by name: its number among all of them, and theirs.
+    fn begin(&mut self, suite: &str, place: [usize; 2]);
+    /// An entry was written.
+    fn entry(&mut self, entry: &Entry);
+    /// Another measurement begins.
+    fn progress(&mut self, progress: &Progress);
+    /// It came to its end, or failed.
+    fn end(&mut self, suite: &str, outcome: &Result<Finished>);
 }
 
 /// What is done and what is left.

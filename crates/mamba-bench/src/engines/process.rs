@@ -6,15 +6,16 @@ use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Lines of its standard error that are kept.
 const KEPT: usize = 20;
 
 /// The running process; it ends when dropped.
 #[derive(Debug)]
-pub(super) struct Process {
+pub struct Process {
     name: &'static str,
+    version: String,
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
@@ -22,8 +23,14 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts `command`, which messages call `name`. `hint` says what to do where it cannot be started.
-    pub fn start(name: &'static str, mut command: Command, hint: &str) -> Result<Self> {
+    /// Starts `command`, which messages call `name`, and greets it: `version` reads from its answer what runs there. `hint`
+    /// says what to do where it cannot be started.
+    pub(super) fn start(
+        name: &'static str,
+        mut command: Command,
+        hint: &str,
+        version: impl FnOnce(&Value) -> String,
+    ) -> Result<Self> {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -39,13 +46,22 @@ impl Process {
             .stderr
             .take()
             .map(|stderr| std::thread::spawn(move || last_lines(stderr)));
-        Ok(Self {
+        let mut process = Self {
             name,
+            version: String::new(),
             child,
             stdin,
             stdout: BufReader::new(stdout),
             stderr,
-        })
+        };
+        let hello = process.ask(&json!({"request": "hello"}))?;
+        process.version = version(&hello);
+        Ok(process)
+    }
+
+    /// What runs there, with versions.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// The operating system's number of the process.
@@ -63,7 +79,7 @@ impl Process {
     /// # Errors
     ///
     /// If the process stopped, with the last line that it told, or answered with an error.
-    pub fn ask(&mut self, request: &Value) -> Result<Value> {
+    pub(super) fn ask(&mut self, request: &Value) -> Result<Value> {
         let mut answer = String::new();
         let sent = self.stdin.as_mut().is_some_and(|stdin| {
             writeln!(stdin, "{request}")

@@ -1,5 +1,6 @@
 //! What is measured: problems brought together with engines.
 
+mod asked;
 mod backends;
 #[cfg(feature = "flex")]
 pub mod cpu_tutorial;
@@ -9,17 +10,20 @@ mod memory;
 mod op_peers;
 mod peers;
 mod prefill;
+mod proving;
 mod scaling;
 mod sizes;
 mod train;
 
 use anyhow::{Context, Result};
 
+pub use asked::Asked;
+
 use crate::beside::Kind;
-use crate::results::ResultFolder;
-use crate::run::{Options, Run, Watch};
+use crate::run::Run;
 
 /// A suite of the catalogue.
+#[derive(Debug)]
 pub struct Suite {
     /// Its name.
     pub name: &'static str,
@@ -27,7 +31,8 @@ pub struct Suite {
     pub about: &'static str,
     /// What peers do in it.
     pub peers: Kind,
-    run: fn(&mut Run) -> Result<()>,
+    /// Proves and measures.
+    pub(crate) run: fn(&mut Run) -> Result<()>,
 }
 
 /// All suites.
@@ -91,30 +96,7 @@ impl Suite {
                 .join(", ")
         };
         let found = SUITES.iter().find(|suite| suite.name == name);
-        found.with_context(|| format!("unknown suite `{name}`: there are {}", names()))
-    }
-
-    /// Runs it and returns the folder with all results.
-    ///
-    /// # Errors
-    ///
-    /// As [`Run::start`]; if a proof does not hold, the device fails, or the disk is full. What was measured until then
-    /// stays in the folder.
-    pub fn run(&self, options: &Options, watch: &mut dyn Watch) -> Result<ResultFolder> {
-        let mut run = Run::start(self, options, watch)?;
-        let outcome = (self.run)(&mut run);
-        let folder = run.into_folder();
-        let finished = folder.finish();
-        let kept = || {
-            format!(
-                "{} stopped; what it had found is in {}",
-                self.name,
-                folder.path().display()
-            )
-        };
-        outcome.with_context(kept)?;
-        finished?;
-        Ok(folder)
+        found.with_context(|| format!("unknown suite `{name}`: there are {}, and all", names()))
     }
 }
 

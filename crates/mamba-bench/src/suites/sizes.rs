@@ -28,9 +28,9 @@ pub(super) fn lengths(run: &Run, quick: &[usize], cpu: &[usize], gpu: &[usize]) 
         (false, true) => cpu,
         (false, false) => gpu,
     };
-    let mut lengths = match run.options.lengths.is_empty() {
+    let mut lengths = match run.lengths.is_empty() {
         true => own.to_vec(),
-        false => run.options.lengths.clone(),
+        false => run.lengths.to_vec(),
     };
     lengths.sort_unstable();
     lengths.dedup();
@@ -44,15 +44,15 @@ pub(super) fn batches(run: &Run, quick: &[usize], cpu: &[usize], gpu: &[usize]) 
         (false, true) => cpu,
         (false, false) => gpu,
     };
-    match run.options.batches.is_empty() {
+    match run.batches.is_empty() {
         true => own.to_vec(),
-        false => run.options.batches.clone(),
+        false => run.batches.to_vec(),
     }
 }
 
 /// How many seconds one call may take: more, if the user chose its length.
 pub(super) fn patience(run: &Run) -> f64 {
-    match (run.options.quick, run.options.lengths.is_empty()) {
+    match (run.options.quick, run.lengths.is_empty()) {
         (true, true) => 2.0,
         (false, true) => 20.0,
         (_, false) => 30.0,
@@ -72,7 +72,8 @@ pub(super) fn worth_waiting(patience: f64, flops: f64, rate: Option<f64>) -> Res
 /// Prompts are this much shorter by which the time of a long one is guessed.
 pub(super) const SHORTER: usize = 16;
 
-/// Operations a second on a prompt: the `rate` that is known, or, where a long one is the first, that on a shorter one.
+/// Operations a second on a prompt: the `rate` that is known, or, where a long one is the first, that on a shorter one. It
+/// is preceded by a much shorter one, which is enough where the whole would take far longer than `patience`.
 ///
 /// # Errors
 ///
@@ -82,17 +83,27 @@ pub(super) fn rate_before(
     batch: usize,
     length: usize,
     rate: Option<f64>,
+    patience: f64,
 ) -> Result<Option<f64>> {
+    /// A device may be so much slower on a prompt that does not fill it.
+    const FILLED: f64 = 8.0;
+    let mut rate = rate;
     if rate.is_some() || batch * length <= LONG {
         return Ok(rate);
     }
-    let length = (length / SHORTER).max(1);
-    let prompts = subject.tokens(batch, length);
-    attempt(|| subject.prefill(&prompts))?;
-    let start = Instant::now();
-    attempt(|| subject.prefill(&prompts))?;
-    let work = flops::forward(&subject.problem.config, batch, length, 1);
-    Ok(Some(work / start.elapsed().as_secs_f64()))
+    let work = |length| flops::forward(&subject.problem.config, batch, length, 1);
+    for shorter in [SHORTER * SHORTER, SHORTER] {
+        if worth_waiting(FILLED * patience, work(length), rate).is_err() {
+            break;
+        }
+        let length = (length / shorter).max(1);
+        let prompts = subject.tokens(batch, length);
+        attempt(|| subject.prefill(&prompts))?;
+        let start = Instant::now();
+        attempt(|| subject.prefill(&prompts))?;
+        rate = Some(work(length) / start.elapsed().as_secs_f64());
+    }
+    Ok(rate)
 }
 
 /// Refuses a prompt whose key-value cache alone is larger than the memory of the device.

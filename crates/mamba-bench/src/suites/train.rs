@@ -6,7 +6,8 @@ use burn::tensor::s;
 use super::backends::steps;
 use super::kernels::peak_rows;
 use super::peers::{self, Peers, Task};
-use super::scaling::{GUESS, prove};
+use super::proving;
+use super::scaling::GUESS;
 use super::sizes::{batches, lengths, models, patience, worth_waiting};
 use crate::attempt::attempt;
 use crate::engines::model::Subject;
@@ -16,7 +17,6 @@ use crate::peaks::Peaks;
 use crate::plot::Bars;
 use crate::probe::{self, Probe};
 use crate::problems::{Model, flops};
-use crate::proofs;
 use crate::results::{Entry, Row};
 use crate::run::{OURS, Run};
 
@@ -26,12 +26,10 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let batch = batches(run, &[4], &[1], &[8])[0];
     let longest = lengths.last().copied().unwrap_or(1);
     let models = models(run, longest)?;
-    prove(run, &models)?;
-    let (precision, name, device) = (run.options.precision, run.name.clone(), run.device.clone());
+    proving::models(run, &models)?;
+    let (precision, name, device) = (run.options.precision, run.name, run.device);
     for model in &models {
-        run.prove(attempt(|| {
-            proofs::gradients(model, precision, &name, &device.clone().autodiff())
-        }))?;
+        proving::gradients(run, model, name, device)?;
     }
     let pace = run.pace();
     let on_cpu = run.on_cpu();
@@ -46,8 +44,8 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 .flat_map(|&length| models.iter().map(move |model| cost(model, length)))
                 .sum::<f64>(),
     );
-    run.begin("the peaks of the device".into(), pace.cost(0.0) * 2.0);
-    let peaks = Peaks::measure(&pace, run.options.quick, precision, &name, &device)?;
+    run.begin("the peaks of the device".into(), pace.cost(0.0) * 2.0)?;
+    let peaks = Peaks::measure(&pace, run.options.quick, precision, name, device)?;
     for row in peak_rows(run, &peaks) {
         run.emit(Entry::Row(Box::new(row)))?;
     }
@@ -56,13 +54,12 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let mut bars = Vec::new();
     for (color, model) in models.iter().enumerate() {
         for &length in &lengths {
-            run.begin(
-                format!("{}, {batch} x {length}", model.name),
-                cost(model, length),
-            );
+            let what = format!("{}, {batch} x {length}", model.name);
             let flops = work(model, length);
             let limit = 3.0 * patience(run);
-            let prepared = worth_waiting(limit, flops, on_cpu.then_some(GUESS))
+            let prepared = run
+                .begin(what, cost(model, length))
+                .and_then(|()| worth_waiting(limit, flops, on_cpu.then_some(GUESS)))
                 .and_then(|()| attempt(|| prepare(run, model, batch, length)));
             let (subject, training) = match prepared {
                 Ok(prepared) => prepared,
@@ -101,7 +98,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 work: probe::Work::Train,
                 batch,
                 length,
-                device: name.clone(),
+                device: name.into(),
                 precision,
             };
             match probe.start(run.options.probe) {

@@ -69,7 +69,7 @@ pub(super) fn conclude(run: &mut Run, curves: &Curves) -> Result<()> {
             let growth = Growth {
                 problem: name.clone(),
                 engine: OURS.into(),
-                device: run.name.clone(),
+                device: run.name.into(),
                 law,
                 lengths: [first.0 as usize, last.0 as usize],
             };
@@ -84,7 +84,7 @@ pub(super) fn conclude(run: &mut Run, curves: &Curves) -> Result<()> {
             .filter(|(name, _)| *name != "transformer")
         {
             if let Some(crossing) = crossing(ours, theirs) {
-                run.find(verdict(name, &run.name, ours, theirs, &crossing))?;
+                run.find(verdict(name, run.name, ours, theirs, &crossing))?;
                 if let Crossing::At(places) = crossing {
                     let mark = |x: f64| Mark {
                         x,

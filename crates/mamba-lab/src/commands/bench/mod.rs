@@ -1,37 +1,46 @@
 //! `mamba-lab bench`
 
+mod compare;
+mod screen;
+
 use std::env;
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use compare::Compare;
 use mamba_bench::beside::Beside;
+use mamba_bench::options::Options;
 use mamba_bench::probe::Probe;
-use mamba_bench::progress::Progress;
-use mamba_bench::results::{Comparison, Entry, Results, line, table};
-use mamba_bench::run::{Options, Watch};
-use mamba_bench::suites::{SUITES, Suite};
+use mamba_bench::session;
+use mamba_bench::suites::{Asked, SUITES};
 use mamba_core::Precision;
+use screen::Screen;
 
 /// Measure time and memory of Mamba-1, Mamba-2 and transformers on this machine.
 ///
 /// Nothing is timed before it was proved right on a small shape in the same process. Results are written as they come:
 /// results.jsonl, then results.json, results.csv, table.txt and plots (SVG, for light and dark pages).
+///
+/// Several suites run one after the other in one process, which compiles and proves what they share once. A suite that fails is
+/// told of, the others go on, and the exit code is 1. An option that a suite has no use for does nothing there; a suite of
+/// which --filter leaves nothing is left out.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = suites())]
 pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// What to measure: one of the suites below.
-    suite: Option<String>,
+    /// What to measure: suites of those below, or all; one may have sizes of its own, as in prefill:1024 (lengths) or
+    /// prefill:1,8x128,1024 (batches x lengths).
+    #[arg(value_name = "SUITE")]
+    suites: Vec<String>,
     /// Device to run on, such as flex, wgpu or cuda:1.
     #[arg(long)]
     device: Option<String>,
-    /// Small sizes and few rounds: within two minutes on two cores, for a look.
+    /// Small sizes and few rounds: each suite within two minutes on two cores, for a look.
     #[arg(long)]
     quick: bool,
     /// The type of activations and products: f32 or bf16.
@@ -40,16 +49,21 @@ pub struct Arguments {
     /// Only problems whose name contains one of these, such as mamba2.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     filter: Vec<String>,
-    /// Lengths of sequences instead of the suite's own, such as 1024,4096.
+    /// Lengths of sequences instead of the suites' own, such as 1024,4096; backends takes the first.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     lengths: Vec<usize>,
-    /// Sequences at once instead of the suite's own, such as 1,64; for prefill, decode and train, which takes the first.
+    /// Sequences at once instead of the suites' own, such as 1,64; for prefill, decode and train, which takes the first.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     batches: Vec<usize>,
     /// Rounds of every measurement. [default: 9, with --quick 5]
     #[arg(long, value_parser = parse_length)]
     rounds: Option<usize>,
-    /// Where the results go: a folder that is new or empty. [default: artifacts/bench/SUITE, numbered if it exists]
+    /// Begin no measurement so many seconds after the start. What runs then comes to its end, and what is left out is
+    /// listed in the tables and results.json; the exit code is 0.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_length)]
+    time_limit: Option<usize>,
+    /// Where the results go: a folder that is new or empty. With several suites a folder in which each gets FOLDER/SUITE,
+    /// numbered if it exists. [default: artifacts/bench/SUITE, numbered if it exists]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Run peers beside ours, where there is a Python with torch: Hugging Face's models with our weights, if it has
@@ -79,18 +93,6 @@ enum Command {
     Compare(Compare),
 }
 
-/// Compare two runs of a suite: relative speed with its error.
-#[derive(Args)]
-struct Compare {
-    /// The run before: its results.json or its folder.
-    before: PathBuf,
-    /// The run after.
-    after: PathBuf,
-    /// Fail if anything got slower by more than this, such as 10%, and by more than twice its error.
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
-    fail_above: Option<f64>,
-}
-
 fn suites() -> String {
     let mut text = String::from("Suites:\n");
     for suite in &SUITES {
@@ -114,34 +116,30 @@ fn parse_length(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number above 0".into())
 }
 
-fn parse_percent(text: &str) -> Result<f64, String> {
-    let number = text.trim_end_matches('%').trim().parse::<f64>().ok();
-    let share = number
-        .filter(|number| number.is_finite() && *number >= 0.0)
-        .map(|number| number / 100.0);
-    share.ok_or_else(|| "expected a percentage such as 10%".into())
-}
-
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Some(Command::Compare(compare)) = arguments.command {
-        return run_compare(&compare);
+        return compare::run(&compare);
     }
     if let Some(probe) = arguments.probe {
         let probe: Probe = serde_json::from_str(&probe).context("--probe")?;
         writeln!(stdout(), "{}", serde_json::to_string(&probe.run()?)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(suite) = arguments.suite else {
+    let asked: Result<Vec<_>> = arguments.suites.iter().map(|it| Asked::parse(it)).collect();
+    let asked = asked?.concat();
+    if asked.is_empty() {
         let names: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
-        bail!("which suite? there are {}", names.join(", "));
-    };
-    let suite = Suite::find(&suite)?;
+        bail!("which suite? there are {}, and all", names.join(", "));
+    }
     let options = Options {
         device: arguments.device,
         quick: arguments.quick,
         precision: arguments.precision,
         filter: arguments.filter,
         lengths: arguments.lengths,
+        time_limit: arguments
+            .time_limit
+            .map(|it| Duration::from_secs(it as u64)),
         out: arguments.out,
         batches: arguments.batches,
         rounds: arguments.rounds,
@@ -153,13 +151,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         },
         probe,
     };
-    let mut screen = Screen::new();
-    let outcome = suite.run(&options, &mut screen);
-    screen.close();
-    let folder = outcome?;
-    let mut out = stdout().lock();
-    writeln!(out, "\n{}", table(folder.results()))?;
-    writeln!(out, "Everything is in {}", folder.path().display())?;
+    let late = session::run(&asked, &options, &mut Screen::default())?;
+    if let (Some(limit), 1..) = (arguments.time_limit, late) {
+        writeln!(
+            stdout(),
+            "The {limit} s of --time-limit were over before the end: the tables name what was left out ({late} lines)"
+        )?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -169,94 +167,4 @@ fn probe(json: &str) -> Result<process::Command> {
     let mut command = process::Command::new(program);
     command.args(["bench", "--probe", json]);
     Ok(command)
-}
-
-fn run_compare(arguments: &Compare) -> Result<ExitCode> {
-    let [before, after] = [&arguments.before, &arguments.after].map(|path| Results::read(path));
-    let comparison = Comparison::new(&before?, &after?);
-    write!(stdout().lock(), "{}", comparison.table())?;
-    if comparison.changes.is_empty() {
-        bail!("the two runs have nothing in common to compare");
-    }
-    let share = arguments.fail_above.unwrap_or(f64::INFINITY);
-    let failed: Vec<_> = comparison
-        .changes
-        .iter()
-        .filter(|change| change.fails(share))
-        .collect();
-    if let Some(worst) = failed
-        .iter()
-        .max_by(|a, b| a.slower_by().total_cmp(&b.slower_by()))
-    {
-        bail!(
-            "{} of {} got slower by more than {:.0} %, {} at length {} by {:.0} %",
-            failed.len(),
-            comparison.changes.len(),
-            100.0 * share,
-            worst.key.problem,
-            worst.key.length,
-            100.0 * worst.slower_by()
-        );
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Entries as lines, and how far the run is: a bar where standard error is a terminal, else lines there.
-struct Screen {
-    bar: Option<ProgressBar>,
-}
-
-/// Steps of the bar.
-const STEPS: f64 = 1000.0;
-
-impl Screen {
-    fn new() -> Self {
-        let style = ProgressStyle::with_template("[{bar:30}] {percent}% {msg}")
-            .expect("the template is a constant")
-            .progress_chars("=> ");
-        let bar = || ProgressBar::new(STEPS as u64).with_style(style);
-        Self {
-            bar: stderr().is_terminal().then(bar),
-        }
-    }
-
-    fn close(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Watch for Screen {
-    fn entry(&mut self, entry: &Entry) {
-        let Some(text) = line(entry) else { return };
-        // A reader who has had enough does not end the measurement: the folder gets it all.
-        let print = || drop(writeln!(stdout(), "{text}"));
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
-    }
-
-    fn progress(&mut self, progress: &Progress) {
-        let left = progress.left.map_or("?".into(), minutes);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position((STEPS * progress.share) as u64);
-                bar.set_message(format!("{left} left, {}", progress.what));
-            }
-            None => {
-                let percent = 100.0 * progress.share;
-                let _ = writeln!(stderr(), "[{percent:3.0}%, {left} left] {}", progress.what);
-            }
-        }
-    }
-}
-
-fn minutes(time: Duration) -> String {
-    let seconds = time.as_secs();
-    match seconds / 60 {
-        0 => format!("{seconds}s"),
-        minutes => format!("{minutes}m{:02}s", seconds % 60),
-    }
 }
