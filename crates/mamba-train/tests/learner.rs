@@ -385,6 +385,19 @@ fn time_limit_finishes_the_run() {
     assert!(summary.valid.is_some());
 }
 
+/// The folder of such a run is read like any other.
+#[test]
+fn time_that_is_up_before_the_first_step_leaves_a_run_that_can_be_read() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let overrides = ["training.max_minutes=1e-12"];
+    let (folder, summary) = finish(start(runs.path(), "none", experiment(&overrides)));
+    assert_eq!((summary.stop, summary.steps), (Stop::TimeLimit, 0));
+    let read = Summary::read(&folder.summary()).unwrap();
+    assert_eq!((read.tokens, read.tokens_per_second), (0, 0.0));
+    load_run(folder.path(), &device()).unwrap();
+}
+
 #[test]
 fn loss_that_is_not_finite_is_an_error_with_advice() {
     let _serial = serial();

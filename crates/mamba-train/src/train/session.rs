@@ -116,7 +116,7 @@ impl Session {
             train: state.train_loss.map(Scores::of_loss),
             valid: valid.map(Scores::from),
             test: test.map(Scores::from),
-            tokens_per_second: state.tokens as f64 / state.train_seconds,
+            tokens_per_second: state.throughput(),
             wall_seconds: state.wall_seconds,
             peak_memory: peak_memory(),
             hardware: Hardware::detect(&self.options.device),
