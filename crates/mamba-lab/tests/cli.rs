@@ -278,6 +278,10 @@ fn bad_input_is_refused_with_what_to_do() {
         &mut workshop.train(&["--set", "training.learning_rate=-1"]),
         "learning_rate",
     );
+    refused(
+        &mut workshop.train(&["--set", "sample.prompt=\"\""]),
+        "sample.prompt",
+    );
     let device = ["train", "tiny.toml", "--device", "abacus"];
     refused(&mut workshop.command(&device), "unknown device `abacus`");
     #[cfg(feature = "ndarray")]
@@ -317,6 +321,24 @@ fn bad_input_is_refused_with_what_to_do() {
     workshop.write("text/train.txt", "");
     refused(&mut workshop.train(&[]), "empty");
     assert!(!workshop.path("artifacts").exists(), "nothing was begun");
+}
+
+/// A model with learned positions has none for all the tokens that the sample asks for.
+#[test]
+fn a_sample_is_as_long_as_the_positions_allow() {
+    let workshop = Workshop::new();
+    let settings = [
+        "model.pattern=[\"attention\", \"mlp\"]",
+        "model.attention.num_heads=2",
+        "model.max_positions=20",
+        "sample.tokens=64",
+        "sample.temperature=0",
+    ];
+    workshop
+        .train(&settings.map(|it| ["--set", it]).concat())
+        .assert()
+        .success()
+        .stdout(contains("A sample: the ").and(contains("continue it with")));
 }
 
 #[test]

@@ -399,6 +399,29 @@ fn time_that_is_up_before_the_first_step_leaves_a_run_that_can_be_read() {
 }
 
 #[test]
+fn sample_that_could_not_be_written_is_refused_before_training() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let learned = [
+        "model.pattern=[\"attention\", \"mlp\"]",
+        "model.attention.num_heads=2",
+        "model.max_positions=6",
+    ];
+    let long = "sample.prompt=\"seven..\"";
+    for (overrides, told) in [
+        (vec!["sample.prompt=\"\""], "sample.prompt: "),
+        ([&learned[..], &[long]].concat(), "7 tokens"),
+    ] {
+        let begin = start(runs.path(), "bad", experiment(&overrides));
+        let message = format!("{:#}", run_error(begin));
+        assert!(message.contains(told), "{message}");
+        assert!(!runs.path().join("bad").exists(), "nothing was begun");
+        let none = [&overrides[..], &["sample.tokens=0", "training.max_steps=1"]].concat();
+        finish(start(runs.path(), told, experiment(&none)));
+    }
+}
+
+#[test]
 fn loss_that_is_not_finite_is_an_error_with_advice() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();

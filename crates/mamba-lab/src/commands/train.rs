@@ -322,8 +322,9 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
     })?;
     let prompt = generate::encode(&run.tokenizer, &settings.prompt, false)?;
     let intro = format!("\nA sample: {}", settings.prompt);
+    let most = generate::room(&run, prompt.len(), false);
     let request = Request::new(&prompt, sampler)
-        .with_max_tokens(settings.tokens)
+        .with_max_tokens(most.map_or(settings.tokens, |most| most.min(settings.tokens)))
         .with_stop_tokens(run.tokenizer.end_of_text());
     let ending = generate::Ending {
         stop: &[],
