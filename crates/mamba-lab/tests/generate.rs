@@ -378,6 +378,39 @@ fn positions_end_a_text_without_an_error() {
     assert_eq!(tokens, [6, 16]);
 }
 
+/// A conversation ends where the positions do, and what was said until then is saved.
+#[test]
+fn positions_end_a_conversation_without_an_error() {
+    let workshop = Workshop::new(
+        "pattern = [\"attention\", \"mlp\"]\nmax_positions = 16\n[model.attention]\nnum_heads = 2\n",
+    );
+    let chat = |input: &str, state: &str| {
+        let mut command = workshop.command(&["chat", "tiny", "-n", "40", "--state", state]);
+        workshop.told(command.args(GREEDY).write_stdin(input))
+    };
+    // Seven tokens with the line break, and one to close the answer: eight are left for it at most.
+    let (out, told) = chat("the ca\nthe dog\n", "talk");
+    assert_eq!(out.lines().count(), 1, "{out}");
+    assert!(told.contains("16 positions"), "{told}");
+    let saved = workshop.state("talk");
+    let (out, told) = chat("a\n", "talk");
+    assert!(out.is_empty() && told.contains("16 positions"), "{told}");
+    assert_eq!(workshop.state("talk"), saved);
+    // A line that is too long is passed over, one that fits is answered.
+    let (out, told) = chat("a line of twenty one.\nthe\n", "other");
+    assert_eq!(out.lines().count(), 1, "{out}");
+    assert!(told.contains("22 tokens"), "{told}");
+}
+
+#[test]
+fn lines_without_a_token_do_not_end_a_conversation() {
+    let workshop = Workshop::new("");
+    let mut command = workshop.command(&["chat", "tiny", "-n", "6", "--template", "{}"]);
+    let (out, told) = workshop.told(command.args(GREEDY).write_stdin("\nthe cat\n"));
+    assert_eq!(out.lines().count(), 1, "{out}");
+    assert!(told.contains("empty"), "{told}");
+}
+
 #[test]
 fn figures_tell_what_they_are_of() {
     let workshop = Workshop::new("");
