@@ -412,6 +412,22 @@ fn lines_without_a_token_do_not_end_a_conversation() {
 }
 
 #[test]
+fn prompts_before_a_bad_one_are_answered() {
+    let workshop = Workshop::new("");
+    let good = "{\"prompt\": \"the cat\", \"tokens\": 3}\n";
+    workshop.write(
+        "bad.jsonl",
+        &format!("{good}{good}{{\"promt\": 1}}\n{good}"),
+    );
+    let refused = workshop
+        .command(&["generate", "tiny", "--jsonl", "bad.jsonl"])
+        .assert();
+    let refused = refused.code(1).stderr(contains("line 3 of bad.jsonl"));
+    let out = String::from_utf8(refused.get_output().stdout.clone()).unwrap();
+    assert_eq!(lines(&out).len(), 2, "{out}");
+}
+
+#[test]
 fn figures_tell_what_they_are_of() {
     let workshop = Workshop::new("");
     let evaluate = |more: &[&str]| {
