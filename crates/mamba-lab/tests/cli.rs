@@ -282,6 +282,10 @@ fn bad_input_is_refused_with_what_to_do() {
         &mut workshop.train(&["--set", "sample.prompt=\"\""]),
         "sample.prompt",
     );
+    refused(
+        &mut workshop.train(&["--set", "training.epsilon=1e-50"]),
+        "training.epsilon",
+    );
     let device = ["train", "tiny.toml", "--device", "abacus"];
     refused(&mut workshop.command(&device), "unknown device `abacus`");
     #[cfg(feature = "ndarray")]

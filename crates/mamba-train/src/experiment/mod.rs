@@ -219,8 +219,8 @@ impl Experiment {
             "data.batch_size: must be at least 1"
         );
         ensure!(
-            self.sample.temperature >= 0.0,
-            "sample.temperature: must not be negative, got {}",
+            (0.0..=f64::from(f32::MAX)).contains(&self.sample.temperature),
+            "sample.temperature: must be a finite number of at least 0, got {}",
             self.sample.temperature
         );
         let positions = self.model.max_positions;
