@@ -319,6 +319,11 @@ fn bad_input_is_refused_with_what_to_do() {
     refused(&mut workshop.command(&["generate", "nowhere", ""]), "empty");
     let resume = ["train", "--resume", "--name", "none"];
     refused(&mut workshop.command(&resume), "there is no run");
+    workshop
+        .command(&["train", "tiny.toml", "--name", "none", "--resume"])
+        .assert()
+        .failure()
+        .stderr(contains("[EXPERIMENT]").and(contains("cannot be used with")));
 
     workshop.write("text/train.txt", "too short");
     refused(&mut workshop.train(&[]), "17");
@@ -360,6 +365,16 @@ fn runs_are_compared_in_a_table_and_a_picture() {
         .stdout(contains("tiny-2").and(contains("parameters")));
     let picture = fs::read_to_string(workshop.path("both.svg")).unwrap();
     assert!(picture.contains("tiny, valid") && picture.contains("tiny-2, valid"));
+
+    // Two corpora, the first of them twice.
+    let summary = workshop.run("tiny-2").join("summary.json");
+    let text = fs::read_to_string(&summary).unwrap();
+    fs::write(&summary, text.replace("own-text", "wikitext-2-v1")).unwrap();
+    workshop
+        .command(&["compare", "tiny", "tiny-2", "tiny"])
+        .assert()
+        .success()
+        .stdout(contains("Not on one corpus (own-text, wikitext-2-v1):"));
 
     workshop
         .command(&["compare", "tiny", "nowhere"])

@@ -48,7 +48,7 @@ pub struct Arguments {
     #[arg(long)]
     name: Option<String>,
     /// Continue the run given by --name from its last checkpoint, with its own settings.
-    #[arg(long, requires = "name", conflicts_with_all = ["from", "overrides", "dataset", "data_dir"])]
+    #[arg(long, requires = "name", conflicts_with_all = ["experiment", "from", "overrides", "dataset", "data_dir"])]
     resume: bool,
     /// Folder with the text: train.txt, valid.txt and test.txt, or the names of WikiText-2.
     #[arg(long, value_name = "FOLDER")]

@@ -266,6 +266,8 @@ impl Session {
         windows: &Arc<Windows>,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Option<Evaluation>> {
+        // A run that takes no step has not said that what it needs is compiled.
+        compiling::hide();
         let batch_size = self.experiment.data.batch_size;
         let batches = TokenLoader::sequential(windows.clone(), batch_size, &self.options.device);
         evaluate(model, &batches, |done, total| {
