@@ -65,6 +65,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         curves.push((folder.name(), read_history(&folder.metrics())?));
         corpora.push(summary.corpus);
     }
+    corpora.sort();
     corpora.dedup();
     if corpora.len() > 1 {
         writeln!(

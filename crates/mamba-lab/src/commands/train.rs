@@ -48,7 +48,7 @@ pub struct Arguments {
     #[arg(long)]
     name: Option<String>,
     /// Continue the run given by --name from its last checkpoint, with its own settings.
-    #[arg(long, requires = "name", conflicts_with_all = ["from", "overrides", "dataset", "data_dir"])]
+    #[arg(long, requires = "name", conflicts_with_all = ["experiment", "from", "overrides", "dataset", "data_dir"])]
     resume: bool,
     /// Folder with the text: train.txt, valid.txt and test.txt, or the names of WikiText-2.
     #[arg(long, value_name = "FOLDER")]
@@ -322,8 +322,9 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
     })?;
     let prompt = generate::encode(&run.tokenizer, &settings.prompt, false)?;
     let intro = format!("\nA sample: {}", settings.prompt);
+    let most = generate::room(&run, prompt.len(), false);
     let request = Request::new(&prompt, sampler)
-        .with_max_tokens(settings.tokens)
+        .with_max_tokens(most.map_or(settings.tokens, |most| most.min(settings.tokens)))
         .with_stop_tokens(run.tokenizer.end_of_text());
     let ending = generate::Ending {
         stop: &[],
