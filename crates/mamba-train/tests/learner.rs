@@ -224,6 +224,7 @@ fn crashed_run_continues_from_its_last_checkpoint() {
 
     let (crash, _) = finish(Start::Resume(crash));
     assert_eq!(losses(&crash), losses(&whole));
+    assert!(!partial.exists(), "what a crash left is cleared up");
 }
 
 #[test]

@@ -225,6 +225,7 @@ impl Start {
                     folder.name(),
                     folder.summary().display()
                 );
+                folder.checkpoints().clear_up()?;
                 folder.experiment()
             }
         }
