@@ -94,6 +94,7 @@ fn run(start: Start, interrupter: &Interrupter) -> anyhow::Result<Outcome> {
         device: device(),
         display: Display::Quiet,
         interrupter: interrupter.clone(),
+        ..TrainOptions::default()
     };
     train_on(start, options, |_, _| Ok(splits()), |_| {})
 }
@@ -128,6 +129,7 @@ fn interrupt_at(start: Start, folder: PathBuf, step: usize) -> RunFolder {
             folder,
             step: stopped,
             total_steps,
+            ..
         } => {
             assert!(
                 step <= stopped && stopped < total_steps,
