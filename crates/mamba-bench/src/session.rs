@@ -72,14 +72,13 @@ impl<'a> Session<'a> {
     /// If it does not start or lacks the precision.
     pub fn start(options: &'a Options) -> Result<Self> {
         let limit = TimeLimit::from_now(options.time_limit);
-        let name = match &options.device {
-            Some(name) => name.clone(),
-            None => match device::device_names().first() {
-                Some(name) => (*name).to_owned(),
+        let (name, device) = match &options.device {
+            Some(name) => (name.clone(), device::start(name)?),
+            None => match device::start_default().transpose()? {
+                Some(default) => (default.name.to_owned(), default.device),
                 None => bail!("this build has no backend: build with one, as in `--features flex`"),
             },
         };
-        let device = device::start(&name)?;
         ensure!(
             options.precision.is_supported(&device),
             "{name} has no bf16: leave --precision at f32"

@@ -131,7 +131,7 @@ fn a_run_trains_and_is_used_from_its_folder_alone() {
         .command(&["info", run])
         .assert()
         .success()
-        .stdout(contains("d_inner: 32"));
+        .stdout(contains("inner width 32"));
     workshop
         .command(&["evaluate", run, "--split", "valid", "--device", "flex"])
         .assert()
@@ -402,6 +402,36 @@ fn a_corrupt_checkpoint_is_named_and_kept() {
         .code(1)
         .stderr(contains(name).and(contains("panicked").not()));
     assert_eq!(fs::read(&weights).unwrap().len(), bytes.len() / 2);
+
+    // As long as before, and other weights.
+    let mut changed = bytes.clone();
+    let middle = changed.len() / 2;
+    changed[middle..middle + 4].copy_from_slice(&0.25f32.to_le_bytes());
+    assert_ne!(changed, bytes);
+    fs::write(&weights, changed).unwrap();
+    let generate = ["generate", "tiny", "the", "-n", "2", "--device", "flex"];
+    let damaged = "model.bpk is damaged; remove it to use the last checkpoint";
+    workshop
+        .command(&generate)
+        .assert()
+        .code(1)
+        .stderr(contains(damaged));
+    fs::remove_file(&weights).unwrap();
+    workshop.command(&generate).assert().success().stderr(
+        contains(
+            "model.bpk is missing although the run is finished: using its checkpoint after step 12",
+        )
+        .and(contains("not finished").not()),
+    );
+
+    // A run of before, which noted nothing of its weights.
+    fs::write(&weights, bytes).unwrap();
+    let path = run.join("summary.json");
+    let mut summary: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert!(summary.as_object_mut().unwrap().remove("model").is_some());
+    fs::write(&path, summary.to_string()).unwrap();
+    workshop.command(&generate).assert().success();
 }
 
 #[test]

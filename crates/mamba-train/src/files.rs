@@ -1,5 +1,6 @@
-//! Hashes of files.
+//! Hashes of files, and what is wrong with them.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -21,5 +22,34 @@ pub(crate) fn digest(path: &Path) -> io::Result<(String, u64)> {
         }
         hasher.update(&buffer[..read]);
         size += read as u64;
+    }
+}
+
+/// In one line where in the TOML `text` of `origin` something is wrong, and what.
+pub(crate) fn toml_problem(origin: impl Display, text: &str, error: &toml::de::Error) -> String {
+    let problem = error.message().trim().replace('\n', ", ");
+    match error.span() {
+        Some(span) => {
+            let before = text.bytes().take(span.start);
+            let line = before.filter(|byte| *byte == b'\n').count() + 1;
+            format!("{origin} line {line}: {problem}")
+        }
+        None => format!("{origin}: {problem}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_of_toml_is_one_line_with_its_place() {
+        let text = "a = 1\nb = \"open\nc = 2\n";
+        let error = text.parse::<toml::Table>().unwrap_err();
+        let told = toml_problem("x.toml", text, &error);
+        assert!(
+            told.starts_with("x.toml line 2: ") && !told.contains('\n'),
+            "{told}"
+        );
     }
 }

@@ -55,6 +55,18 @@ pub struct Summary {
     pub git_revision: Option<String>,
     /// The versions of the software.
     pub versions: Versions,
+    /// What was written to `model.bpk`. Runs of before did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelFile>,
+}
+
+/// By what a file is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFile {
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
 }
 
 /// A loss with its perplexity.

@@ -95,6 +95,7 @@ fn run(start: Start, interrupter: &Interrupter) -> anyhow::Result<Outcome> {
         device: device(),
         display: Display::Quiet,
         interrupter: interrupter.clone(),
+        ..TrainOptions::default()
     };
     train_on(start, options, |_, _| Ok(splits()), |_| {})
 }

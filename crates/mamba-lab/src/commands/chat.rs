@@ -1,6 +1,6 @@
 //! `mamba-lab chat`
 
-use std::io::{BufRead, IsTerminal, Write, stderr, stdin, stdout};
+use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -15,6 +15,7 @@ use super::generate::sampling::SamplingArguments;
 use super::generate::statistics::Statistics;
 use super::generate::{self, Ending, Finish, state};
 use super::{open, start_device};
+use crate::output::stdout;
 
 /// Talk with a trained model, a line in and an answer out, each behind all that came before.
 ///
@@ -37,7 +38,12 @@ pub struct Arguments {
     #[arg(long, value_name = "TEXT", default_value = "\\n")]
     stop: Vec<String>,
     /// Tokens of an answer at most.
-    #[arg(long, short = 'n', default_value_t = 128)]
+    #[arg(
+        long,
+        short = 'n',
+        default_value_t = 128,
+        allow_negative_numbers = true
+    )]
     tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
@@ -80,7 +86,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let terminal = stdin().is_terminal();
     let room = Room::of(&run, &template, &stop[0])?;
-    let mut out = stdout().lock();
+    let mut out = stdout();
     let mut lines = stdin().lock().lines().enumerate();
     loop {
         let left = room.left(&run, after.as_ref());

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use writer::SaveAlways;
 pub use writer::{CheckpointWriter, Part, PartCheckpointer};
 
-use crate::files::digest;
+use crate::files::{digest, toml_problem};
 use crate::learner::TrainState;
 
 /// TOML rather than JSON: its floats come back bit for bit, which an exact resume depends on.
@@ -220,8 +220,8 @@ fn verify(folder: &Path) -> Result<TrainState> {
     let path = folder.join(MANIFEST);
     let text =
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let manifest: Manifest =
-        toml::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let manifest: Manifest = toml::from_str(&text)
+        .map_err(|error| anyhow!("damaged: {}", toml_problem(path.display(), &text, &error)))?;
     ensure!(
         manifest.format == FORMAT,
         "{} has format {}, this program reads format {FORMAT}",

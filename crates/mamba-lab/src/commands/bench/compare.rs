@@ -14,7 +14,7 @@ pub struct Compare {
     /// The run after.
     after: PathBuf,
     /// Fail if anything got slower by more than this, such as 10%, and by more than twice its error.
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, allow_negative_numbers = true)]
     fail_above: Option<f64>,
 }
 
