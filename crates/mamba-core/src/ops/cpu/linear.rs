@@ -1,7 +1,8 @@
 //! Matrix products into memory that was never zeroed, shared out in blocks.
 //!
 //! A block of the result belongs to one task and one call of the `gemm` crate over the whole inner
-//! axis, so that no sum depends on the number of threads, though the cut does.
+//! axis, so that no sum depends on the number of threads, though the cut does. A single row goes
+//! another way, see `row.rs`.
 
 use super::matrix::{Matrix, multiply_into};
 use super::row::{add, linear_row};

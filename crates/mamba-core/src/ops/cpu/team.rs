@@ -1,9 +1,9 @@
 //! Threads that wait awake, for a moment, for the next piece of work.
 //!
 //! A token passes through some hundred products, each of which takes tens of microseconds and needs the one before it. A
-//! thread pool that nobody is inside of puts the caller to sleep and wakes a thread for each, which takes longer than the product.
+//! thread pool that is called from outside puts the caller to sleep and wakes a worker for each, which takes as long.
 //! Here the caller works, too, and helpers that have just worked look for more before they sleep, so that
-//! a hand-over takes less than a microsecond. Nothing waits for a helper that did not come in time.
+//! a hand-over is no system call. Nothing waits for a helper that took no task.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -103,7 +103,7 @@ impl Team {
         if self.helpers.is_empty() {
             return false;
         }
-        let Ok(_turn) = self.turn.try_lock() else {
+        let Ok(turn) = self.turn.try_lock() else {
             return false;
         };
         // SAFETY: the reference is used by tasks alone, and this function returns when all of them are done.
@@ -133,7 +133,7 @@ impl Team {
             }
         }
         let panic = self.panic.lock().map_or(None, |mut panic| panic.take());
-        drop(_turn);
+        drop(turn);
         if let Some(panic) = panic {
             resume_unwind(panic);
         }

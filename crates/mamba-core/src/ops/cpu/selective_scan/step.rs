@@ -6,6 +6,7 @@ use super::super::{
     simd::{
         Kernel, dispatch,
         math::{TO_EXP2, silu, softplus},
+        prefetch,
     },
     team::share,
 };
@@ -16,6 +17,9 @@ const BLOCKS: usize = 16;
 
 /// Channels that share each read of `b` and `c`.
 const TOGETHER: usize = 4;
+
+/// How far ahead the states are asked for, in values: a page, past which the machine does not look by itself.
+const AHEAD: usize = 1024;
 
 /// The outputs of one position a sequence, `[batch, 1, d_inner]`, whose `state`, `[batch, d_inner, d_state]`, becomes that after it.
 /// [`ScanInputs::initial_state`] has no part in it.
@@ -140,6 +144,7 @@ impl Task<'_> {
                 // SAFETY: a row of the block, which is this task's alone.
                 unsafe {
                     let at = to.add(i * d_state + state);
+                    prefetch(at.wrapping_add(AHEAD));
                     let h = decays.0[i].mul_add(V::read_first(at, columns.len()), added);
                     sums[i] = h.mul_add(c, sums[i]);
                     h.write_first(at, columns.len());

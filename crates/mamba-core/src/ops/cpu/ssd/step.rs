@@ -1,7 +1,7 @@
 //! A sequence of one position: one step of the recurrence, bound by reading and writing the states.
 
 use super::super::rows::{Columns, Output, check_len};
-use super::super::simd::{Kernel, LANES, Lanes, Vector, dispatch, math::softplus};
+use super::super::simd::{Kernel, LANES, Lanes, Vector, dispatch, math::softplus, prefetch};
 use super::super::team::share;
 use super::{SsdDims, SsdInputs, positions::decay};
 use std::f32::consts::LOG2_E;
@@ -11,6 +11,9 @@ const SHARED: usize = 1 << 14;
 
 /// Channels that share each read of `b` and `c`.
 const TOGETHER: usize = 4;
+
+/// How far ahead the states are asked for, in values: a page, past which the machine does not look by itself.
+const AHEAD: usize = 1024;
 
 /// The outputs of one position a sequence, `[batch, 1, nheads * headdim]`, whose `state`, `[batch, nheads, headdim, d_state]`, becomes
 /// that after it. [`SsdInputs::initial_state`] has no part in it.
@@ -120,6 +123,7 @@ impl Head<'_> {
                 // SAFETY: a row of the block, which is this head's alone.
                 unsafe {
                     let at = to.add(i * d_state + state);
+                    prefetch(at.wrapping_add(AHEAD));
                     let h = decay.mul_add(V::read_first(at, columns.len()), added);
                     sums[i] = h.mul_add(c, sums[i]);
                     h.write_first(at, columns.len());
