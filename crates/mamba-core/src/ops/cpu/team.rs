@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 const MOST: usize = 16;
 
 /// How long a helper looks for work before it sleeps: longer than what a token's step does on one thread
-/// between two products, and than choosing a token.
-const AWAKE: Duration = Duration::from_micros(300);
+/// between two products.
+const AWAKE: Duration = Duration::from_micros(100);
 
 /// How long it does so without letting other threads of the machine go first.
 const EAGER: Duration = Duration::from_micros(30);
