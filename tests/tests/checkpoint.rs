@@ -52,6 +52,28 @@ fn what_is_written_is_what_was_read() {
 }
 
 #[test]
+fn what_is_broken_off_is_not_in_the_way() {
+    let device = device();
+    let config = LanguageModelConfig::new()
+        .with_vocab_size(29)
+        .with_d_model(16);
+    let model = config.init(&device);
+    for blocked in ["model.safetensors", "config.json"] {
+        let folder = TempDir::new().unwrap();
+        // Where the file would be written before it has its name.
+        let part = format!("{blocked}.{}.part", std::process::id());
+        fs::create_dir(folder.path().join(&part)).unwrap();
+        let error = checkpoint::save(&model, &config, folder.path()).unwrap_err();
+        assert!(error.to_string().contains(blocked), "{error}");
+        fs::remove_dir(folder.path().join(&part)).unwrap();
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "{blocked}");
+        checkpoint::save(&model, &config, folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}
+
+#[test]
 fn rows_past_the_vocabulary_are_not_written() {
     let device = device();
     let config = LanguageModelConfig::new()

@@ -57,6 +57,7 @@ pub mod checkpoint;
 pub mod compilation;
 pub mod device;
 pub mod failure;
+pub mod files;
 mod generate;
 mod init;
 mod language_model;

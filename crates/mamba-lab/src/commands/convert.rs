@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mamba_core::checkpoint;
+use mamba_core::files::Part;
 
 use super::{open, start_device};
 
@@ -41,9 +42,12 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         tokenizer.display()
     );
     let end = run.tokenizer.end_of_text();
+    let json = run.tokenizer.to_json()?;
     checkpoint::save_ending_with(end, &run.model, &run.experiment.model, folder)?;
-    if let Some(json) = run.tokenizer.to_json()? {
-        fs::write(&tokenizer, json)
+    if let Some(json) = json {
+        let part = Part::of(&tokenizer);
+        fs::write(part.path(), json)
+            .and_then(|()| part.finish())
             .with_context(|| format!("cannot write {}", tokenizer.display()))?;
     }
     eprintln!(
