@@ -1,6 +1,7 @@
 //! The language model around the mixers.
 
 mod config;
+mod validate;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, assert_shape, s};

@@ -61,6 +61,7 @@ pub mod files;
 mod generate;
 mod init;
 mod language_model;
+mod limits;
 mod mamba1;
 mod mamba2;
 pub mod memory;
