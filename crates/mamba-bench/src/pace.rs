@@ -156,16 +156,17 @@ mod tests {
         let mut calls = Vec::new();
         let start = Instant::now();
         let contender: Calls = Box::new(|count| {
-            std::thread::sleep(Duration::from_millis(2));
             calls.push((count, start.elapsed()));
+            std::thread::sleep(Duration::from_millis(2));
             Ok(vec![5.0; count])
         });
         let measured = SHORT.measure(&mut [contender], &[]);
         assert_eq!(measured[0].as_ref().unwrap().ms.values(), [5.0; 4]);
         type Seen = Vec<(usize, Duration)>;
         let (counted, warm): (Seen, Seen) = calls.into_iter().partition(|(count, _)| *count == 2);
-        assert_eq!(counted.len(), 4);
-        assert!(warm.last().unwrap().1 >= SHORT.warm_up);
+        assert!(counted.len() == 4 && !warm.is_empty());
+        // Not when the last call to warm up ended: whoever is in between may take a core away.
+        assert!(counted[0].1 >= SHORT.warm_up);
     }
 
     #[test]

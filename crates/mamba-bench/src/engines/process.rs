@@ -161,16 +161,25 @@ pub(super) fn text(answer: &Value, field: &str) -> String {
 /// Programs that stand for a peer.
 #[cfg(all(test, unix))]
 pub(super) mod testing {
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
+    use std::io::Write;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
 
-    /// A shell script with these lines in `folder`.
-    pub fn script(folder: &std::path::Path, lines: &[&str]) -> PathBuf {
+    /// A shell script with these lines in `folder`. Another process writes it: as long as one has a program open for writing, and
+    /// those that other tests start would inherit it from this one, the system refuses to run it.
+    pub fn script(folder: &Path, lines: &[&str]) -> PathBuf {
         let script = folder.join("program");
-        std::fs::write(&script, format!("#!/bin/sh\n{}\n", lines.join("\n"))).unwrap();
-        let mut mode = std::fs::metadata(&script).unwrap().permissions();
-        mode.set_mode(0o755);
-        std::fs::set_permissions(&script, mode).unwrap();
+        let mut writer = Command::new("sh")
+            .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+            .arg(&script)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let text = format!("#!/bin/sh\n{}\n", lines.join("\n"));
+        let mut stdin = writer.stdin.take().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+        drop(stdin);
+        assert!(writer.wait().unwrap().success());
         script
     }
 }
