@@ -8,7 +8,7 @@ use super::kernels::peak_rows;
 use super::peers::{self, Peers, Task};
 use super::proving;
 use super::scaling::GUESS;
-use super::sizes::{batches, lengths, models, patience, worth_waiting};
+use super::sizes::{batches, fits, lengths, models, patience, worth_waiting};
 use crate::attempt::attempt;
 use crate::engines::model::Subject;
 use crate::engines::model_peer::Work;
@@ -24,8 +24,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let lengths = lengths(run, &[128], &[256], &[1024]);
     // One, as lengths and models are already many.
     let batch = batches(run, &[4], &[1], &[8])[0];
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = models(run, longest)?;
+    let models = models(run, &lengths, 0)?;
     proving::models(run, &models)?;
     let (precision, name, device) = (run.options.precision, run.name, run.device);
     for model in &models {
@@ -59,6 +58,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
             let limit = 3.0 * patience(run);
             let prepared = run
                 .begin(what, cost(model, length))
+                .and_then(|()| fits(run, model, batch, length))
                 .and_then(|()| worth_waiting(limit, flops, on_cpu.then_some(GUESS)))
                 .and_then(|()| attempt(|| prepare(run, model, batch, length)));
             let (subject, training) = match prepared {
