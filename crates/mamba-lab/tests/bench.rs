@@ -292,8 +292,9 @@ fn bad_input_is_refused_with_what_to_do() {
         &[
             "scaling", "--device", "flex", "--filter", "rnn", "--out", "empty",
         ],
-        "this suite has mamba1",
+        "there are mamba1, mamba2, transformer",
     );
+    assert!(!folder.path().join("empty").exists());
     refused(&["compare", "file", "nowhere"], "no results of bench");
     refused(&["compare", "nowhere", "file"], "nowhere");
     assert_eq!(

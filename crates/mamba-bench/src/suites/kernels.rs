@@ -109,6 +109,11 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         .write("roofline.svg", &roofline(run, &peaks, points).svg())
 }
 
+/// The names of the operations.
+pub(super) fn names(_: bool) -> Vec<&'static str> {
+    Op::all(1, 64).iter().map(Op::name).collect()
+}
+
 /// The row with its operations and bytes, and their rates.
 fn rates(row: Row, measured: &Measurement, flops: f64, bytes: f64) -> Row {
     let seconds = measured.ms.median() * 1e-3;

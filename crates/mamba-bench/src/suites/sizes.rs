@@ -21,6 +21,18 @@ pub(super) fn models(run: &Run, lengths: &[usize], more: usize) -> Result<Vec<Mo
     run.filtered(Model::all(size, positions), |model| model.name)
 }
 
+/// The names of [`models`].
+pub(super) fn names(quick: bool) -> Vec<&'static str> {
+    let models = Model::all(size(quick), 1).into_iter();
+    models.map(|model| model.name).collect()
+}
+
+/// The names of the tutorial's models.
+pub(super) fn tutorial(_: bool) -> Vec<&'static str> {
+    let models = Model::all(Size::Tutorial, 1).into_iter();
+    models.map(|model| model.name).collect()
+}
+
 fn size(quick: bool) -> Size {
     if quick { Size::Small } else { Size::Official }
 }
