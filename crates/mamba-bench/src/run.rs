@@ -89,6 +89,9 @@ impl<'a> Run<'a> {
         for (engine, reason) in failed {
             run.miss("every problem", engine, None, &reason)?;
         }
+        if !asked.suite.batches && !run.batches.is_empty() {
+            run.find(format!("--batches has no part in {}.", asked.suite.name))?;
+        }
         Ok(run)
     }
 

@@ -15,7 +15,7 @@ use crate::progress::Watch;
 use crate::proofs::Proof;
 use crate::results::{Place, ROOM, ResultFolder};
 use crate::run::{OURS, Run};
-use crate::suites::Asked;
+use crate::suites::{Asked, SUITES};
 
 /// What all suites of a process share.
 pub struct Session<'a> {
@@ -145,9 +145,10 @@ impl<'a> Session<'a> {
 ///
 /// # Errors
 ///
-/// If the filter leaves nothing of any, the device does not start, or a suite failed. Before the first, nothing is made.
+/// If the filter leaves nothing of any, or none takes the batches, the device does not start, or a suite failed. Before the first, nothing is made.
 pub fn run(asked: &[Asked], options: &Options, watch: &mut dyn Watch) -> Result<usize> {
     filtered(asked, options)?;
+    batched(asked, options)?;
     let mut session = Session::start(options)?;
     let place = match (&options.out, asked.len()) {
         (Some(out), 1) => Place::Just(out),
@@ -189,6 +190,18 @@ fn filtered(asked: &[Asked], options: &Options) -> Result<(), LeftOut> {
     options.filtered(names).map(drop)
 }
 
+/// Refuses batches that no suite takes.
+fn batched(asked: &[Asked], options: &Options) -> Result<()> {
+    let takes = SUITES.iter().filter(|suite| suite.batches);
+    ensure!(
+        options.batches.is_empty() || asked.iter().any(|it| it.suite.batches),
+        "--batches is for {}: {} chooses its own",
+        takes.map(|suite| suite.name).collect::<Vec<_>>().join(", "),
+        asked.first().map_or("each of these", |it| it.suite.name)
+    );
+    Ok(())
+}
+
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use std::path::PathBuf;
@@ -210,6 +223,7 @@ mod tests {
             name,
             about: "",
             peers: Kind::None,
+            batches: false,
             problems: |_| vec!["first", "second"],
             run,
         }
@@ -393,5 +407,26 @@ mod tests {
         );
         let absent = &results(&out.path().join("out"), "fine").absent[0];
         assert!(absent.reason.contains("--filter third"));
+    }
+
+    #[test]
+    fn batches_that_no_suite_takes_are_refused_and_those_that_one_does_not_take_are_told() {
+        let out = tempfile::tempdir().unwrap();
+        let mut options = options(out.path().into());
+        options.batches = vec![2, 3];
+        let error = run(&asked(&[&FINE]), &options, &mut Told::default()).unwrap_err();
+        let message = "--batches is for prefill, decode, train: fine chooses its own";
+        assert_eq!(error.to_string(), message);
+        static BATCHED: Suite = Suite {
+            batches: true,
+            ..suite("batched", |run| {
+                ensure!(run.batches == [2, 3]);
+                Ok(())
+            })
+        };
+        run(&asked(&[&FINE, &BATCHED]), &options, &mut Told::default()).unwrap();
+        let findings = ["fine", "batched"].map(|name| results(out.path(), name).findings);
+        assert_eq!(findings[0], ["--batches has no part in fine."]);
+        assert!(findings[1].is_empty());
     }
 }

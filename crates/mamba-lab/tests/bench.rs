@@ -295,12 +295,23 @@ fn bad_input_is_refused_with_what_to_do() {
         "there are mamba1, mamba2, transformer",
     );
     assert!(!folder.path().join("empty").exists());
+    refused(
+        &["kernels", "--device", "flex", "--batches", "2"],
+        "--batches is for prefill, decode, train",
+    );
+    refused(&["memory:2x64"], "memory chooses its batches itself");
     refused(&["compare", "file", "nowhere"], "no results of bench");
     refused(&["compare", "nowhere", "file"], "nowhere");
     assert_eq!(
         fs::read_to_string(folder.path().join("file")).unwrap(),
         "mine"
     );
+    for option in ["--python", "--python-path"] {
+        bench(folder.path(), &["prefill", option, "here"])
+            .assert()
+            .code(2)
+            .stderr(contains("--peers"));
+    }
     bench(folder.path(), &["--help"]).assert().success().stdout(
         contains("scaling")
             .and(contains("backends"))

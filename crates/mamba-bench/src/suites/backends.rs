@@ -22,6 +22,9 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         (8, 1024)
     };
     let length = run.lengths.first().copied().unwrap_or(length);
+    if run.lengths.len() > 1 {
+        run.find(format!("Of --lengths backends takes the first, {length}."))?;
+    }
     let models = run.filtered(Model::all(Size::Tutorial, length), |model| model.name)?;
     // CPUs first: a GPU's kernels may take minutes to compile, in software most of all.
     let mut names = device::device_names();

@@ -22,8 +22,7 @@ use crate::run::{OURS, Run};
 
 pub(super) fn run(run: &mut Run) -> Result<()> {
     let lengths = lengths(run, &[128], &[256], &[1024]);
-    // One, as lengths and models are already many.
-    let batch = batches(run, &[4], &[1], &[8])[0];
+    let batches = batches(run, &[4], &[1], &[8]);
     let models = models(run, &lengths, 0)?;
     proving::models(run, &models)?;
     let (precision, name, device) = (run.options.precision, run.name, run.device);
@@ -32,17 +31,16 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     }
     let pace = run.pace();
     let on_cpu = run.on_cpu();
-    let work = |model: &Model, length| flops::training(&model.config, batch, length);
-    let cost = |model: &Model, length| {
-        pace.cost(work(model, length) / GUESS) + work(model, length) / GUESS
+    let work = |model: &Model, [batch, length]: [usize; 2]| {
+        flops::training(&model.config, batch, length)
     };
-    run.expect(
-        pace.cost(0.0) * 2.0
-            + lengths
-                .iter()
-                .flat_map(|&length| models.iter().map(move |model| cost(model, length)))
-                .sum::<f64>(),
-    );
+    let cost = |model: &Model, size| {
+        pace.cost(work(model, size) / GUESS) + work(model, size) / GUESS
+    };
+    let pairs = |&batch: &usize| lengths.iter().map(move |&length| [batch, length]);
+    let sizes: Vec<_> = batches.iter().flat_map(pairs).collect();
+    let all = sizes.iter().flat_map(|&size| models.iter().map(move |model| cost(model, size)));
+    run.expect(pace.cost(0.0) * 2.0 + all.sum::<f64>());
     run.begin("the peaks of the device".into(), pace.cost(0.0) * 2.0)?;
     let peaks = Peaks::measure(&pace, run.options.quick, precision, name, device)?;
     for row in peak_rows(run, &peaks) {
@@ -52,12 +50,13 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let mut peers = Peers::default();
     let mut bars = Vec::new();
     for (color, model) in models.iter().enumerate() {
-        for &length in &lengths {
+        for &size in &sizes {
+            let [batch, length] = size;
             let what = format!("{}, {batch} x {length}", model.name);
-            let flops = work(model, length);
+            let flops = work(model, size);
             let limit = 3.0 * patience(run);
             let prepared = run
-                .begin(what, cost(model, length))
+                .begin(what, cost(model, size))
                 .and_then(|()| fits(run, model, batch, length))
                 .and_then(|()| worth_waiting(limit, flops, on_cpu.then_some(GUESS)))
                 .and_then(|()| attempt(|| prepare(run, model, batch, length)));
