@@ -95,7 +95,10 @@ mod tests {
         assert_eq!(second.share, 0.25);
         let left = second.left.unwrap();
         let rounding = Duration::from_micros(1);
-        assert!(least <= left + rounding && left <= most + rounding, "{left:?}");
+        assert!(
+            least <= left + rounding && left <= most + rounding,
+            "{left:?}"
+        );
         assert_eq!(clock.begin("c".into(), 9.0).share, 1.0);
     }
 }

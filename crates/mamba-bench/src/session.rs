@@ -182,7 +182,10 @@ pub fn run(asked: &[Asked], options: &Options, watch: &mut dyn Watch) -> Result<
 /// Refuses a filter that leaves nothing of any suite.
 fn filtered(asked: &[Asked], options: &Options) -> Result<(), LeftOut> {
     let mut names = Vec::new();
-    for name in asked.iter().flat_map(|it| (it.suite.problems)(options.quick)) {
+    for name in asked
+        .iter()
+        .flat_map(|it| (it.suite.problems)(options.quick))
+    {
         if !names.contains(&name) {
             names.push(name);
         }

@@ -38,7 +38,7 @@ fn a_suite_leaves_files_a_table_and_a_plot() {
         .success()
         .stdout(
             contains("proved: scan on flex equals loops in f64")
-                .and(contains("times as fast"))
+                .and(contains("as fast at length"))
                 .and(contains("Everything is in out")),
         )
         .stderr(contains("left] mamba1 at length 16"));

@@ -193,7 +193,10 @@ mod tests {
                 let comparison = Comparison::new(&run(before), &run(after));
                 assert!(!comparison.changes[0].fails(0.1));
                 let text = comparison.table();
-                assert!(text.contains("+- unknown: fewer than three rounds"), "{text}");
+                assert!(
+                    text.contains("+- unknown: fewer than three rounds"),
+                    "{text}"
+                );
                 assert!(text.contains("1 of 1 fail nothing"), "{text}");
             }
         }

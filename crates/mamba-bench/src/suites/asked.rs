@@ -114,7 +114,10 @@ mod tests {
             );
         }
         let error = Asked::parse("kernels:2x64").unwrap_err().to_string();
-        assert!(error.contains("kernels chooses its batches itself"), "{error}");
+        assert!(
+            error.contains("kernels chooses its batches itself"),
+            "{error}"
+        );
         assert!(
             Asked::parse("speed:64")
                 .unwrap_err()

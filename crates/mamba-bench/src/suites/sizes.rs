@@ -138,7 +138,13 @@ pub(super) fn longest(run: &Run, size: Size, lengths: &[usize], more: usize) -> 
 /// Refuses a prompt that would take more than all memory: by its tokens, the positions that a model learns, or its key-value
 /// cache. What else it takes shows when it is read.
 pub(super) fn fits(run: &Run, model: &Model, batch: usize, length: usize) -> Result<()> {
-    fits_on(run.name, run.device, run.options.precision, model, [batch, length])
+    fits_on(
+        run.name,
+        run.device,
+        run.options.precision,
+        model,
+        [batch, length],
+    )
 }
 
 /// The same on any device.
@@ -156,7 +162,12 @@ pub(super) fn fits_on(
     let tokens = batch as f64 * length as f64;
     room("tokens", TOKEN * tokens, "machine", host_memory())?;
     let memory = memory_of(name, device);
-    room("learned positions", positions(model, length), "device", memory)?;
+    room(
+        "learned positions",
+        positions(model, length),
+        "device",
+        memory,
+    )?;
     let made = model.config.max_positions;
     ensure!(
         made == 0 || length <= made,
@@ -170,7 +181,12 @@ pub(super) fn fits_on(
 pub(super) fn op_fits(run: &Run, op: &Op) -> Result<()> {
     let bytes = op.bytes(size_of::<f32>());
     room("inputs and outputs", bytes, "machine", host_memory())?;
-    room("inputs and outputs", bytes, "device", memory_of(run.name, run.device))
+    room(
+        "inputs and outputs",
+        bytes,
+        "device",
+        memory_of(run.name, run.device),
+    )
 }
 
 fn room(what: &str, bytes: f64, whose: &str, memory: Option<f64>) -> Result<()> {
@@ -224,14 +240,27 @@ mod tests {
         assert_eq!(fits(Family::Mamba1, 1, 64), Ok(()));
         assert_eq!(fits(Family::Gpt2, 1, 64), Ok(()));
         // Products of these are beyond every integer, too.
-        for (batch, length) in [(1, 99_999_999_999_999), (usize::MAX, 2), (usize::MAX, usize::MAX)] {
+        for (batch, length) in [
+            (1, 99_999_999_999_999),
+            (usize::MAX, 2),
+            (usize::MAX, usize::MAX),
+        ] {
             let reason = fits(Family::Mamba1, batch, length).unwrap_err();
-            assert!(reason.contains("out of memory: its tokens take"), "{reason}");
+            assert!(
+                reason.contains("out of memory: its tokens take"),
+                "{reason}"
+            );
         }
         let reason = fits(Family::Gpt2, 1, 4097).unwrap_err();
-        assert!(reason.contains("room for 4096 learned positions"), "{reason}");
+        assert!(
+            reason.contains("room for 4096 learned positions"),
+            "{reason}"
+        );
         // Keys and values of 72 KiB a token.
         let reason = fits(Family::Pythia, 1 << 20, 1 << 10).unwrap_err();
-        assert!(reason.contains("key-value cache") || reason.contains("tokens"), "{reason}");
+        assert!(
+            reason.contains("key-value cache") || reason.contains("tokens"),
+            "{reason}"
+        );
     }
 }

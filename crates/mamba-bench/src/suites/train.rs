@@ -31,15 +31,15 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     }
     let pace = run.pace();
     let on_cpu = run.on_cpu();
-    let work = |model: &Model, [batch, length]: [usize; 2]| {
-        flops::training(&model.config, batch, length)
-    };
-    let cost = |model: &Model, size| {
-        pace.cost(work(model, size) / GUESS) + work(model, size) / GUESS
-    };
+    let work =
+        |model: &Model, [batch, length]: [usize; 2]| flops::training(&model.config, batch, length);
+    let cost =
+        |model: &Model, size| pace.cost(work(model, size) / GUESS) + work(model, size) / GUESS;
     let pairs = |&batch: &usize| lengths.iter().map(move |&length| [batch, length]);
     let sizes: Vec<_> = batches.iter().flat_map(pairs).collect();
-    let all = sizes.iter().flat_map(|&size| models.iter().map(move |model| cost(model, size)));
+    let all = sizes
+        .iter()
+        .flat_map(|&size| models.iter().map(move |model| cost(model, size)));
     run.expect(pace.cost(0.0) * 2.0 + all.sum::<f64>());
     run.begin("the peaks of the device".into(), pace.cost(0.0) * 2.0)?;
     let peaks = Peaks::measure(&pace, run.options.quick, precision, name, device)?;

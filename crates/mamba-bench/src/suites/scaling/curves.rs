@@ -261,11 +261,26 @@ mod tests {
     fn what_lies_within_the_error_is_as_fast() {
         let said = |speeds: &[f64]| verdict("mamba2", "wgpu", &ratios(speeds));
         for (speeds, part) in [
-            (&[1.004, 2.0][..], "faster than the transformer or as fast at every length at which both were measured"),
-            (&[1.5, 2.0], "mamba2 is faster than the transformer at every length at which both"),
-            (&[0.5, 0.99], "the transformer is faster than mamba2 or as fast at every length"),
-            (&[0.99, 1.004, 1.01], "mamba2 is as fast as the transformer at every length"),
-            (&[1.004, 2.0], "mamba2 is as fast at length 64 and 2.00 times as fast at length 128."),
+            (
+                &[1.004, 2.0][..],
+                "faster than the transformer or as fast at every length at which both were measured",
+            ),
+            (
+                &[1.5, 2.0],
+                "mamba2 is faster than the transformer at every length at which both",
+            ),
+            (
+                &[0.5, 0.99],
+                "the transformer is faster than mamba2 or as fast at every length",
+            ),
+            (
+                &[0.99, 1.004, 1.01],
+                "mamba2 is as fast as the transformer at every length",
+            ),
+            (
+                &[1.004, 2.0],
+                "mamba2 is as fast at length 64 and 2.00 times as fast at length 128.",
+            ),
         ] {
             assert!(said(speeds).contains(part), "{part}: {}", said(speeds));
         }

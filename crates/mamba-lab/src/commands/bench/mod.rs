@@ -71,11 +71,21 @@ pub struct Arguments {
     #[arg(long)]
     peers: bool,
     /// That Python.
-    #[arg(long, default_value = "python3", value_name = "FILE", requires = "peers")]
+    #[arg(
+        long,
+        default_value = "python3",
+        value_name = "FILE",
+        requires = "peers"
+    )]
     python: PathBuf,
     /// Where that Python looks for modules first, such as a folder with the Python files of mamba-ssm, of which no extension
     /// needs to be built.
-    #[arg(long, value_delimiter = ',', value_name = "FOLDERS", requires = "peers")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "FOLDERS",
+        requires = "peers"
+    )]
     python_path: Vec<String>,
     /// Run candle's models beside ours on the CPU: the program built from crates/mamba-bench/peers/candle.
     #[arg(long, value_name = "FILE")]
