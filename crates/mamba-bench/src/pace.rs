@@ -170,6 +170,29 @@ mod tests {
     }
 
     #[test]
+    fn every_contender_is_called_in_every_round() {
+        let order = std::cell::RefCell::new(Vec::new());
+        let contender = |name| -> Calls {
+            let order = &order;
+            Box::new(move |calls| {
+                order.borrow_mut().push((name, calls));
+                Ok(vec![5.0; calls])
+            })
+        };
+        let pace = Pace {
+            warm_up: Duration::ZERO,
+            rounds: 2,
+            patience: Duration::ZERO,
+            ..SHORT
+        };
+        let measured = pace.measure(&mut [contender('a'), contender('b')], &[]);
+        assert_eq!(measured[1].as_ref().unwrap().ms.values(), [5.0; 2]);
+        let round = [('a', 2), ('b', 2)];
+        let expected = [[('a', 1), ('b', 1)], round, round].concat();
+        assert_eq!(*order.borrow(), expected);
+    }
+
+    #[test]
     fn a_turn_of_queued_calls_is_as_long_as_any() {
         let mut most = 0;
         // Each wait takes a millisecond, each call a hundredth.
