@@ -9,11 +9,11 @@ pub enum LeftOut {
     #[error("the {} s of --time-limit are over", .0.as_secs_f64())]
     Time(Duration),
     /// The filter lets none of a suite's problems through.
-    #[error("--filter {filter} leaves nothing to measure: this suite has {problems}")]
+    #[error("--filter {filter} leaves nothing to measure: there are {problems}")]
     Filter {
         /// Parts of names, with commas between them.
         filter: String,
-        /// The names of the suite's problems.
+        /// The names of the problems that there are.
         problems: String,
     },
 }

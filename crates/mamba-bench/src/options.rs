@@ -8,6 +8,7 @@ use anyhow::Result;
 use mamba_core::Precision;
 
 use crate::beside::Beside;
+use crate::limit::LeftOut;
 
 /// What a user chooses.
 #[derive(Debug)]
@@ -35,4 +36,27 @@ pub struct Options {
     /// Starts this program again to measure memory: it is given a [`Probe`](crate::probe::Probe) in JSON and prints a
     /// [`Reading`](crate::probe::Reading).
     pub probe: fn(&str) -> Result<Command>,
+}
+
+impl Options {
+    /// Those of `names` that the filter lets through.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, as a [`LeftOut`].
+    pub fn filtered<T: AsRef<str>>(&self, names: Vec<T>) -> Result<Vec<T>, LeftOut> {
+        let wanted = |name: &str| {
+            let filter = &self.filter;
+            filter.is_empty() || filter.iter().any(|part| name.contains(part.as_str()))
+        };
+        if !names.iter().any(|name| wanted(name.as_ref())) {
+            let names: Vec<_> = names.iter().map(AsRef::as_ref).collect();
+            return Err(LeftOut::Filter {
+                filter: self.filter.join(","),
+                problems: names.join(", "),
+            });
+        }
+        let left = names.into_iter().filter(|name| wanted(name.as_ref()));
+        Ok(left.collect())
+    }
 }

@@ -89,6 +89,9 @@ impl<'a> Run<'a> {
         for (engine, reason) in failed {
             run.miss("every problem", engine, None, &reason)?;
         }
+        if !asked.suite.batches && !run.batches.is_empty() {
+            run.find(format!("--batches has no part in {}.", asked.suite.name))?;
+        }
         Ok(run)
     }
 
@@ -112,26 +115,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the filter lets a problem through.
-    pub fn wants(&self, problem: &str) -> bool {
-        let filter = &self.options.filter;
-        filter.is_empty() || filter.iter().any(|part| problem.contains(part.as_str()))
-    }
-
     /// Those that the filter lets through.
     ///
     /// # Errors
     ///
     /// If there are none.
     pub fn filtered<T>(&self, all: Vec<T>, name: impl Fn(&T) -> &str) -> Result<Vec<T>> {
-        let names: Vec<String> = all.iter().map(|it| name(it).to_owned()).collect();
-        let left: Vec<T> = all.into_iter().filter(|it| self.wants(name(it))).collect();
-        let nothing = || LeftOut::Filter {
-            filter: self.options.filter.join(","),
-            problems: names.join(", "),
-        };
-        ensure!(!left.is_empty(), nothing());
-        Ok(left)
+        let names = all.iter().map(|it| name(it).to_owned()).collect();
+        let left = self.options.filtered(names)?;
+        let wanted = |it: &T| left.iter().any(|other| other == name(it));
+        Ok(all.into_iter().filter(wanted).collect())
     }
 
     /// What a row of ours is about.

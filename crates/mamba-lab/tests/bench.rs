@@ -38,7 +38,7 @@ fn a_suite_leaves_files_a_table_and_a_plot() {
         .success()
         .stdout(
             contains("proved: scan on flex equals loops in f64")
-                .and(contains("times as fast"))
+                .and(contains("as fast at length"))
                 .and(contains("Everything is in out")),
         )
         .stderr(contains("left] mamba1 at length 16"));
@@ -292,14 +292,26 @@ fn bad_input_is_refused_with_what_to_do() {
         &[
             "scaling", "--device", "flex", "--filter", "rnn", "--out", "empty",
         ],
-        "this suite has mamba1",
+        "there are mamba1, mamba2, transformer",
     );
+    assert!(!folder.path().join("empty").exists());
+    refused(
+        &["kernels", "--device", "flex", "--batches", "2"],
+        "--batches is for prefill, decode, train",
+    );
+    refused(&["memory:2x64"], "memory chooses its batches itself");
     refused(&["compare", "file", "nowhere"], "no results of bench");
     refused(&["compare", "nowhere", "file"], "nowhere");
     assert_eq!(
         fs::read_to_string(folder.path().join("file")).unwrap(),
         "mine"
     );
+    for option in ["--python", "--python-path"] {
+        bench(folder.path(), &["prefill", option, "here"])
+            .assert()
+            .code(2)
+            .stderr(contains("--peers"));
+    }
     bench(folder.path(), &["--help"]).assert().success().stdout(
         contains("scaling")
             .and(contains("backends"))

@@ -115,7 +115,7 @@ impl ModelPeer {
         let folder = folder.to_str().context("the folder's name is not text")?;
         let answer = self.process.ask(&json!({
             "request": "load", "model": model, "folder": folder, "half": half, "training": training,
-        }))?;
+        }), Some("parameters"))?;
         answer["parameters"]
             .as_u64()
             .context("the peer did not count its parameters")
@@ -128,7 +128,7 @@ impl ModelPeer {
     /// As [`load`](Self::load).
     pub fn forget(&mut self, model: &str) -> Result<()> {
         self.process
-            .ask(&json!({"request": "forget", "model": model}))
+            .ask(&json!({"request": "forget", "model": model}), None)
             .map(drop)
     }
 
@@ -139,7 +139,10 @@ impl ModelPeer {
     /// As [`load`](Self::load).
     pub fn set_tokens(&mut self, batch: usize, values: &[i64]) -> Result<()> {
         self.process
-            .ask(&json!({"request": "tokens", "batch": batch, "values": values}))
+            .ask(
+                &json!({"request": "tokens", "batch": batch, "values": values}),
+                None,
+            )
             .map(drop)
     }
 
@@ -150,7 +153,7 @@ impl ModelPeer {
     /// As [`load`](Self::load).
     pub fn logits(&mut self, model: &str) -> Result<Vec<f64>> {
         let request = json!({"request": "logits", "model": model});
-        numbers(&self.process.ask(&request)?, "values")
+        numbers(&mut self.process, &request, "values")
     }
 
     /// Milliseconds of each of `calls` pieces of work; of a step, for [`Work::Decode`], which is one call.
@@ -165,7 +168,7 @@ impl ModelPeer {
             Work::Decode(tokens) => json!({"request": "decode", "model": model, "tokens": tokens}),
             Work::Train => json!({"request": "train", "model": model, "calls": calls}),
         };
-        numbers(&self.process.ask(&request)?, "ms")
+        numbers(&mut self.process, &request, "ms")
     }
 }
 

@@ -60,7 +60,9 @@ impl OpPeer {
     ///
     /// If the process stopped.
     pub fn offers(&mut self, op: &Op, half: bool) -> Result<Vec<Offer>> {
-        let answer = self.process.ask(&asked("offers", op, half))?;
+        let answer = self
+            .process
+            .ask(&asked("offers", op, half), Some("engines"))?;
         serde_json::from_value(answer["engines"].clone()).context("the peer named no engines")
     }
 
@@ -73,7 +75,7 @@ impl OpPeer {
         let mut request = asked("compute", op, half);
         request["engine"] = json!(engine);
         request["inputs"] = inputs(op);
-        numbers(&self.process.ask(&request)?, "values")
+        numbers(&mut self.process, &request, "values")
     }
 
     /// Gives `engine` inputs of its own of that size, and returns how its calls will be timed.
@@ -84,7 +86,7 @@ impl OpPeer {
     pub fn prepare(&mut self, engine: &str, op: &Op, half: bool) -> Result<String> {
         let mut request = asked("prepare", op, half);
         request["engine"] = json!(engine);
-        Ok(text(&self.process.ask(&request)?, "how"))
+        Ok(text(&self.process.ask(&request, Some("how"))?, "how"))
     }
 
     /// Milliseconds of each of `calls` calls, or of one of them on average where the device queues them.
@@ -94,7 +96,7 @@ impl OpPeer {
     /// As [`compute`](Self::compute).
     pub fn time(&mut self, engine: &str, calls: usize) -> Result<Vec<f64>> {
         let request = json!({"request": "time", "engine": engine, "calls": calls});
-        numbers(&self.process.ask(&request)?, "ms")
+        numbers(&mut self.process, &request, "ms")
     }
 
     /// Lets all inputs go.
@@ -103,7 +105,9 @@ impl OpPeer {
     ///
     /// If the process stopped.
     pub fn forget(&mut self) -> Result<()> {
-        self.process.ask(&json!({"request": "forget"})).map(drop)
+        self.process
+            .ask(&json!({"request": "forget"}), None)
+            .map(drop)
     }
 }
 

@@ -36,7 +36,14 @@ impl Asked {
         };
         let suites: Vec<&Suite> = match name {
             ALL => SUITES.iter().collect(),
-            name => vec![Suite::find(name)?],
+            name => {
+                let suite = Suite::find(name)?;
+                ensure!(
+                    suite.batches || batches.is_empty(),
+                    "`{text}`: {name} chooses its batches itself: leave out what is before the x"
+                );
+                vec![suite]
+            }
         };
         let asked = |suite| Self {
             suite,
@@ -106,6 +113,11 @@ mod tests {
                 "{error}"
             );
         }
+        let error = Asked::parse("kernels:2x64").unwrap_err().to_string();
+        assert!(
+            error.contains("kernels chooses its batches itself"),
+            "{error}"
+        );
         assert!(
             Asked::parse("speed:64")
                 .unwrap_err()

@@ -5,6 +5,7 @@ use burn::tensor::{Device, s};
 use mamba_core::device;
 
 use super::proving;
+use super::sizes::fits_on;
 use crate::attempt::attempt;
 use crate::engines::model::Subject;
 use crate::engines::ours::Training;
@@ -21,6 +22,9 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         (8, 1024)
     };
     let length = run.lengths.first().copied().unwrap_or(length);
+    if run.lengths.len() > 1 {
+        run.find(format!("Of --lengths backends takes the first, {length}."))?;
+    }
     let models = run.filtered(Model::all(Size::Tutorial, length), |model| model.name)?;
     // CPUs first: a GPU's kernels may take minutes to compile, in software most of all.
     let mut names = device::device_names();
@@ -43,7 +47,11 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
             }
         };
         for model in &models {
-            if let Err(reason) = run.begin(format!("{} on {name}", model.name), 1.0) {
+            let precision = run.options.precision;
+            let possible = run
+                .begin(format!("{} on {name}", model.name), 1.0)
+                .and_then(|()| fits_on(name, &device, precision, model, [batch, length]));
+            if let Err(reason) = possible {
                 run.miss_on(name, model.name, OURS, None, &reason)?;
                 continue;
             }

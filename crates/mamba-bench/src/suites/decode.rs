@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::peers::{self, Peers, Task};
 use super::proving;
-use super::sizes::{batches, fits, lengths, models, patience};
+use super::sizes::{batches, fits, lengths, models, patience, rate_before, worth_waiting};
 use crate::attempt::attempt;
 use crate::engines;
 use crate::engines::model::{Decoding, Subject};
@@ -24,8 +24,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         (false, false) => 128,
     };
     // The token behind the prompt, one that does not count, and those that do.
-    let longest = lengths.last().copied().unwrap_or(1) + tokens + 2;
-    let models = models(run, longest)?;
+    let models = models(run, &lengths, tokens + 2)?;
     proving::models(run, &models)?;
     run.expect((models.len() * batches.len() * lengths.len()) as f64);
     let (on_cpu, patience) = (run.on_cpu(), patience(run));
@@ -40,9 +39,14 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         peers.load(run, &subject, false)?;
         for &batch in &batches {
             for &length in &lengths {
+                let last = length.saturating_add(tokens);
+                // The peer reads the prompt again for every continuation.
+                let flops = flops::forward(&model.config, batch, last, 1);
                 let decoding = run
                     .begin(format!("{}, {batch} x {length}", model.name), 1.0)
-                    .and_then(|()| fits(run, model, batch, length + tokens))
+                    .and_then(|()| fits(run, model, batch, last))
+                    .and_then(|()| rate_before(&subject, batch, length, None, patience))
+                    .and_then(|rate| worth_waiting(patience, flops, rate))
                     .and_then(|()| attempt(|| subject.decoding(batch, length, on_cpu)));
                 let decoding = match decoding {
                     Ok(decoding) => decoding,
@@ -53,8 +57,6 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 };
                 // A turn is a continuation: what a call counts is one of its steps.
                 let steps: Calls = Box::new(|_| Ok(vec![decoding.continue_for(tokens)?]));
-                // The peer reads the prompt again for every continuation.
-                let flops = flops::forward(&model.config, batch, length + tokens, 1);
                 let task = Task {
                     work: Work::Decode(tokens),
                     batch,

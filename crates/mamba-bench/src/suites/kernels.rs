@@ -3,6 +3,7 @@
 use anyhow::Result;
 use mamba_core::Precision;
 
+use super::sizes::op_fits;
 use super::{op_peers, peers, proving};
 use crate::attempt::attempt;
 use crate::engines::launches;
@@ -60,6 +61,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         };
         let ready = run
             .begin(format!("{} at length {length}", op.name()), cost)
+            .and_then(|()| op_fits(run, op))
             .and_then(|()| attempt(prepare));
         let (engine, launches) = match ready {
             Ok(ready) => ready,
@@ -105,6 +107,11 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     }
     run.folder()
         .write("roofline.svg", &roofline(run, &peaks, points).svg())
+}
+
+/// The names of the operations.
+pub(super) fn names(_: bool) -> Vec<&'static str> {
+    Op::all(1, 64).iter().map(Op::name).collect()
 }
 
 /// The row with its operations and bytes, and their rates.

@@ -24,8 +24,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         &[256, 1024, 4096],
         &[1024, 4096, 16_384, 65_536],
     );
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = models(run, longest)?;
+    let models = models(run, &lengths, 0)?;
     proving::models(run, &models)?;
     run.expect((models.len() * lengths.len()) as f64);
     let (mut states, mut peaks) = (Vec::new(), Vec::new());

@@ -23,8 +23,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         &[128, 1024, 4096, 16_384, 65_536],
     );
     let batches = batches(run, &[1, 4], &[1], &[1, 8]);
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = models(run, longest)?;
+    let models = models(run, &lengths, 0)?;
     proving::models(run, &models)?;
     let pace = run.pace();
     let limit = patience(run);

@@ -7,6 +7,7 @@ use curves::{Curves, conclude};
 
 use super::peers::{self, Peers, Task};
 use super::proving;
+use super::sizes::{fits, longest};
 use crate::engines::model::Subject;
 use crate::engines::model_peer::Work;
 use crate::machine::available_memory;
@@ -55,8 +56,8 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     };
     lengths.sort_unstable();
     lengths.dedup();
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = run.filtered(Model::all(Size::Tutorial, longest), |model| model.name)?;
+    let positions = longest(run, Size::Tutorial, &lengths, 0);
+    let models = run.filtered(Model::all(Size::Tutorial, positions), |model| model.name)?;
 
     proving::models(run, &models)?;
     let subject = |model| Subject::new(model, run.options.precision, run.device);
@@ -86,6 +87,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
             let last = curves.last(model.name);
             let batch = run
                 .begin(what, cost(model, length))
+                .and_then(|()| fits(run, model, 1, length))
                 .and_then(|()| batch(run, model, length, last, &limits));
             let batch = match batch {
                 Ok(batch) => batch,
@@ -156,7 +158,7 @@ fn batch(
         most = most.min(limits.seconds / seconds);
     }
     if let Some(bytes) = available_memory().filter(|_| run.on_cpu()) {
-        let room = SHARE * bytes as f64 / (length * ALIVE * model.config.d_model) as f64;
+        let room = SHARE * bytes as f64 / (length as f64 * (ALIVE * model.config.d_model) as f64);
         ensure!(
             room >= 1.0,
             "one sequence would take more than the {} MiB of memory that are left",

@@ -13,7 +13,8 @@ pub struct Compare {
     before: PathBuf,
     /// The run after.
     after: PathBuf,
-    /// Fail if anything got slower by more than this, such as 10%, and by more than twice its error.
+    /// Fail if anything got slower by more than this, such as 10%, and by more than twice its error, which is
+    /// unknown below three rounds.
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent, allow_negative_numbers = true)]
     fail_above: Option<f64>,
 }

@@ -26,8 +26,8 @@ use screen::Screen;
 /// results.jsonl, then results.json, results.csv, table.txt and plots (SVG, for light and dark pages).
 ///
 /// Several suites run one after the other in one process, which compiles and proves what they share once. A suite that fails is
-/// told of, the others go on, and the exit code is 1. An option that a suite has no use for does nothing there; a suite of
-/// which --filter leaves nothing is left out.
+/// told of, the others go on, and the exit code is 1. Where a suite has no use for an option that another one takes, its table
+/// says so; a suite of which --filter leaves nothing is left out.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = suites())]
 pub struct Arguments {
@@ -52,7 +52,7 @@ pub struct Arguments {
     /// Lengths of sequences instead of the suites' own, such as 1024,4096; backends takes the first.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     lengths: Vec<usize>,
-    /// Sequences at once instead of the suites' own, such as 1,64; for prefill, decode and train, which takes the first.
+    /// Sequences at once instead of the suites' own, such as 1,64; for prefill, decode and train.
     #[arg(long, value_delimiter = ',', value_parser = parse_length)]
     batches: Vec<usize>,
     /// Rounds of every measurement. [default: 9, with --quick 5]
@@ -71,11 +71,21 @@ pub struct Arguments {
     #[arg(long)]
     peers: bool,
     /// That Python.
-    #[arg(long, default_value = "python3", value_name = "FILE")]
+    #[arg(
+        long,
+        default_value = "python3",
+        value_name = "FILE",
+        requires = "peers"
+    )]
     python: PathBuf,
     /// Where that Python looks for modules first, such as a folder with the Python files of mamba-ssm, of which no extension
     /// needs to be built.
-    #[arg(long, value_delimiter = ',', value_name = "FOLDERS")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "FOLDERS",
+        requires = "peers"
+    )]
     python_path: Vec<String>,
     /// Run candle's models beside ours on the CPU: the program built from crates/mamba-bench/peers/candle.
     #[arg(long, value_name = "FILE")]
