@@ -22,7 +22,7 @@ const TOGETHER: usize = 4;
 const AHEAD: usize = 1024;
 
 /// The outputs of one position a sequence, `[batch, 1, d_inner]`, whose `state`, `[batch, d_inner, d_state]`, becomes that after it.
-/// [`ScanInputs::initial_state`] has no part in it.
+/// The inputs' initial state has no part in it.
 ///
 /// # Panics
 /// If an input's size does not fit `dims`, or sequences are longer.

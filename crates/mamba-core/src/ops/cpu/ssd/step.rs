@@ -16,7 +16,7 @@ const TOGETHER: usize = 4;
 const AHEAD: usize = 1024;
 
 /// The outputs of one position a sequence, `[batch, 1, nheads * headdim]`, whose `state`, `[batch, nheads, headdim, d_state]`, becomes
-/// that after it. [`SsdInputs::initial_state`] has no part in it.
+/// that after it. The inputs' initial state has no part in it.
 ///
 /// # Panics
 /// If an input's size does not fit `dims`, or sequences are longer.
