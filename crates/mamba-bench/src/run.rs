@@ -84,7 +84,8 @@ impl<'a> Run<'a> {
             start: Instant::now(),
         };
         let precision = run.precision_name();
-        let head = Head::collect(asked.suite.name, name, versions, precision, options.quick);
+        let suite = asked.suite.name;
+        let head = Head::collect(suite, name, device, versions, precision, options.quick);
         run.emit(Entry::Head(Box::new(head)))?;
         for (engine, reason) in failed {
             run.miss("every problem", engine, None, &reason)?;

@@ -286,6 +286,7 @@ pub(crate) mod testing {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "flex")]
     #[test]
     fn what_was_written_before_a_crash_is_read() {
         let folder = tempfile::tempdir().unwrap();
@@ -293,6 +294,7 @@ mod tests {
         let head = Entry::Head(Box::new(Head::collect(
             "scaling",
             "flex",
+            &burn::tensor::Device::flex(),
             vec![],
             "f32",
             true,
