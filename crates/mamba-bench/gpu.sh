@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The measurements of a GPU that artifacts/bench keeps: a process a precision and backend, in which kernels are compiled and
+# Measures a GPU: a process a precision and backend, in which kernels are compiled and
 # proved once, and in it the most wanted suites first.
 #
 #   gpu.sh PROGRAM OUT [SECONDS]
