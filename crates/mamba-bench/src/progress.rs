@@ -69,7 +69,9 @@ impl Clock {
             false => 0.0,
         };
         let elapsed = self.start.elapsed();
-        let left = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
+        let left = elapsed.as_secs_f64() * (1.0 - share) / share;
+        // None before the first is done; nor where what comes costs more than any time.
+        let left = Duration::try_from_secs_f64(left).ok();
         Progress { share, left, what }
     }
 }
@@ -100,5 +102,8 @@ mod tests {
             "{left:?}"
         );
         assert_eq!(clock.begin("c".into(), 9.0).share, 1.0);
+        let mut endless = Clock::new(1e300);
+        endless.begin("a".into(), 1e-3);
+        assert!(endless.begin("b".into(), 1e300).left.is_none());
     }
 }
