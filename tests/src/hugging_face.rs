@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::devices::drawing;
 use crate::fixtures::{self, Fixture};
 
 /// The language models of the fixtures, and what their `config.json` calls them.
@@ -95,8 +96,8 @@ pub fn parity_folder(fixture: &Fixture) -> TempDir {
 pub fn parity_model(name: &str, device: &Device) -> (LanguageModel, LanguageModelConfig, Fixture) {
     let fixture = Fixture::load(name);
     let folder = parity_folder(&fixture);
-    let (model, config) =
-        checkpoint::load(folder.path(), device).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let (model, config) = drawing(|| checkpoint::load(folder.path(), device))
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     (model, config, fixture)
 }
 
@@ -108,7 +109,7 @@ pub fn model(name: &str, device: &Device) -> (LanguageModel, LanguageModelConfig
         .find(|(fixture, _)| *fixture == name)
         .expect("one of the fixtures");
     let folder = folder(&fixture, model_type);
-    let (model, config) =
-        checkpoint::load(folder.path(), device).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let (model, config) = drawing(|| checkpoint::load(folder.path(), device))
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     (model, config, fixture)
 }

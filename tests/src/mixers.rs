@@ -1,5 +1,6 @@
 //! What Mamba-1 and Mamba-2 have in common, so that one proof serves both.
 
+use crate::devices::seeded;
 use burn::tensor::{Device, Gradients, Int, Tensor};
 use mamba_core::{Mamba1, Mamba1Config, Mamba1State, Mamba2, Mamba2Config, Mamba2State};
 
@@ -52,8 +53,7 @@ macro_rules! recurrent {
             const NAME: &'static str = $name;
 
             fn small(device: &Device) -> Self {
-                device.seed(7);
-                $config.init(device)
+                seeded(7, device, |device| $config.init(device))
             }
 
             fn forward(&self, x: Tensor<3>, state: Option<$state>) -> (Tensor<3>, $state) {

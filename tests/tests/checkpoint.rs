@@ -52,6 +52,28 @@ fn what_is_written_is_what_was_read() {
 }
 
 #[test]
+fn what_is_broken_off_is_not_in_the_way() {
+    let device = device();
+    let config = LanguageModelConfig::new()
+        .with_vocab_size(29)
+        .with_d_model(16);
+    let model = config.init(&device);
+    for blocked in ["model.safetensors", "config.json"] {
+        let folder = TempDir::new().unwrap();
+        // Where the file would be written before it has its name.
+        let part = format!("{blocked}.{}.part", std::process::id());
+        fs::create_dir(folder.path().join(&part)).unwrap();
+        let error = checkpoint::save(&model, &config, folder.path()).unwrap_err();
+        assert!(error.to_string().contains(blocked), "{error}");
+        fs::remove_dir(folder.path().join(&part)).unwrap();
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "{blocked}");
+        checkpoint::save(&model, &config, folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}
+
+#[test]
 fn rows_past_the_vocabulary_are_not_written() {
     let device = device();
     let config = LanguageModelConfig::new()
@@ -320,6 +342,81 @@ fn configurations_that_are_not_ours_are_refused() {
     );
     let none = error(|config| config["num_hidden_layers"] = json!(0));
     assert!(none.contains("n_layer must be at least 1"), "{none}");
+}
+
+/// Sizes that would take terabytes, or overflow, if the files did not have to bear them out first.
+#[test]
+fn sizes_that_no_file_bears_out_are_refused_by_name() {
+    let large = 1u64 << 30;
+    for (model, field, value, want) in [
+        (
+            "mamba1_lm",
+            "num_hidden_layers",
+            1_000_000_000_000,
+            "n_layer",
+        ),
+        ("mamba1_lm", "num_hidden_layers", large, "1073741824 layers"),
+        ("mamba1_lm", "hidden_size", 1_000_000_000_000, "d_model"),
+        ("mamba1_lm", "hidden_size", 1 << 63, "d_model"),
+        (
+            "mamba1_lm",
+            "hidden_size",
+            large,
+            "backbone.embeddings.weight",
+        ),
+        (
+            "mamba1_lm",
+            "vocab_size",
+            large,
+            "backbone.embeddings.weight",
+        ),
+        ("mamba1_lm", "expand", large, "0.mixer.in_proj.weight"),
+        (
+            "mamba1_lm",
+            "time_step_rank",
+            large,
+            "0.mixer.x_proj.weight",
+        ),
+        ("mamba1_lm", "time_step_rank", u64::MAX, "dt_rank"),
+        ("mamba1_lm", "conv_kernel", large, "0.mixer.conv1d.weight"),
+        ("mamba2_lm", "hidden_size", 1 << 63, "hidden_size"),
+        ("mamba2_lm", "n_groups", 0, "ngroups"),
+        ("mamba2_lm", "conv_kernel", large, "0.mixer.conv1d.weight"),
+        ("gpt2_lm", "n_positions", large, "wpe.weight"),
+        ("gpt2_lm", "n_inner", large, "h.0.mlp.c_fc.weight"),
+        ("gpt2_lm", "n_embd", u64::MAX, "d_model"),
+        ("llama_lm", "intermediate_size", large, "0.mlp.gate_proj"),
+        ("llama_lm", "head_dim", large, "0.self_attn.q_proj"),
+        ("llama_lm", "head_dim", 0, "attention.head_dim"),
+        ("llama_lm", "intermediate_size", 0, "mlp.d_hidden"),
+    ] {
+        let (_, model_type) = MODELS.into_iter().find(|it| it.0 == model).unwrap();
+        let fixture = Fixture::load(model);
+        let folder = hugging_face::folder(&fixture, model_type);
+        let mut config = hugging_face::config(&fixture, model_type);
+        config[field] = json!(value);
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let error = checkpoint::load(folder.path(), &device()).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(want), "{model}, {field}: {message}");
+    }
+}
+
+/// The same number of rows in all, cut elsewhere.
+#[test]
+fn parts_of_a_joined_matrix_have_sizes_of_their_own() {
+    let fixture = Fixture::load("llama_lm");
+    let folder = hugging_face::folder(&fixture, "llama");
+    let mut tensors = hugging_face::tensors(&fixture);
+    for (name, more) in [("gate_proj", true), ("up_proj", false)] {
+        let end = format!("0.mlp.{name}.weight");
+        let (_, shape, values) = tensors.iter_mut().find(|it| it.0.ends_with(&end)).unwrap();
+        shape[0] = if more { shape[0] + 1 } else { shape[0] - 1 };
+        values.resize(shape[0] * shape[1], 0.5);
+    }
+    hugging_face::write(&folder.path().join("model.safetensors"), &tensors);
+    let error = checkpoint::load(folder.path(), &device()).unwrap_err();
+    assert!(error.to_string().contains("0.mlp.up_proj"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use mamba_core::{
     LanguageModel, LanguageModelConfig, Mamba1Config, Mamba2Config, MixerKind, Precision, Sampler,
     SamplingConfig,
 };
-use mamba_tests::devices::device;
+use mamba_tests::devices::{device, seeded};
 
 const PROMPT: [u32; 5] = [3, 1, 4, 1, 5];
 const TOKENS: usize = 12;
@@ -65,8 +65,7 @@ fn unnormed() -> LanguageModelConfig {
 
 /// Embeddings so large that tokens tell each other apart.
 fn model(config: LanguageModelConfig, device: &Device) -> LanguageModel {
-    device.seed(7);
-    let mut model = config.init(device);
+    let mut model = seeded(7, device, |device| config.init(device));
     model.embedding = scaled(model.embedding);
     model.head = model.head.map(scaled);
     model

@@ -3,13 +3,14 @@
 
 use std::fs;
 
+use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use mamba_core::transformer::AttentionConfig;
 use mamba_core::{
-    GenerateError, LanguageModel, LanguageModelConfig, Mamba2Config, MixerKind, Request, Sampler,
-    SamplingConfig, Snapshot, SnapshotError,
+    GenerateError, LanguageModel, LanguageModelConfig, Mamba2Config, Mixer, MixerKind, Request,
+    Sampler, SamplingConfig, Snapshot, SnapshotError,
 };
-use mamba_tests::devices::device;
+use mamba_tests::devices::{self, device};
 use mamba_tests::tensors::values;
 use tempfile::TempDir;
 
@@ -25,22 +26,33 @@ fn config(pattern: &[MixerKind]) -> LanguageModelConfig {
         .with_attention(AttentionConfig::new(0, 4).with_rotary_dim(8))
 }
 
-/// Both families, alone and with an MLP, and a hybrid with attention.
-fn configs() -> [LanguageModelConfig; 4] {
+/// Both families, alone and with an MLP, a hybrid with attention, and an MLP that reads what the mixer before it reads.
+fn configs() -> [LanguageModelConfig; 5] {
     use MixerKind::{Attention, Mamba1, Mamba2, Mlp};
     [
         config(&[Mamba1]),
         config(&[Mamba2]),
         config(&[Mamba2, Mlp, Mamba1]),
         config(&[Mamba1, Attention, Mlp]),
+        config(&[Mamba1, Mlp]).with_parallel_residual(true),
     ]
 }
 
-/// Embeddings so large that tokens tell each other apart.
+/// Embeddings so large that tokens tell each other apart, and MLPs whose inputs show in what they add.
 fn model(config: &LanguageModelConfig, seed: u64, device: &Device) -> LanguageModel {
-    device.seed(seed);
-    let mut model = config.init(device);
+    let mut model = devices::seeded(seed, device, |device| config.init(device));
     model.embedding = model.embedding.map(|table| table * 25.0);
+    let grown = |weight: &Param<Tensor<2>>, factor: f64| weight.clone().map(|it| it * factor);
+    for layer in &mut model.layers {
+        match &mut layer.mixer {
+            Mixer::Mlp(mlp) => mlp.fc_out.weight = grown(&mlp.fc_out.weight, 100.0),
+            // What the layer beside it must not read.
+            Mixer::Mamba1(mixer) if config.parallel_residual => {
+                mixer.out_proj.weight = grown(&mixer.out_proj.weight, 20.0);
+            }
+            _ => {}
+        }
+    }
     model
 }
 
@@ -124,6 +136,28 @@ fn sequences_at_once_get_the_tokens_of_each_alone() {
                 "{:?}",
                 config.pattern
             );
+        }
+    }
+}
+
+/// Finer than the tokens, which a small error need not change.
+#[test]
+fn prompts_at_once_leave_the_log_probabilities_of_each_alone() {
+    let device = device();
+    let all = text(100);
+    let prompts = [&all[3..12], &all[5..12], &all[10..94], &all[20..31]];
+    for config in configs() {
+        let model = model(&config, 7, &device);
+        let requests = prompts.map(|it| request(it, greedy()).with_logprobs(4));
+        let mut generations = model.generate_all(requests.to_vec(), &device).unwrap();
+        let step = generations.next().unwrap().unwrap();
+        for (prompt, generated) in prompts.iter().zip(step) {
+            let want = logprobs(&model, prompt, &device).pop().unwrap();
+            for (token, got) in generated.unwrap().logprobs.unwrap().top {
+                let want = want[token as usize];
+                let pattern = &config.pattern;
+                assert!((got - want).abs() < 1e-3, "{pattern:?}: {got} for {want}");
+            }
         }
     }
 }

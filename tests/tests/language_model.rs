@@ -3,15 +3,15 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, s};
-use mamba_core::transformer::AttentionConfig;
+use mamba_core::transformer::{AttentionConfig, MlpConfig};
 use mamba_core::{
-    GenerateError, LanguageModel, LanguageModelConfig, Mamba1Config, Mamba2Config, MixerKind,
-    Sampler, SamplingConfig,
+    GenerateError, LanguageModel, LanguageModelConfig, Mamba1Config, Mamba2Config, Mixer,
+    MixerKind, Sampler, SamplingConfig,
 };
-use mamba_tests::devices::device;
+use mamba_tests::devices::{device, seeded};
 use mamba_tests::fixtures::Fixture;
 use mamba_tests::hugging_face;
-use mamba_tests::tensors::{assert_fixture, assert_same, int};
+use mamba_tests::tensors::{assert_fixture, assert_same, int, values};
 use mamba_tests::tolerances::{LANGUAGE_MODEL_F32, LANGUAGE_MODEL_F32_GRADIENT};
 
 /// Inputs and targets of next-token prediction.
@@ -103,8 +103,11 @@ fn small_mamba2() -> Mamba2Config {
 }
 
 fn hybrid(device: &Device) -> LanguageModel {
-    device.seed(3);
-    LanguageModelConfig::new()
+    seeded_hybrid(3, device)
+}
+
+fn seeded_hybrid(seed: u64, device: &Device) -> LanguageModel {
+    let config = LanguageModelConfig::new()
         .with_vocab_size(29)
         .with_d_model(16)
         .with_n_layer(2)
@@ -115,8 +118,8 @@ fn hybrid(device: &Device) -> LanguageModel {
             MixerKind::Mlp,
         ])
         .with_mamba2(small_mamba2())
-        .with_attention(AttentionConfig::new(0, 4).with_rotary_dim(4))
-        .init(device)
+        .with_attention(AttentionConfig::new(0, 4).with_rotary_dim(4));
+    seeded(seed, device, |device| config.init(device))
 }
 
 fn tokens(shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
@@ -195,21 +198,7 @@ fn weights_survive_a_record() {
     let ids = tokens([1, 9], &device);
     let want = model.hidden(ids.clone(), None).into_data();
     let record = model.into_record();
-    device.seed(99);
-    let other = LanguageModelConfig::new()
-        .with_vocab_size(29)
-        .with_d_model(16)
-        .with_n_layer(2)
-        .with_pattern(vec![
-            MixerKind::Mamba1,
-            MixerKind::Attention,
-            MixerKind::Mamba2,
-            MixerKind::Mlp,
-        ])
-        .with_mamba2(small_mamba2())
-        .with_attention(AttentionConfig::new(0, 4).with_rotary_dim(4))
-        .init(&device)
-        .load_record(record);
+    let other = seeded_hybrid(99, &device).load_record(record);
     assert_eq!(other.hidden(ids, None).into_data(), want);
 }
 
@@ -224,4 +213,72 @@ fn a_config_that_cannot_work_names_the_field() {
         .with_pattern(vec![MixerKind::Attention])
         .with_attention(AttentionConfig::new(0, 3));
     assert!(problem(heads).contains("attention.num_heads"));
+
+    let mamba1 = |it: Mamba1Config| LanguageModelConfig::new().with_mamba1(it);
+    let mamba2 = |it: Mamba2Config| {
+        LanguageModelConfig::new()
+            .with_pattern(vec![MixerKind::Mamba2])
+            .with_mamba2(it)
+    };
+    let transformer = |heads: AttentionConfig, mlp: MlpConfig| {
+        LanguageModelConfig::new()
+            .with_pattern(vec![MixerKind::Attention, MixerKind::Mlp])
+            .with_attention(heads)
+            .with_mlp(mlp)
+    };
+    let (nan, inf) = (f64::NAN, f64::INFINITY);
+    let (first, second) = (Mamba1Config::new(0), Mamba2Config::new(0));
+    let (heads, mlp) = (AttentionConfig::new(0, 4), MlpConfig::new(0));
+    for (config, field) in [
+        (mamba1(first.clone().with_dt_max(inf)), "mamba1.dt_min"),
+        (mamba1(first.clone().with_dt_min(nan)), "mamba1.dt_min"),
+        (
+            mamba1(first.clone().with_dt_init_floor(nan)),
+            "mamba1.dt_init_floor",
+        ),
+        (mamba1(first.clone().with_dt_scale(nan)), "mamba1.dt_scale"),
+        (mamba1(first.clone().with_dt_scale(0.0)), "mamba1.dt_scale"),
+        (mamba1(first.clone().with_expand(0)), "mamba1.expand"),
+        (mamba1(first.with_expand(usize::MAX)), "mamba1.expand"),
+        (mamba2(second.clone().with_dt_max(inf)), "mamba2.dt_min"),
+        (
+            mamba2(second.clone().with_dt_init_floor(inf)),
+            "mamba2.dt_init_floor",
+        ),
+        (
+            mamba2(second.clone().with_conv_init(Some(nan))),
+            "mamba2.conv_init",
+        ),
+        (mamba2(second.with_ngroups(usize::MAX)), "mamba2.ngroups"),
+        (
+            transformer(heads.clone().with_head_dim(Some(0)), mlp.clone()),
+            "attention.head_dim",
+        ),
+        (
+            transformer(heads.with_num_kv_heads(Some(0)), mlp.clone()),
+            "attention.num_kv_heads",
+        ),
+        (
+            transformer(AttentionConfig::new(0, 4), mlp.with_d_hidden(Some(0))),
+            "mlp.d_hidden",
+        ),
+        (
+            LanguageModelConfig::new().with_norm_epsilon(inf),
+            "norm_epsilon",
+        ),
+        (
+            LanguageModelConfig::new().with_pad_vocab_size_multiple(usize::MAX),
+            "pad_vocab_size_multiple",
+        ),
+    ] {
+        let problem = problem(config);
+        assert!(problem.starts_with(field), "{field}: {problem}");
+    }
+    // What is odd, and works.
+    let second = mamba2(Mamba2Config::new(0).with_a_init_range([2.0, 2.0])).with_d_model(64);
+    let a_log = match &seeded(1, &device(), |device| second.init(device)).layers[0].mixer {
+        Mixer::Mamba2(mixer) => values(mixer.a_log.val()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(a_log, [2.0f32.ln(); 2]);
 }

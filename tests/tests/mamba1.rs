@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use mamba_core::{Mamba1, Mamba1Config, Mamba1State};
-use mamba_tests::devices::{autodiff_devices, device};
+use mamba_tests::devices::{autodiff_devices, device, seeded};
 use mamba_tests::fixtures::{self, Fixture};
 use mamba_tests::tensors::{assert_fixture, float, int};
 use mamba_tests::tolerances::{MIXER_F32, MIXER_F32_GRADIENT};
@@ -33,7 +33,7 @@ fn block(fixture: &Fixture, device: &Device) -> Mamba1 {
         .with_bias(fixture.setting("bias"))
         .with_conv_bias(fixture.setting("conv_bias"));
     let conv = float::<3>(fixture.floats("conv1d.weight"), device);
-    let module = config.init(device);
+    let module = seeded(1, device, |device| config.init(device));
     assert_eq!(
         module.in_proj.bias.is_some(),
         fixture.setting::<bool>("bias")
@@ -135,9 +135,8 @@ fn the_block_equals_pytorch() {
 #[test]
 fn initialisation_is_the_official_one() {
     let device = device();
-    device.seed(11);
     let config = Mamba1Config::new(64);
-    let module = config.init(&device);
+    let module = seeded(11, &device, |device| config.init(device));
     assert_eq!(config.resolved_dt_rank(), 4);
     assert_eq!(
         module.num_params(),

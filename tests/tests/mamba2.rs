@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use mamba_core::{Mamba2, Mamba2Config, Mamba2State};
-use mamba_tests::devices::{autodiff_devices, device};
+use mamba_tests::devices::{autodiff_devices, device, seeded};
 use mamba_tests::fixtures::{self, Fixture};
 use mamba_tests::tensors::{assert_fixture, float, int, values};
 use mamba_tests::tolerances::{MIXER_F32, MIXER_F32_GRADIENT};
@@ -45,7 +45,7 @@ fn block(fixture: &Fixture, device: &Device) -> Mamba2 {
         let array = fixture.find_floats(key)?;
         Some(parameter(float::<1>(array, device)))
     };
-    let module = config.init(device);
+    let module = seeded(1, device, |device| config.init(device));
     assert_eq!(module.in_proj.bias.is_some(), flag("bias"));
     assert_eq!(module.conv_bias.is_some(), flag("conv_bias"));
     assert_eq!(module.norm_weight.is_some(), flag("rmsnorm"));
@@ -143,9 +143,8 @@ fn the_block_equals_pytorch() {
 #[test]
 fn initialisation_is_the_official_one() {
     let device = device();
-    device.seed(11);
     let config = Mamba2Config::new(256).with_d_state(16).with_headdim(8);
-    let module = config.init(&device);
+    let module = seeded(11, &device, |device| config.init(device));
     let (d_inner, nheads, conv_dim) = (512, 64, 512 + 32);
     assert_eq!(config.nheads(), nheads);
     assert_eq!(
@@ -193,7 +192,8 @@ fn initialisation_is_the_official_one() {
         (0.06..=0.0625).contains(&weights),
         "d_model^-1/2, got {weights}"
     );
-    let custom = config.with_conv_init(Some(0.1)).init(&device);
+    let config = config.with_conv_init(Some(0.1));
+    let custom = seeded(12, &device, |device| config.init(device));
     assert!(
         (0.09..=0.1).contains(&bound(custom.conv_weight.val())),
         "conv_init"

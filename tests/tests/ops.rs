@@ -8,7 +8,9 @@ use mamba_core::ops::{
 };
 use mamba_tests::devices::{autodiff_devices, device};
 use mamba_tests::fixtures::{self, Fixture};
-use mamba_tests::tensors::{assert_fixture, assert_same, float, int, numbers};
+use mamba_tests::tensors::{
+    assert_fixture, assert_same, float, int, numbers, sequence_tensor, values,
+};
 use mamba_tests::tolerances::{self, Tolerance};
 
 /// Paths under test, the fused one first.
@@ -126,6 +128,42 @@ fn selective_scan_equals_pytorch() {
                 check_scan(&case, scan.clone(), selective_scan(scan));
             }
         }
+    }
+}
+
+/// f32 has no number between 2^24 and 2^24 + 2.
+#[test]
+fn runs_of_large_numbers_are_told_apart() {
+    let device = device();
+    let outputs = |ids: [i64; 5], strategy| {
+        let seq_idx = Some(sequence_tensor(&ids, [1, 5], &device));
+        let of = |seed, size| numbers::<3>(seed, [1, 5, size], &device);
+        let scan = SelectiveScan::new(
+            of(1, 3),
+            of(2, 3),
+            numbers::<2>(3, [3, 2], &device).abs().neg(),
+            of(4, 2),
+            of(5, 2),
+        );
+        let (y, _) = selective_scan(SelectiveScan {
+            seq_idx: seq_idx.clone(),
+            strategy,
+            ..scan
+        });
+        let conv = CausalConv1d::new(of(6, 3), numbers(7, [3, 4], &device));
+        let (z, _) = causal_conv1d(CausalConv1d {
+            seq_idx,
+            strategy,
+            ..conv
+        });
+        [values(y), values(z)]
+    };
+    let large = 1 << 24;
+    for strategy in STRATEGIES {
+        let want = outputs([0, 0, 1, 1, 0], strategy);
+        assert_ne!(outputs([0; 5], strategy), want);
+        let ids = [large, large, large + 1, large + 1, large];
+        assert_eq!(outputs(ids, strategy), want, "{strategy:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Int, Tensor};
 use mamba_core::{LanguageModel, LanguageModelConfig, MixerKind, Precision};
-use mamba_tests::devices::device;
+use mamba_tests::devices::{device, seeded};
 
 const VOCABULARY: usize = 61;
 
@@ -13,13 +13,12 @@ fn model(mixers: &[MixerKind]) -> Option<LanguageModel> {
         println!("not tested: the device has no bf16");
         return None;
     }
-    device.seed(5);
     let config = LanguageModelConfig::new()
         .with_vocab_size(VOCABULARY)
         .with_d_model(32)
         .with_n_layer(2)
         .with_pattern(mixers.to_vec());
-    Some(config.init(&device))
+    Some(seeded(5, &device, |device| config.init(device)))
 }
 
 /// Inputs and targets, `[3, 20]`.

@@ -13,6 +13,9 @@ pub use adapter::{DefaultDevice, adapter, cpu_name, is_software, start_default};
 /// Devices that were started in this process.
 static STARTED: Mutex<Vec<Device>> = Mutex::new(Vec::new());
 
+/// Held while [`start`] has the process's panic hook.
+static HOOK: Mutex<()> = Mutex::new(());
+
 /// Why a device cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -122,6 +125,8 @@ pub fn start(name: &str) -> Result<Device, DeviceError> {
     // the panic that reaches us: the first message is the one that tells.
     let first = Arc::new(Mutex::new(None));
     let seen = first.clone();
+    // Two at once would each take the other's hook for the one to put back.
+    let turn = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if let Ok(mut seen) = seen.lock() {
@@ -136,6 +141,7 @@ pub fn start(name: &str) -> Result<Device, DeviceError> {
     })
     .join();
     std::panic::set_hook(hook);
+    drop(turn);
     match outcome {
         Ok(4.0) => {
             STARTED
@@ -204,5 +210,30 @@ mod tests {
     #[test]
     fn the_cpu_starts() {
         assert_eq!(start("flex"), Ok(Device::flex()));
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn the_panic_hook_is_put_back_behind_starts_at_once() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        static TOLD: AtomicUsize = AtomicUsize::new(0);
+        let turn = HOOK.lock().unwrap();
+        let theirs = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            match panic.payload_as_str() == Some("for the hook alone") {
+                true => drop(TOLD.fetch_add(1, Ordering::Relaxed)),
+                false => theirs(panic),
+            }
+        }));
+        drop(turn);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..20).for_each(|_| drop(start("flex"))));
+            }
+        });
+        // Another test may start a device right now.
+        let _turn = HOOK.lock().unwrap();
+        let _ = std::panic::catch_unwind(|| panic!("for the hook alone"));
+        assert_eq!(TOLD.load(Ordering::Relaxed), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! The language model around the mixers.
 
 mod config;
+mod validate;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, assert_shape, s};
@@ -74,7 +75,7 @@ impl LanguageModel {
             );
         }
         let mut x = self.embed(tokens, 0);
-        for stage in self.layers.chunks(self.stage) {
+        for stage in self.stages() {
             for (layer, input) in stage.iter().zip(inputs(stage, &x)) {
                 x = layer.mix_sequence(input, x, seq_idx.clone());
             }
@@ -153,7 +154,7 @@ impl LanguageModel {
         let mut x = self.embed(tokens, state.position);
         let mut layers = Vec::with_capacity(self.layers.len());
         let mut states = state.layers.into_iter();
-        for stage in self.layers.chunks(self.stage) {
+        for stage in self.stages() {
             for ((layer, input), state) in stage.iter().zip(inputs(stage, &x)).zip(&mut states) {
                 let (output, state) = layer.mix(input, x, state);
                 x = output;
@@ -225,6 +226,11 @@ impl LanguageModel {
         }
     }
 
+    /// The layers in runs that read the same input: see [`inputs`].
+    pub(crate) fn stages(&self) -> impl Iterator<Item = &[Block]> {
+        self.layers.chunks(self.stage)
+    }
+
     /// Whether layers read what was before the layer above them.
     #[cfg(feature = "cube")]
     pub(crate) fn has_parallel_layers(&self) -> bool {
@@ -268,7 +274,7 @@ impl LanguageModel {
 
 /// What each layer of a stage reads. The norms come first, so that the residual stream has one owner again when the
 /// layers write to it.
-fn inputs(stage: &[Block], x: &Tensor<3>) -> Vec<Tensor<3>> {
+pub(crate) fn inputs(stage: &[Block], x: &Tensor<3>) -> Vec<Tensor<3>> {
     let inputs = stage.iter().map(|layer| layer.norm.forward(x.clone()));
     inputs.collect()
 }

@@ -7,9 +7,10 @@ use burn::tensor::{DType, Device, Int, Tensor, assert_shape};
 use serde::{Deserialize, Serialize};
 
 use crate::init::{inverse_softplus_of_time_steps, rescale, torch_linear};
+use crate::limits::{check_bounds, check_positive, check_sizes, check_time_steps};
 use crate::ops::{
-    CausalConv1d, SelectiveScan, causal_conv1d, halves, linear, project, project_onto, rms_norm_to,
-    selective_scan, thirds,
+    CausalConv1d, SelectiveScan, causal_conv1d, decay_rates, halves, linear, project, project_onto,
+    rms_norm_to, selective_scan, thirds,
 };
 use crate::state::Mamba1State;
 
@@ -84,35 +85,38 @@ impl Mamba1Config {
         }
     }
 
+    /// What keeps [`Mamba1Config::init`] from working, naming the field.
+    pub fn validate(&self) -> Result<(), String> {
+        check_sizes(&[("d_model", self.d_model), ("expand", self.expand)])?;
+        check_bounds(&[("dt_rank", self.dt_rank), ("d_conv", self.d_conv)])?;
+        if !(1..=256).contains(&self.d_state) {
+            return Err(format!(
+                "d_state must be between 1 and 256, got {}",
+                self.d_state
+            ));
+        }
+        if self.d_conv < 2 {
+            return Err(format!("d_conv must be at least 2, got {}", self.d_conv));
+        }
+        check_time_steps(self.dt_min, self.dt_max, self.dt_init_floor)?;
+        check_positive("dt_scale", self.dt_scale)?;
+        match self.dt_bc_rms_epsilon {
+            Some(epsilon) => check_positive("dt_bc_rms_epsilon", epsilon),
+            None => Ok(()),
+        }
+    }
+
     /// Initialises a mixer as the official module does.
     ///
     /// # Panics
     ///
-    /// If a size is 0, `d_conv` is below 2, `d_state` is past 256, or the range of initial time
-    /// steps is not `0 < dt_min <= dt_max`.
+    /// With the message of [`Mamba1Config::validate`], if that returns one.
     pub fn init(&self, device: &Device) -> Mamba1 {
+        if let Err(problem) = self.validate() {
+            panic!("Mamba1Config: {problem}");
+        }
         let (d_model, d_inner, d_state) = (self.d_model, self.d_inner(), self.d_state);
         let dt_rank = self.resolved_dt_rank();
-        assert!(
-            d_model > 0 && d_inner > 0,
-            "Mamba1Config: d_model and expand must be at least 1, got {d_model} and {}",
-            self.expand
-        );
-        assert!(
-            (1..=256).contains(&d_state),
-            "Mamba1Config: d_state must be between 1 and 256, got {d_state}"
-        );
-        assert!(
-            self.d_conv >= 2,
-            "Mamba1Config: d_conv must be at least 2, got {}",
-            self.d_conv
-        );
-        assert!(
-            0.0 < self.dt_min && self.dt_min <= self.dt_max,
-            "Mamba1Config: expected 0 < dt_min <= dt_max, got {} and {}",
-            self.dt_min,
-            self.dt_max
-        );
 
         // U(-1/sqrt(width), 1/sqrt(width)): a depthwise filter sees `width` inputs.
         let bound = (self.d_conv as f64).sqrt().recip();
@@ -296,7 +300,7 @@ impl Mamba1 {
             delta_bias: self.dt_proj.bias.as_ref().map(Param::val),
             initial_state: ssm_state,
             seq_idx,
-            ..SelectiveScan::new(x, delta, -self.a_log.val().exp(), b, c)
+            ..SelectiveScan::new(x, delta, decay_rates(self.a_log.val()), b, c)
         });
         let output = match residual {
             Some(residual) => project_onto(residual, &self.out_proj, y),

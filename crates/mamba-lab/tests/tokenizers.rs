@@ -152,6 +152,38 @@ fn a_model_without_a_tokenizer_is_given_one() {
     workshop.refused(&absent, "nowhere.json");
 }
 
+/// A tokenizer of so many words: `w1`, `w2`, ...
+fn words(path: &Path, entries: usize) {
+    let vocab: Vec<String> = (1..entries).map(|id| format!(r#""w{id}":{id}"#)).collect();
+    let json = format!(
+        r#"{{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{{"type":"Whitespace"}},"post_processor":null,"decoder":null,"model":{{"type":"WordLevel",
+        "vocab":{{"[UNK]":0,{}}},"unk_token":"[UNK]"}}}}"#,
+        vocab.join(",")
+    );
+    fs::write(path, json).unwrap();
+}
+
+/// 40 rows, of which the model gives logits of 37: their tokens cannot be generated.
+#[test]
+fn rows_of_padding_are_no_entries() {
+    let workshop = Workshop::new();
+    let original = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/mamba1_original"
+    );
+    for entries in [37, 38, 40] {
+        words(&workshop.path("words.json"), entries);
+        let text = format!("w1 w{}", entries - 1);
+        let model = [original, &text, "-n", "2", "--tokenizer", "words.json"];
+        let generate = [&["generate"], &model[..]].concat();
+        match entries {
+            37 => drop(workshop.command(&generate).assert().success()),
+            _ => workshop.refused(&generate, &format!("{entries} entries and the model 37")),
+        }
+    }
+}
+
 #[test]
 fn a_run_keeps_the_tokenizer_that_it_was_trained_with() {
     let workshop = Workshop::new();

@@ -105,7 +105,7 @@ pub fn load_pretrained(path: &Path, tokenizer: Option<&str>, device: &Device) ->
         None => Tokenizer::from_file(&tokenizer_of(path, &config)?)?,
     };
     let spec = tokenizer.name().to_owned();
-    let notice = check(&tokenizer, config.padded_vocab_size(), &ends, given)?;
+    let notice = check(&tokenizer, config.vocab_size, &ends, given)?;
     let tokenizer = tokenizer.ending_with(ends.first().copied());
     let (model, config) = checkpoint::load(path, device)?;
     let mut experiment = Experiment::default();
@@ -183,7 +183,7 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
         precision if precision.is_rounded(device) => precision,
         _ => Precision::F32,
     };
-    let model = experiment.model.init(device);
+    let model = experiment.model.init_to_load(device);
     let weights = folder.model();
     if weights.exists() {
         verify(&folder)?;
@@ -257,10 +257,10 @@ fn verify(folder: &RunFolder) -> Result<()> {
 pub(crate) fn tokenizer_of_run(folder: &RunFolder, experiment: &Experiment) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::load(folder.path())?;
     let (entries, vocab_size) = (tokenizer.vocab_size(), experiment.model.vocab_size);
-    // Runs of before wrote no fingerprint, and those from a pretrained model may have its padded vocabulary.
+    // Runs of before wrote no fingerprint, and those from a pretrained model may have a vocabulary with padding in it.
     let own = match (&experiment.data.tokenizer_sha256, &experiment.from) {
         (Some(own), _) => own == tokenizer.fingerprint(),
-        (None, Some(_)) => entries <= experiment.model.padded_vocab_size(),
+        (None, Some(_)) => entries <= vocab_size,
         (None, None) => entries == vocab_size,
     };
     ensure!(

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! artifacts/runs/<name>/config.toml     the resolved experiment
+//!                       tokenizer.json  the tokenizer; one that comes with the program is only named, in tokenizer.txt
 //!                       metrics.jsonl   one object a logged step
+//!                       training.log    what went on, but for quiet runs
 //!                       loss.svg        the loss curve
 //!                       device.txt      the device that it was trained on last
 //!                       lock            locked while it is trained

@@ -62,6 +62,22 @@ impl Head {
         }
     }
 
+    /// The second line of a plot: device, hardware, type, date.
+    pub fn subtitle(&self) -> String {
+        let machine = &self.machine;
+        let hardware = match &self.gpu {
+            Some(gpu) => gpu.clone(),
+            None => format!("{}, {} threads", machine.cpu, machine.threads),
+        };
+        let date = machine.date.as_deref().and_then(|it| it.split('T').next());
+        format!(
+            "{} on {hardware}, {}, {}",
+            self.device,
+            self.precision,
+            date.unwrap_or("no date")
+        )
+    }
+
     /// Lines for people.
     pub fn lines(&self) -> Vec<String> {
         let machine = &self.machine;

@@ -14,10 +14,11 @@ use super::CheckpointError;
 use super::config::{self, Family, written};
 use super::names::Names;
 use super::tensors::WEIGHTS;
+use crate::files::Part;
 use crate::language_model::{LanguageModel, LanguageModelConfig};
 
 /// Writes `config.json` and `model.safetensors` in f32 to `folder`, which is made if it is not there. Rows of the embedding past
-/// the vocabulary are left out.
+/// the vocabulary are left out. The files have their names once they are whole.
 ///
 /// # Errors
 ///
@@ -94,12 +95,22 @@ fn write(
             return Err(failed(path, std::io::ErrorKind::AlreadyExists.into()));
         }
     }
-    let metadata = [("format".to_string(), "pt".to_string())].into();
-    safetensors::serialize_to_file(tensors, Some(metadata), &weights)
-        .map_err(|error| failed(&weights, std::io::Error::other(error)))?;
+    // Both are whole before either has its name: what is broken off is no model, and none in the way of the next try.
+    let parts = [Part::of(&described), Part::of(&weights)];
     let mut text = serde_json::to_string_pretty(&json).expect("JSON of plain values");
     text.push('\n');
-    fs::write(&described, text).map_err(|reason| failed(&described, reason))
+    fs::write(parts[0].path(), text).map_err(|reason| failed(&described, reason))?;
+    let metadata = [("format".to_string(), "pt".to_string())].into();
+    safetensors::serialize_to_file(tensors, Some(metadata), parts[1].path())
+        .map_err(|error| failed(&weights, std::io::Error::other(error)))?;
+    let [description, contents] = parts;
+    description
+        .finish()
+        .map_err(|reason| failed(&described, reason))?;
+    contents.finish().map_err(|reason| {
+        let _ = fs::remove_file(&described);
+        failed(&weights, reason)
+    })
 }
 
 /// A tensor of f32.

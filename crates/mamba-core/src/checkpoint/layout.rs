@@ -89,12 +89,10 @@ impl Rule {
                     TensorData::new(values(broken.watch(&their, data)), [channels, width])
                 })
             }
-            (Layout::Joined(_), &[_, columns]) => {
+            (Layout::Joined(sizes), &[_, columns]) => {
                 let rest: Vec<Packed> = parts.collect();
-                let all = rest
-                    .iter()
-                    .all(|it| it.shape.len() == 2 && it.shape[1] == columns);
-                if !all {
+                let mut all = std::iter::once(&first).chain(&rest).zip(sizes);
+                if !all.all(|(it, size)| it.shape.to_vec() == [*size, columns]) {
                     // Its shape tells what is wrong when it is applied.
                     return renamed(first, name, their, broken);
                 }

@@ -21,6 +21,7 @@ mod error;
 mod export;
 mod layout;
 mod names;
+mod shapes;
 mod tensors;
 
 use std::path::Path;
@@ -30,7 +31,7 @@ use burn::tensor::Device;
 
 use crate::language_model::{LanguageModel, LanguageModelConfig};
 use config::Described;
-use layout::NotFinite;
+use layout::{NotFinite, Rule};
 use tensors::Tensors;
 
 pub use error::CheckpointError;
@@ -60,23 +61,50 @@ pub fn read_end_tokens(folder: &Path) -> Result<Vec<u32>, CheckpointError> {
 /// # Errors
 ///
 /// If a file is missing or damaged, the configuration describes a model that this crate does not have, the weights are not
-/// exactly those of the configuration, or one of them is NaN or infinite.
+/// exactly those of the configuration, or one of them is NaN or infinite. Nothing is allocated for sizes that the files do not
+/// bear out.
 pub fn load(
     folder: &Path,
     device: &Device,
 ) -> Result<(LanguageModel, LanguageModelConfig), CheckpointError> {
     let Described { config, family } = config::read(folder)?;
     let mut tensors = Tensors::open(folder)?;
+    if config.n_layer > tensors.len() {
+        return Err(CheckpointError::Config {
+            path: folder.join(config::FILE),
+            problem: format!(
+                "it describes {} layers, and there are {} tensors in all: it is damaged or another model's",
+                config.n_layer,
+                tensors.len()
+            ),
+        });
+    }
     let rules = names::rules(&config, family, &tensors);
     let mut found = Vec::with_capacity(rules.len());
-    let (mut missing, broken) = (Vec::new(), NotFinite::default());
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+    let broken = NotFinite::default();
     for rule in rules {
         match tensors.take(&rule) {
-            Some(parts) => found.push(rule.import(parts, &broken)),
+            Some(parts) => {
+                let tensor = rule.import(parts, &broken);
+                misshapen.extend(misfit(&config, &rule, &tensor.shape.to_vec()));
+                found.push(tensor);
+            }
             None => missing.extend(rule.theirs.into_iter().filter(|it| !tensors.has(it))),
         }
     }
-    let mut model = config.init(device);
+    let unused = tensors.left_over(&config, family);
+    let folder = folder.to_path_buf();
+    // Before there is a model: one of sizes that no file bears out may not fit in memory.
+    if !(missing.is_empty() && unused.is_empty() && misshapen.is_empty()) {
+        return Err(CheckpointError::Tensors {
+            folder,
+            missing,
+            unused,
+            misshapen,
+        });
+    }
+    let mut model = config.init_to_load(device);
     let result = model.apply(found, None, None, true);
     let mut misshapen: Vec<String> = result.errors.iter().map(ToString::to_string).collect();
     // A parameter without a rule would keep its random beginning.
@@ -86,14 +114,10 @@ pub fn load(
             .iter()
             .map(|it| format!("{it} is no parameter of the model")),
     );
-    // What a file lacks is missing in the model, too, and named by the file's name already.
-    if missing.is_empty() {
-        missing.extend(result.missing.into_iter().map(|(path, _)| path));
-    }
-    let unused = tensors.left_over(&config, family);
-    if !(missing.is_empty() && unused.is_empty() && misshapen.is_empty()) {
+    let missing: Vec<String> = result.missing.into_iter().map(|(path, _)| path).collect();
+    if !(missing.is_empty() && misshapen.is_empty()) {
         return Err(CheckpointError::Tensors {
-            folder: folder.to_path_buf(),
+            folder,
             missing,
             unused,
             misshapen,
@@ -101,9 +125,18 @@ pub fn load(
     }
     match broken.names() {
         broken if broken.is_empty() => Ok((model, config)),
-        broken => Err(CheckpointError::NotFinite {
-            folder: folder.to_path_buf(),
-            broken,
-        }),
+        broken => Err(CheckpointError::NotFinite { folder, broken }),
+    }
+}
+
+/// What is wrong with a parameter of the shape `got`, if anything is.
+fn misfit(config: &LanguageModelConfig, rule: &Rule, got: &[usize]) -> Option<String> {
+    let (ours, theirs) = (&rule.ours, rule.theirs.join(", "));
+    match shapes::shape(config, ours) {
+        Some(want) if want == got => None,
+        Some(want) => Some(format!(
+            "{theirs} (of shape {got:?} as {ours}, instead of {want:?})"
+        )),
+        None => Some(format!("{theirs} (the model has no {ours})")),
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData, s};
 
 use super::steps;
 use crate::block::{Block, Mixer};
-use crate::language_model::LanguageModel;
+use crate::language_model::{LanguageModel, inputs};
 use crate::snapshot::Snapshot;
 use crate::state::{LanguageModelState, LayerState};
 
@@ -99,10 +99,12 @@ fn forward_packed(
     let [_, seq_len] = tokens.dims();
     let mut x = model.embed(tokens, 0);
     let mut layers = Vec::with_capacity(model.layers.len());
-    for layer in &model.layers {
-        let state;
-        (x, state) = mix(layer, x, seq_idx.clone());
-        layers.push(state);
+    for stage in model.stages() {
+        for (layer, input) in stage.iter().zip(inputs(stage, &x)) {
+            let state;
+            (x, state) = mix(layer, input, x, seq_idx.clone());
+            layers.push(state);
+        }
     }
     let state = LanguageModelState {
         layers,
@@ -111,20 +113,24 @@ fn forward_packed(
     (model.norm.forward(x), state)
 }
 
-fn mix(layer: &Block, x: Tensor<3>, seq_idx: Tensor<2, Int>) -> (Tensor<3>, LayerState) {
+/// Adds what the mixer makes of `input`, which is normalised already, to `x`.
+fn mix(
+    layer: &Block,
+    input: Tensor<3>,
+    x: Tensor<3>,
+    seq_idx: Tensor<2, Int>,
+) -> (Tensor<3>, LayerState) {
     match &layer.mixer {
         Mixer::Mamba1(mixer) => {
-            let input = layer.norm.forward(x.clone());
             let (x, state) = mixer.mix(input, None, Some(seq_idx), Some(x));
             (x, LayerState::Mamba1(state))
         }
         Mixer::Mamba2(mixer) => {
-            let input = layer.norm.forward(x.clone());
             let (x, state) = mixer.mix(input, None, Some(seq_idx), Some(x));
             (x, LayerState::Mamba2(state))
         }
         // Position by position: runs are all one to it.
-        Mixer::Mlp(_) => (layer.forward_sequence(x, None), LayerState::Stateless),
+        Mixer::Mlp(_) => (layer.mix_sequence(input, x, None), LayerState::Stateless),
         Mixer::Attention(_) => unreachable!("a model with attention is not packed"),
     }
 }

@@ -22,7 +22,8 @@ pub struct Generated {
 ///
 /// Made by [`LanguageModel::generate_all`]. An item has an entry a sequence, in the order of the requests, none for one
 /// that has ended. One pass of the model serves all sequences, of whatever lengths, where its mixers are state spaces;
-/// with attention or learned positions, those that are equally long. Sequences that have ended drop out of it.
+/// with attention or learned positions, those that are equally long. Sequences that have ended drop out of it, but
+/// where kernels decode Mamba-1 and Mamba-2 on a GPU: their batch stays as it is, until all have ended.
 ///
 /// Each gets the tokens that it would get alone, but for the last bits of sums that a device takes in another order.
 pub struct Generations<'a> {

@@ -6,10 +6,10 @@ use burn::tensor::Device;
 
 use super::LanguageModel;
 use crate::block::{Block, Mixer, MixerKind};
-use crate::mamba1::Mamba1Config;
-use crate::mamba2::Mamba2Config;
+use crate::mamba1::{Mamba1, Mamba1Config};
+use crate::mamba2::{Mamba2, Mamba2Config};
 use crate::norm::{NormConfig, NormKind};
-use crate::transformer::{AttentionConfig, MlpConfig};
+use crate::transformer::{Attention, AttentionConfig, Mlp, MlpConfig};
 
 /// Configuration to create a [`LanguageModel`] with [`LanguageModelConfig::init`].
 ///
@@ -91,104 +91,6 @@ impl LanguageModelConfig {
             .next_multiple_of(self.pad_vocab_size_multiple.max(1))
     }
 
-    /// What keeps [`LanguageModelConfig::init`] from working, naming the field.
-    pub fn validate(&self) -> Result<(), String> {
-        let at_least_one = [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("n_layer", self.n_layer),
-            ("pattern", self.pattern.len()),
-            ("attention.num_heads", self.attention.num_heads),
-            ("mamba1.expand", self.mamba1.expand),
-        ];
-        for (field, value) in at_least_one {
-            if value == 0 {
-                return Err(format!("{field} must be at least 1"));
-            }
-        }
-        let widths = [
-            ("mamba1", self.mamba1.d_model),
-            ("mamba2", self.mamba2.d_model),
-            ("attention", self.attention.d_model),
-            ("mlp", self.mlp.d_model),
-        ];
-        for (field, width) in widths {
-            if width != 0 && width != self.d_model {
-                return Err(format!(
-                    "{field}.d_model must be left out or equal d_model = {}, got {width}",
-                    self.d_model
-                ));
-            }
-        }
-        if !(1..=256).contains(&self.mamba1.d_state) {
-            let d_state = self.mamba1.d_state;
-            return Err(format!(
-                "mamba1.d_state must be between 1 and 256, got {d_state}"
-            ));
-        }
-        if self.mamba1.d_conv < 2 {
-            return Err(format!(
-                "mamba1.d_conv must be at least 2, got {}",
-                self.mamba1.d_conv
-            ));
-        }
-        if !(0.0 < self.mamba1.dt_min && self.mamba1.dt_min <= self.mamba1.dt_max) {
-            return Err("mamba1.dt_min must be above 0 and at most mamba1.dt_max".into());
-        }
-        if let Some(epsilon) = self.mamba1.dt_bc_rms_epsilon
-            && !(epsilon > 0.0 && epsilon.is_finite())
-        {
-            return Err(format!(
-                "mamba1.dt_bc_rms_epsilon must be positive, got {epsilon}"
-            ));
-        }
-        if self.pattern.contains(&MixerKind::Mamba2) {
-            let mut mamba2 = self.mamba2.clone();
-            mamba2.d_model = self.d_model;
-            mamba2.validate().map_err(|it| format!("mamba2.{it}"))?;
-        }
-        if self.norm_epsilon.is_nan() || self.norm_epsilon <= 0.0 {
-            return Err(format!(
-                "norm_epsilon must be positive, got {}",
-                self.norm_epsilon
-            ));
-        }
-        if self.pattern.contains(&MixerKind::Attention) {
-            self.validate_attention()?;
-        }
-        Ok(())
-    }
-
-    fn validate_attention(&self) -> Result<(), String> {
-        let (attention, heads) = (&self.attention, self.attention.num_heads);
-        if attention.head_dim.is_none() && !self.d_model.is_multiple_of(heads) {
-            return Err(format!(
-                "attention.num_heads = {heads} must divide d_model = {}",
-                self.d_model
-            ));
-        }
-        let kv_heads = attention.num_kv_heads();
-        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(format!(
-                "attention.num_kv_heads = {kv_heads} must divide num_heads = {heads}"
-            ));
-        }
-        let head_dim = attention.head_dim.unwrap_or(self.d_model / heads);
-        let rotary_dim = attention.rotary_dim;
-        if !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim {
-            return Err(format!(
-                "attention.rotary_dim must be even and at most the {head_dim} channels of a head, got {rotary_dim}"
-            ));
-        }
-        if rotary_dim > 0 && !(attention.rotary_base > 0.0 && attention.rotary_base.is_finite()) {
-            return Err(format!(
-                "attention.rotary_base must be positive, got {}",
-                attention.rotary_base
-            ));
-        }
-        Ok(())
-    }
-
     /// Initialises a model: embeddings `N(0, 0.02)`, every branch that writes to the residual
     /// stream scaled by one over the root of their number.
     ///
@@ -196,6 +98,22 @@ impl LanguageModelConfig {
     ///
     /// With the message of [`LanguageModelConfig::validate`], if that returns one.
     pub fn init(&self, device: &Device) -> LanguageModel {
+        let branches = self.n_layer * self.pattern.len();
+        self.build(device, Some((branches as f64).sqrt().recip()))
+    }
+
+    /// A model whose weights are about to be replaced by those of a record. None of its large ones takes time or memory
+    /// before it is used; one that was not replaced has not the scale of [`LanguageModelConfig::init`].
+    ///
+    /// # Panics
+    ///
+    /// As [`LanguageModelConfig::init`].
+    pub fn init_to_load(&self, device: &Device) -> LanguageModel {
+        self.build(device, None)
+    }
+
+    /// Branches that write to the residual stream are scaled by `factor`.
+    fn build(&self, device: &Device, factor: Option<f64>) -> LanguageModel {
         if let Err(problem) = self.validate() {
             panic!("LanguageModelConfig: {problem}");
         }
@@ -207,15 +125,14 @@ impl LanguageModelConfig {
         let norm = NormConfig::new(self.d_model)
             .with_kind(self.norm)
             .with_epsilon(self.norm_epsilon);
-        let branches = self.n_layer * self.pattern.len();
         let layers = self
             .pattern
             .iter()
             .cycle()
-            .take(branches)
+            .take(self.n_layer * self.pattern.len())
             .map(|kind| Block {
                 norm: norm.init(device),
-                mixer: self.init_mixer(*kind, branches, device),
+                mixer: self.init_mixer(*kind, factor, device),
             });
         LanguageModel {
             layers: layers.collect(),
@@ -232,29 +149,39 @@ impl LanguageModelConfig {
         }
     }
 
-    fn init_mixer(&self, kind: MixerKind, branches: usize, device: &Device) -> Mixer {
-        let factor = (branches as f64).sqrt().recip();
+    fn init_mixer(&self, kind: MixerKind, factor: Option<f64>, device: &Device) -> Mixer {
         match kind {
             MixerKind::Mamba1 => {
                 let mut config = self.mamba1.clone();
                 config.d_model = self.d_model;
-                Mixer::Mamba1(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Mamba1(scaled(mixer, factor, Mamba1::rescale_residual))
             }
             MixerKind::Mamba2 => {
                 let mut config = self.mamba2.clone();
                 config.d_model = self.d_model;
-                Mixer::Mamba2(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Mamba2(scaled(mixer, factor, Mamba2::rescale_residual))
             }
             MixerKind::Attention => {
                 let mut config = self.attention.clone();
                 config.d_model = self.d_model;
-                Mixer::Attention(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Attention(scaled(mixer, factor, Attention::rescale_residual))
             }
             MixerKind::Mlp => {
                 let mut config = self.mlp.clone();
                 config.d_model = self.d_model;
-                Mixer::Mlp(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Mlp(scaled(mixer, factor, Mlp::rescale_residual))
             }
         }
+    }
+}
+
+fn scaled<M>(mixer: M, factor: Option<f64>, rescale: fn(M, f64) -> M) -> M {
+    match factor {
+        Some(factor) => rescale(mixer, factor),
+        None => mixer,
     }
 }

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 
 use super::Mamba2;
 use crate::init::{inverse_softplus_of_time_steps, torch_linear};
+use crate::limits::{check_bounds, check_positive, check_sizes, check_time_steps};
 
 /// Configuration to create a [`Mamba2`] mixer with [`Mamba2Config::init`].
 ///
@@ -92,21 +93,24 @@ impl Mamba2Config {
         self.resolved_d_ssm() + 2 * self.ngroups * self.d_state
     }
 
+    /// Outputs of the input projection: gate and input, B and C, and a time step a head.
+    pub(crate) fn in_width(&self) -> usize {
+        2 * self.d_inner() + 2 * self.ngroups * self.d_state + self.nheads()
+    }
+
     /// What keeps [`Mamba2Config::init`] from working, naming the field.
     pub fn validate(&self) -> Result<(), String> {
-        let at_least_one = [
+        check_sizes(&[
             ("d_model", self.d_model),
             ("expand", self.expand),
             ("headdim", self.headdim),
             ("ngroups", self.ngroups),
             ("d_state", self.d_state),
             ("chunk_size", self.chunk_size),
-            ("d_ssm", self.resolved_d_ssm()),
-        ];
-        for (field, value) in at_least_one {
-            if value == 0 {
-                return Err(format!("{field} must be at least 1"));
-            }
+        ])?;
+        check_bounds(&[("d_conv", self.d_conv)])?;
+        if self.d_ssm == Some(0) {
+            return Err("d_ssm must be at least 1".into());
         }
         for (field, value) in [("d_state", self.d_state), ("headdim", self.headdim)] {
             if value > 256 {
@@ -135,16 +139,19 @@ impl Mamba2Config {
                 self.nheads()
             ));
         }
-        if !(0.0 < self.dt_min && self.dt_min <= self.dt_max) {
-            return Err("dt_min must be above 0 and at most dt_max".into());
+        check_time_steps(self.dt_min, self.dt_max, self.dt_init_floor)?;
+        if let Some(bound) = self.conv_init {
+            check_positive("conv_init", bound)?;
         }
         let [least, most] = self.a_init_range;
         if !(0.0 < least && least <= most && most.is_finite()) {
             return Err("a_init_range must be two finite numbers above 0, the least first".into());
         }
         let [least, most] = self.dt_limit;
-        if !(0.0 <= least && least <= most) {
-            return Err("dt_limit must be two numbers of at least 0, the least first".into());
+        if !(0.0 <= least && least <= most && least.is_finite()) {
+            return Err(
+                "dt_limit must be two numbers of at least 0, the least first and finite".into(),
+            );
         }
         Ok(())
     }
@@ -163,11 +170,14 @@ impl Mamba2Config {
         let filters = (self.d_conv as f64).sqrt().recip();
         let conv_dim = self.conv_dim();
         let [least, most] = self.a_init_range;
-        let a = Tensor::<1>::random([nheads], Distribution::Uniform(least, most), device);
+        // No distribution has two bounds that are one in f32.
+        let a = match least as f32 == most as f32 {
+            true => Tensor::<1>::full([nheads], least, device),
+            false => Tensor::random([nheads], Distribution::Uniform(least, most), device),
+        };
         let skips = if self.d_has_hdim { d_ssm } else { nheads };
-        let width = 2 * d_inner + 2 * self.ngroups * self.d_state + nheads;
         Mamba2 {
-            in_proj: torch_linear(self.d_model, width, self.bias, device),
+            in_proj: torch_linear(self.d_model, self.in_width(), self.bias, device),
             conv_weight: bound(self.conv_init.unwrap_or(filters))
                 .init([conv_dim, self.d_conv], device),
             conv_bias: self

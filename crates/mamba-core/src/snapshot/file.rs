@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use safetensors::{Dtype, SafeTensors, View};
 
 use super::Snapshot;
 use super::fingerprint::{Hash, fingerprint};
+use crate::files::Part;
 use crate::language_model::LanguageModel;
 use crate::state::{LanguageModelState, LayerState, Mamba1State, Mamba2State};
 use crate::transformer::KvCache;
@@ -101,16 +102,11 @@ impl Snapshot {
             path: path.to_path_buf(),
             reason,
         };
-        let mut part = path.as_os_str().to_owned();
-        part.push(format!(".{}.part", std::process::id()));
-        let part = PathBuf::from(part);
-        let written = safetensors::serialize_to_file(tensors, Some(metadata), &part)
+        let part = Part::of(path);
+        safetensors::serialize_to_file(tensors, Some(metadata), part.path())
             .map_err(io::Error::other)
-            .and_then(|()| fs::rename(&part, path));
-        if written.is_err() {
-            let _ = fs::remove_file(&part);
-        }
-        written.map_err(failed)
+            .and_then(|()| part.finish())
+            .map_err(failed)
     }
 
     /// Reads a snapshot of `model` to `device`.

@@ -77,6 +77,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let mut out = stdout();
     out.write_all(&table)?;
+    corpora.sort();
     corpora.dedup();
     if corpora.len() > 1 {
         writeln!(

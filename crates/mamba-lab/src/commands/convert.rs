@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mamba_core::checkpoint;
+use mamba_core::files::Part;
 
 use super::{open, start_device};
 
@@ -52,11 +53,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let device = start_device(arguments.device.as_deref())?;
     let run = open(&arguments.run, arguments.tokenizer.as_deref(), &device)?;
     let end = run.tokenizer.end_of_text();
+    let json = run.tokenizer.to_json()?;
     checkpoint::save_ending_with(end, &run.model, &run.experiment.model, folder)?;
-    let without = match run.tokenizer.to_json()? {
+    let without = match json {
         Some(json) => {
             let tokenizer = folder.join(TOKENIZER);
-            fs::write(&tokenizer, json)
+            let part = Part::of(&tokenizer);
+            fs::write(part.path(), json)
+                .and_then(|()| part.finish())
                 .with_context(|| format!("cannot write {}", tokenizer.display()))?;
             String::new()
         }

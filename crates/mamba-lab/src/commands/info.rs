@@ -236,7 +236,7 @@ fn num_parameters(config: &LanguageModelConfig, device: &Device) -> usize {
             .clone()
             .with_n_layer(n_layer)
             .with_vocab_size(vocab_size);
-        config.init(device).num_params()
+        config.init_to_load(device).num_params()
     };
     let (one, two) = (count(1, 8), count(2, 8));
     let embedding = (config.padded_vocab_size() - 8) * config.d_model;

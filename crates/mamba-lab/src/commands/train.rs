@@ -53,7 +53,7 @@ pub struct Arguments {
     name: Option<String>,
     /// Continue the run given by --name from its last checkpoint, with its own settings, on its text and, unless --device says
     /// otherwise, on the device it was trained on last.
-    #[arg(long, requires = "name", conflicts_with_all = ["from", "overrides", "dataset"])]
+    #[arg(long, requires = "name", conflicts_with_all = ["experiment", "from", "overrides", "dataset"])]
     resume: bool,
     /// Folder with the text: train.txt, valid.txt and test.txt, or the names of WikiText-2. With --resume: where the run's own
     /// text lies, if no longer where it was.
@@ -324,8 +324,9 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
     })?;
     let prompt = generate::encode(&run.tokenizer, &settings.prompt, false)?;
     let intro = format!("\nA sample: {}", settings.prompt);
+    let most = generate::room(&run, prompt.len(), false);
     let request = Request::new(&prompt, sampler)
-        .with_max_tokens(settings.tokens)
+        .with_max_tokens(most.map_or(settings.tokens, |most| most.min(settings.tokens)))
         .with_stop_tokens(run.tokenizer.end_of_text());
     let ending = generate::Ending {
         stop: &[],

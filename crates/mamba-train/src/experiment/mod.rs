@@ -18,7 +18,7 @@ pub use training::{OptimizerKind, PrecisionSetting, TrainingConfig};
 
 use crate::corpus::{CorpusConfig, DatasetKind, StoriesConfig};
 use crate::run::ensure_name;
-use crate::tokenizer::Convention;
+use crate::tokenizer::{Convention, Tokenizer};
 
 /// A complete training experiment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -141,6 +141,29 @@ impl Default for SampleConfig {
     }
 }
 
+impl SampleConfig {
+    /// Checks that a trained model can continue the prompt: once the model is trained, it is late to learn that it cannot.
+    /// A model with learned positions has `positions` of them, any other 0.
+    pub(crate) fn check(&self, tokenizer: &Tokenizer, positions: usize) -> Result<()> {
+        if self.tokens == 0 {
+            return Ok(());
+        }
+        let tokens = tokenizer.encode(&self.prompt)?.len();
+        ensure!(
+            tokens > 0,
+            "sample.prompt: the tokenizer {} makes no token of {:?}; give a text that it knows, or set sample.tokens to 0",
+            tokenizer.name(),
+            self.prompt
+        );
+        ensure!(
+            positions == 0 || tokens <= positions,
+            "sample.prompt: its {tokens} tokens do not fit in model.max_positions ({positions}); give a shorter one, or set \
+             sample.tokens to 0"
+        );
+        Ok(())
+    }
+}
+
 impl Experiment {
     /// Reads the experiment at `path` over the defaults, then applies `overrides`, each of the
     /// form `section.key=value` with a TOML value.
@@ -193,8 +216,8 @@ impl Experiment {
             "data.batch_size: must be at least 1"
         );
         ensure!(
-            self.sample.temperature >= 0.0,
-            "sample.temperature: must not be negative, got {}",
+            (0.0..=f64::from(f32::MAX)).contains(&self.sample.temperature),
+            "sample.temperature: must be a finite number of at least 0, got {}",
             self.sample.temperature
         );
         ensure!(

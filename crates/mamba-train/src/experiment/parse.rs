@@ -298,6 +298,13 @@ mod tests {
             ("training.grad_accum=0", "training.grad_accum"),
             ("data.seq_len=0", "data.seq_len"),
             ("model.max_positions=64", "data.seq_len"),
+            // In 32 bits these are 0, 0, 1, 1 and infinite.
+            ("training.epsilon=1e-50", "training.epsilon"),
+            ("training.clip_norm=1e-50", "training.clip_norm"),
+            ("training.beta_1=0.99999999", "training.beta_1"),
+            ("training.beta_2=0.99999999", "training.beta_2"),
+            ("training.weight_decay=1e39", "training.weight_decay"),
+            ("sample.temperature=1e39", "sample.temperature"),
             ("model.mamba1.d_state=0", "model.mamba1.d_state"),
             ("name=../escape", "name"),
         ] {

@@ -178,6 +178,7 @@ impl Stepper<'_> {
             self.emit_train(LearnerEvent::EndSplit(epoch));
             self.in_train_split = false;
         }
+        log::trace!("took step {}", self.state.step);
         Ok(())
     }
 

@@ -225,6 +225,8 @@ pub fn train_on(
     if experiment.from.is_none() {
         experiment.model.vocab_size = splits.tokenizer.vocab_size();
     }
+    let positions = experiment.model.max_positions;
+    experiment.sample.check(&splits.tokenizer, positions)?;
     experiment.data.corpus = Some(splits.corpus.clone());
     let plan = Plan::new(&experiment, splits.train.len())?;
     let (folder, checkpoint) = start.folder(&experiment)?;
@@ -271,6 +273,7 @@ impl Start {
                     folder.name(),
                     folder.summary().display()
                 );
+                folder.checkpoints().clear_up()?;
                 folder.experiment()
             }
         }

@@ -116,7 +116,7 @@ impl Session {
             train: state.train_loss.map(Scores::of_loss),
             valid: valid.map(Scores::from),
             test: test.map(Scores::from),
-            tokens_per_second: state.tokens as f64 / state.train_seconds,
+            tokens_per_second: state.throughput(),
             wall_seconds: state.wall_seconds,
             peak_memory: peak_memory(),
             hardware: Hardware::detect(&self.options.device),
@@ -268,6 +268,8 @@ impl Session {
         windows: &Arc<Windows>,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Option<Evaluation>> {
+        // A run that takes no step has not said that what it needs is compiled.
+        compiling::hide();
         let batch_size = self.experiment.data.batch_size;
         let batches = TokenLoader::sequential(windows.clone(), batch_size, &self.options.device);
         evaluate(model, &batches, |done, total| {

@@ -176,11 +176,12 @@ impl Mamba2 {
         file.expect("hidden_act", self.hidden_act == "silu")?;
         // The gated norm of a mixer has one of its own, which is not in the file.
         file.expect("layer_norm_epsilon", self.layer_norm_epsilon == 1e-5)?;
-        if self.num_heads * self.head_dim != self.expand * self.hidden_size {
+        // What is too large for a product is refused as a size later.
+        let channels = self.num_heads.saturating_mul(self.head_dim);
+        let d_inner = self.expand.saturating_mul(self.hidden_size);
+        if channels != d_inner {
             return Err(file.wrong(format!(
-                "num_heads * head_dim = {} is not expand * hidden_size = {}",
-                self.num_heads * self.head_dim,
-                self.expand * self.hidden_size
+                "num_heads * head_dim = {channels} is not expand * hidden_size = {d_inner}"
             )));
         }
         let [least, most] = &self.time_step_limit;

@@ -10,20 +10,28 @@ use crate::language_model::LanguageModelConfig;
 use crate::norm::NormKind;
 use crate::transformer::{Activation, AttentionConfig, MlpConfig};
 
-/// `GPT2Config` of `transformers`, with its defaults.
+/// `GPT2Config` of `transformers`, with its defaults and the other names that it has for some fields.
+///
+/// `reorder_and_upcast_attn` changes nothing in f32.
 #[derive(Deserialize)]
 #[serde(default)]
 pub(super) struct Gpt2 {
     vocab_size: usize,
+    #[serde(alias = "max_position_embeddings")]
     n_positions: usize,
+    #[serde(alias = "hidden_size")]
     n_embd: usize,
+    #[serde(alias = "num_hidden_layers")]
     n_layer: usize,
+    #[serde(alias = "num_attention_heads")]
     n_head: usize,
     n_inner: Option<usize>,
     activation_function: String,
     layer_norm_epsilon: f64,
     tie_word_embeddings: bool,
+    scale_attn_weights: bool,
     scale_attn_by_inverse_layer_idx: bool,
+    add_cross_attention: bool,
 }
 
 impl Default for Gpt2 {
@@ -38,7 +46,9 @@ impl Default for Gpt2 {
             activation_function: "gelu_new".into(),
             layer_norm_epsilon: 1e-5,
             tie_word_embeddings: true,
+            scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: false,
+            add_cross_attention: false,
         }
     }
 }
@@ -47,6 +57,8 @@ impl Gpt2 {
     pub(super) fn describe(self, file: &File) -> Result<Described, CheckpointError> {
         let plain = !self.scale_attn_by_inverse_layer_idx;
         file.expect("scale_attn_by_inverse_layer_idx", plain)?;
+        file.expect("scale_attn_weights", self.scale_attn_weights)?;
+        file.expect("add_cross_attention", !self.add_cross_attention)?;
         let activation = gelu(&self.activation_function);
         let activation = activation
             .ok_or_else(|| file.unsupported("the value of activation_function".into()))?;
@@ -67,7 +79,7 @@ impl Gpt2 {
             )
             .with_mlp(
                 MlpConfig::new(0)
-                    .with_d_hidden(Some(self.n_inner.unwrap_or(4 * self.n_embd)))
+                    .with_d_hidden(Some(self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))))
                     .with_activation(activation)
                     .with_bias(true),
             );
@@ -95,6 +107,7 @@ pub(super) struct GptNeox {
     hidden_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
+    head_dim: Option<usize>,
     intermediate_size: usize,
     hidden_act: String,
     layer_norm_eps: f64,
@@ -114,6 +127,7 @@ impl Default for GptNeox {
             hidden_size: 6144,
             num_hidden_layers: 44,
             num_attention_heads: 64,
+            head_dim: None,
             intermediate_size: 24576,
             hidden_act: "gelu".into(),
             layer_norm_eps: 1e-5,
@@ -142,6 +156,8 @@ impl GptNeox {
                 "num_attention_heads = {heads} must divide hidden_size = {width}"
             )));
         }
+        let plain = self.head_dim.is_none_or(|it| it == width / heads);
+        file.expect("head_dim", plain)?;
         let share = rope.partial_rotary_factor.unwrap_or(self.rotary_pct);
         if !(0.0..=1.0).contains(&share) {
             return Err(file.wrong(format!("rotary_pct = {share} is no share of a head")));
@@ -185,6 +201,8 @@ pub(super) struct Llama {
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
+    #[serde(default = "silu")]
+    hidden_act: String,
     #[serde(default = "one_millionth")]
     rms_norm_eps: f64,
     rope_theta: Option<f64>,
@@ -202,18 +220,25 @@ pub(super) struct Llama {
 struct RopeParameters {
     rope_theta: Option<f64>,
     rope_type: Option<String>,
+    /// What older files call the same.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     partial_rotary_factor: Option<f64>,
 }
 
 impl RopeParameters {
     /// Refuses positions that are scaled.
     fn expect_plain(&self, file: &File) -> Result<(), CheckpointError> {
-        let kind = self.rope_type.as_deref();
+        let kind = self.rope_type.as_ref().or(self.old_type.as_ref());
         file.expect(
             "rope_parameters.rope_type",
             kind.is_none_or(|it| it == "default"),
         )
     }
+}
+
+fn silu() -> String {
+    "silu".into()
 }
 
 fn one_millionth() -> f64 {
@@ -222,6 +247,7 @@ fn one_millionth() -> f64 {
 
 impl Llama {
     pub(super) fn describe(self, file: &File) -> Result<Described, CheckpointError> {
+        file.expect("hidden_act", self.hidden_act == silu())?;
         file.expect("attention_bias", !self.attention_bias)?;
         file.expect("mlp_bias", !self.mlp_bias)?;
         file.expect("rope_scaling", self.rope_scaling.is_none())?;

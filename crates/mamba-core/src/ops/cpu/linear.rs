@@ -1,9 +1,11 @@
 //! Matrix products into memory that was never zeroed, shared out in blocks.
 //!
 //! A block of the result belongs to one task and one call of the `gemm` crate over the whole inner
-//! axis, so that no sum depends on the number of threads, though the cut does.
+//! axis, so that no sum depends on the number of threads, though the cut does. A single row goes
+//! another way, see `row.rs`.
 
 use super::matrix::{Matrix, multiply_into};
+use super::row::{add, linear_row};
 use super::rows::{Output, Rows, check_len};
 use rayon::prelude::*;
 
@@ -48,6 +50,12 @@ pub fn linear(x: Matrix, weight: Matrix, added: Added) -> Vec<f32> {
     if let Some(bias) = added.bias {
         check_len("linear", "bias", bias, columns);
     }
+    if rows == 1
+        && let Some(x) = x.as_rows()
+        && let Some(y) = linear_row(x.get(0, 0..weight.rows()), weight, added)
+    {
+        return y;
+    }
     let [tall, wide] = block(rows, columns, rayon::current_num_threads());
     let across = columns.div_ceil(wide.max(1));
     let mut y = Output::new(rows, columns);
@@ -79,12 +87,6 @@ pub fn linear(x: Matrix, weight: Matrix, added: Added) -> Vec<f32> {
         });
     // SAFETY: the blocks cover the output, and `multiply_into` writes all of its block.
     unsafe { y.finish() }
-}
-
-fn add(to: &mut [f32], values: &[f32]) {
-    for (to, value) in to.iter_mut().zip(values) {
-        *to += value;
-    }
 }
 
 #[cfg(test)]

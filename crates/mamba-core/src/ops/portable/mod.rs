@@ -16,7 +16,7 @@ pub(crate) mod ssd;
 use prim::Prim;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, TensorMetadata};
+use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{FloatDType, Slice};
 
 use super::extension::{OptionalFloat, Parts};
@@ -77,12 +77,19 @@ pub(crate) fn join<B: Backend>(parts: Parts<B>) -> FloatTensor<B> {
 /// 1 where a position continues the run of its predecessor and 0 where a run begins, as
 /// `[batch, seq_len]`. The first position continues: what came before it is the initial state.
 fn continues<B: Backend>(seq_idx: IntTensor<B>) -> Prim<B> {
-    let ids = Prim::<B>(B::int_into_float(seq_idx, FloatDType::F32));
-    let [batch, seq_len] = ids.dims();
-    let first = ids.like([batch, 1], 1.0);
+    let [batch, seq_len] = seq_idx.shape().dims();
+    let device = seq_idx.device();
     if seq_len == 1 {
-        return first;
+        let first = B::float_ones([batch, 1].into(), &device, FloatDType::F32);
+        return Prim(first);
     }
-    let changed = (&ids.narrow(1, 1, seq_len - 1) - &ids.narrow(1, 0, seq_len - 1)).abs();
-    Prim::cat(vec![first, changed.clamp(0.0, 1.0).one_minus()], 1)
+    let part = |from, to| {
+        let columns = [Slice::from(0..batch), Slice::from(from..to)];
+        B::int_slice(seq_idx.clone(), &columns)
+    };
+    // As integers: f32 does not tell those from 2^24 on apart.
+    let settings = get_device_settings::<B>(&device);
+    let same = B::int_equal(part(0, seq_len - 1), part(1, seq_len), settings.bool_dtype);
+    let same = Prim::<B>(B::bool_into_float(same, FloatDType::F32));
+    Prim::cat(vec![same.like([batch, 1], 1.0), same], 1)
 }

@@ -104,12 +104,19 @@ pub fn run(
             Some("-") => format!("line {} of standard input", number + 1),
             _ => format!("line {} of {}", number + 1, source.display()),
         };
-        let line = line.with_context(place)?;
-        if line.trim().is_empty() {
+        if line.as_ref().is_ok_and(|line| line.trim().is_empty()) {
             continue;
         }
         any = true;
-        waiting.push(prepare(run, &line, common).with_context(place)?);
+        let line = line.map_err(anyhow::Error::from);
+        match line.and_then(|line| prepare(run, &line, common)) {
+            Ok(job) => waiting.push(job),
+            Err(error) => {
+                // What came before it is not lost.
+                answer(run, waiting, common, device, statistics, out)?;
+                return Err(error.context(place()));
+            }
+        }
         if waiting.len() == common.at_once {
             answer(
                 run,

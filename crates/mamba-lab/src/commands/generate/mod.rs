@@ -193,7 +193,7 @@ fn write(arguments: Arguments) -> Result<ExitCode> {
 }
 
 /// So many tokens can follow that many, where the model has learned positions. The last one needs none, unless it is to be read.
-fn room(run: &LoadedRun, before: usize, reads_last: bool) -> Option<usize> {
+pub fn room(run: &LoadedRun, before: usize, reads_last: bool) -> Option<usize> {
     let positions = run.model.max_positions()?;
     Some((positions + usize::from(!reads_last)).saturating_sub(before))
 }

@@ -21,6 +21,15 @@ const MAX_CLASSES: usize = 512;
 /// Groups of slabs, each with its part of the hidden states' gradient.
 pub const GROUPS: usize = 32;
 
+/// As many as have exponentials that fit, one at least; a multiple of [`LANES`].
+fn tokens_per_chunk(vocab_size: usize, tokens: usize) -> usize {
+    let fitting = CHUNK_BYTES / size_of::<f32>() / vocab_size;
+    fitting
+        .clamp(1, MAX_TOKENS)
+        .min(tokens)
+        .next_multiple_of(LANES)
+}
+
 /// Validated inputs and how they are cut.
 pub struct Problem<'a> {
     pub hidden: &'a [f32],
@@ -75,11 +84,7 @@ impl<'a> Problem<'a> {
             })
             .collect();
         let counted = targets.iter().flatten().count();
-        let fitting = CHUNK_BYTES / size_of::<f32>() / vocab_size;
-        let tokens_per_chunk = fitting
-            .min(MAX_TOKENS)
-            .min(targets.len())
-            .next_multiple_of(LANES);
+        let tokens_per_chunk = tokens_per_chunk(vocab_size, targets.len());
         let classes = vocab_size
             .div_ceil(GROUPS)
             .next_multiple_of(LANES)
@@ -125,5 +130,23 @@ impl<'a> Problem<'a> {
             losses.extend(chunk.losses(&stats, &normalisers));
         }
         losses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_has_tokens_whatever_the_vocabulary() {
+        for (vocab_size, tokens, want) in [
+            (50_257, 1000, 256),
+            (1 << 20, 1000, 16),
+            (1 << 25, 1000, LANES),
+            (1 << 25, 3, LANES),
+            (70, 0, 0),
+        ] {
+            assert_eq!(tokens_per_chunk(vocab_size, tokens), want, "{vocab_size}");
+        }
     }
 }

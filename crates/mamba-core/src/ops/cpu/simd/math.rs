@@ -1,7 +1,9 @@
 //! Elementary functions on vectors.
 //!
 //! All are range reductions with a minimax polynomial, within 3 ulp where the result is a normal
-//! number (the tests measure it), and let NaN through.
+//! number (the tests measure it). They let the NaN through that arithmetic makes. One with bits in the
+//! low nine of its mantissa, which only foreign data can hold, may leave [`exp2`], [`exp_nonpositive`]
+//! and [`sigmoid`] as a number: telling it apart would take another instruction a value.
 
 use super::Arithmetic;
 use std::f32::consts::LOG2_E;
