@@ -267,10 +267,7 @@ fn a_conversion_tells_what_it_leaves_out_and_overwrites_nothing() {
         .assert()
         .success()
         .stderr(contains("without tokenizer.json").and(contains("use --tokenizer bytes")));
-    workshop.refused(
-        &convert,
-        "out/config.json is there already: give another folder",
-    );
+    workshop.refused(&convert, "is there already: give another folder");
     fs::write(workshop.path("file"), "").unwrap();
     workshop.refused(&["convert", "bytes", "file"], "file is no folder");
 }
@@ -298,4 +295,41 @@ fn a_full_standard_output_is_named() {
         told.starts_with("Error: cannot write standard output: "),
         "{told}"
     );
+}
+
+/// Where there is a GPU or no driver, there is nothing to see.
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_software_adapter_is_not_the_default() {
+    let workshop = Workshop::new();
+    let info = workshop.command(&["info"]).output().unwrap();
+    let told = String::from_utf8(info.stdout).unwrap();
+    if !told.contains("imitates a GPU") {
+        eprintln!("SKIPPED: no software adapter here");
+        return;
+    }
+    assert!(told.contains("flex     ready, the default\n"), "{told}");
+    let generate = [
+        "generate",
+        "bytes",
+        "the",
+        "--tokenizer",
+        "bytes",
+        "-n",
+        "2",
+    ];
+    let taken = contains("is a software adapter").and(contains("taking flex"));
+    workshop.command(&generate).assert().success().stderr(taken);
+    // Nothing is computed, which that driver would compile for long.
+    let wgpu = [
+        "convert",
+        "bytes",
+        "out",
+        "--tokenizer",
+        "bytes",
+        "--device",
+        "wgpu",
+    ];
+    let hint = contains("is a software adapter").and(contains("--device flex is faster here"));
+    workshop.command(&wgpu).assert().success().stderr(hint);
 }

@@ -1,6 +1,5 @@
 //! Hashes of files, and what is wrong with them.
 
-use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -25,16 +24,16 @@ pub(crate) fn digest(path: &Path) -> io::Result<(String, u64)> {
     }
 }
 
-/// In one line where in the TOML `text` of `origin` something is wrong, and what.
-pub(crate) fn toml_problem(origin: impl Display, text: &str, error: &toml::de::Error) -> String {
+/// In one line where in the TOML `text` something is wrong, and what.
+pub(crate) fn toml_problem(text: &str, error: &toml::de::Error) -> String {
     let problem = error.message().trim().replace('\n', ", ");
     match error.span() {
         Some(span) => {
             let before = text.bytes().take(span.start);
             let line = before.filter(|byte| *byte == b'\n').count() + 1;
-            format!("{origin} line {line}: {problem}")
+            format!("line {line}: {problem}")
         }
-        None => format!("{origin}: {problem}"),
+        None => problem,
     }
 }
 
@@ -46,9 +45,9 @@ mod tests {
     fn a_problem_of_toml_is_one_line_with_its_place() {
         let text = "a = 1\nb = \"open\nc = 2\n";
         let error = text.parse::<toml::Table>().unwrap_err();
-        let told = toml_problem("x.toml", text, &error);
+        let told = toml_problem(text, &error);
         assert!(
-            told.starts_with("x.toml line 2: ") && !told.contains('\n'),
+            told.starts_with("line 2: ") && !told.contains('\n'),
             "{told}"
         );
     }

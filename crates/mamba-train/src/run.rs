@@ -81,6 +81,11 @@ impl RunFolder {
         let folder = Self {
             path: path.to_path_buf(),
         };
+        ensure!(
+            path.exists(),
+            "there is no run {}: give the folder of one, or its name",
+            path.display()
+        );
         if !folder.config().is_file() {
             bail!(
                 "{} is not a run folder: it has no config.toml; give the folder of a run",

@@ -320,6 +320,38 @@ fn name_that_is_taken_is_refused_before_any_work() {
 }
 
 #[test]
+fn a_stop_while_evaluating_is_told_as_such_and_goes_on() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let interrupter = Interrupter::new();
+    let options = TrainOptions {
+        device: device(),
+        display: Display::Quiet,
+        interrupter: interrupter.clone(),
+        ..TrainOptions::default()
+    };
+    let begin = start(runs.path(), "cut", experiment(&["training.max_steps=3"]));
+    let stop = |event: TrainEvent| {
+        if matches!(event, TrainEvent::Evaluating { .. }) {
+            interrupter.stop(Some("test"));
+        }
+    };
+    let outcome = train_on(begin, options, |_, _| Ok(splits()), stop).unwrap();
+    let Outcome::Interrupted {
+        folder,
+        step,
+        total_steps,
+        evaluating,
+    } = outcome
+    else {
+        panic!("the run finished");
+    };
+    assert_eq!((step, total_steps, evaluating), (3, 3, true));
+    let (_, summary) = finish(Start::Resume(folder));
+    assert_eq!(summary.steps, 3);
+}
+
+#[test]
 fn damaged_checkpoint_is_not_resumed_from() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();

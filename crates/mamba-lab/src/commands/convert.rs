@@ -34,7 +34,7 @@ pub struct Arguments {
 const TOKENIZER: &str = "tokenizer.json";
 
 /// What is written.
-const WRITTEN: [&str; 3] = ["config.json", "model.safetensors", TOKENIZER];
+const WRITTEN: [&str; 3] = [TOKENIZER, "model.safetensors", "config.json"];
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let folder = &arguments.folder;

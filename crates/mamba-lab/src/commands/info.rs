@@ -127,7 +127,7 @@ fn describe(name: &str, device: &Device) -> Result<String> {
         );
         (run.model, run.experiment.model, what)
     };
-    let mut lines = vec![format!("{}: {what}", path.display())];
+    let mut lines = vec![format!("{name}: {what}")];
     lines.extend(sizes(&model, &config));
     Ok(lines.join("\n") + "\n")
 }
@@ -136,8 +136,8 @@ fn sizes(model: &LanguageModel, config: &LanguageModelConfig) -> Vec<String> {
     let parameters = model.num_params();
     let mut lines = vec![
         format!(
-            "  parameters  {parameters}, {} MiB in f32",
-            (parameters * 4) >> 20
+            "  parameters  {parameters}, {:.1} MiB in f32",
+            (parameters * 4) as f64 / (1 << 20) as f64
         ),
         format!("  vocabulary  {} entries", config.vocab_size),
         format!(
@@ -150,11 +150,11 @@ fn sizes(model: &LanguageModel, config: &LanguageModelConfig) -> Vec<String> {
         format!("  width       {}", config.d_model),
     ];
     let names: Vec<&str> = config.pattern.iter().map(|kind| name_of(*kind)).collect();
-    let times = config.n_layer;
-    lines.push(format!(
-        "  layers      {}, {times} times",
-        names.join(" + ")
-    ));
+    let times = match config.n_layer {
+        1 => "once".into(),
+        times => format!("{times} times"),
+    };
+    lines.push(format!("  layers      {}, {times}", names.join(" + ")));
     let mut seen = Vec::new();
     for kind in &config.pattern {
         if !seen.contains(kind) {

@@ -11,7 +11,7 @@ pub mod train;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use mamba_core::device;
 use mamba_train::load::{LoadedRun, Weights, is_model, load_model};
@@ -28,7 +28,7 @@ fn start_named(name: Option<&str>) -> Result<(String, Device)> {
         let Some(default) = device::start_default() else {
             bail!("this build has no backend: build with one, as in `--features flex`")
         };
-        let default = default?;
+        let default = default.context("give a device that works by --device")?;
         if let Some(notice) = default.notice {
             eprintln!("{notice}");
         }

@@ -219,6 +219,10 @@ fn start(arguments: &Arguments) -> Result<Start> {
         );
         return Ok(Start::Resume(RunFolder::open(&path)?));
     }
+    // Here already, for it is no use to open a device and read a corpus first.
+    if let Some(name) = &arguments.name {
+        RunFolder::ensure_free(&arguments.runs, name)?;
+    }
     let mut overrides = arguments.overrides.clone();
     if let Some(dataset) = &arguments.dataset {
         overrides.push(format!("data.dataset={:?}", dataset.name()));

@@ -220,8 +220,13 @@ fn verify(folder: &Path) -> Result<TrainState> {
     let path = folder.join(MANIFEST);
     let text =
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let manifest: Manifest = toml::from_str(&text)
-        .map_err(|error| anyhow!("damaged: {}", toml_problem(path.display(), &text, &error)))?;
+    let manifest: Manifest = toml::from_str(&text).map_err(|error| {
+        anyhow!(
+            "{} is damaged ({})",
+            path.display(),
+            toml_problem(&text, &error)
+        )
+    })?;
     ensure!(
         manifest.format == FORMAT,
         "{} has format {}, this program reads format {FORMAT}",

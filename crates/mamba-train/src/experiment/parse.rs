@@ -36,7 +36,7 @@ fn parse_named(
 ) -> Result<Experiment> {
     let mut given: Table = text
         .parse()
-        .map_err(|error| anyhow!("{}; correct the file", toml_problem(origin, text, &error)))?;
+        .map_err(|error| anyhow!("{origin} {}; correct the file", toml_problem(text, &error)))?;
     let mut set = Vec::new();
     for assignment in overrides {
         set.push(apply_override(&mut given, assignment)?);
