@@ -11,6 +11,7 @@ use burn::train::renderer::{
 };
 
 use crate::compiling;
+use crate::evaluate::show_perplexity;
 
 /// What the [`PlainRenderer`] cannot learn from burn-train's events.
 #[derive(Clone, Copy, Debug)]
@@ -110,12 +111,12 @@ impl<W: Write> PlainRenderer<W> {
         let left = total_steps.saturating_sub(self.step) as f64 * per_step;
         let width = total_steps.to_string().len();
         self.print(&format!(
-            "step {:>width$}/{total_steps} | epoch {} | loss {:.4} | ppl {:.1} | lr {:.2e} | \
+            "step {:>width$}/{total_steps} | epoch {} | loss {:.4} | ppl {} | lr {:.2e} | \
              {:.0} tok/s | eta {}",
             self.step,
             self.epoch,
             loss.value(),
-            loss.value().exp(),
+            show_perplexity(loss.value().exp(), 1),
             learning_rate,
             throughput.value(),
             Duration::try_from_secs_f64(left).map_or("never".into(), format_duration),
@@ -214,8 +215,8 @@ impl<W: Write + Send + Sync> TrainingProgressLogger for PlainRenderer<W> {
         if !self.training {
             let (step, loss) = (self.step, self.valid_loss);
             self.print(&format!(
-                "step {step} | valid loss {loss:.4} | valid ppl {:.1}",
-                loss.exp()
+                "step {step} | valid loss {loss:.4} | valid ppl {}",
+                show_perplexity(loss.exp(), 1)
             ));
         }
     }

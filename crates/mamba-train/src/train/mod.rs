@@ -167,7 +167,12 @@ pub fn train_on(
     let mut experiment = start.experiment()?;
     let lock = match &start {
         Start::New { .. } => None,
-        Start::Resume(folder) => Some(folder.lock()?),
+        Start::Resume(folder) => {
+            let lock = folder.lock()?;
+            // Under the lock: what another process is writing looks like what a crash has left.
+            folder.checkpoints().clear_up()?;
+            Some(lock)
+        }
     };
     let moved = matches!(start, Start::Resume(_)) && options.data_dir.is_some();
     if moved {
@@ -273,7 +278,6 @@ impl Start {
                     folder.name(),
                     folder.summary().display()
                 );
-                folder.checkpoints().clear_up()?;
                 folder.experiment()
             }
         }
