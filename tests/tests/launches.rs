@@ -97,7 +97,8 @@ fn a_layer_launches_as_many_kernels_as_its_arithmetic_asks_for() {
         println!("not tested: MAMBA_TEST_DEVICE is {name}");
         return;
     }
-    let log = std::env::temp_dir().join(format!("mamba-launches-{}.log", std::process::id()));
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("launches.log");
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "layer"])
         .env(LAYER, &log)
@@ -112,7 +113,6 @@ fn a_layer_launches_as_many_kernels_as_its_arithmetic_asks_for() {
         String::from_utf8_lossy(&output.stderr)
     );
     let text = std::fs::read_to_string(&log).unwrap();
-    std::fs::remove_file(&log).unwrap();
 
     let launches: Vec<&str> = text.lines().filter_map(launch).collect();
     let parts: Vec<&[&str]> = launches.split(|name| name.contains(MARK)).collect();

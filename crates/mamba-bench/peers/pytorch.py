@@ -144,7 +144,7 @@ class Peer:
     def attention_error(self):
         model = self.models["transformer"]
         fused, plain = (model.backbone(self.inputs, fused) for fused in (True, False))
-        return {"error": ((fused - plain).abs().max() / plain.abs().max()).item()}
+        return {"distance": ((fused - plain).abs().max() / plain.abs().max()).item()}
 
     @torch.inference_mode()
     def forward(self, model, calls):

@@ -6,6 +6,7 @@ use anyhow::{Error, Result, anyhow, ensure};
 
 use crate::engines::model_peer::{CANDLE, HUGGING_FACE, MAMBA_RS, ModelPeer};
 use crate::engines::op_peer::OpPeer;
+use crate::engines::process::Process;
 use crate::results::{is_cpu, threads};
 
 /// Who a user wants beside ours.
@@ -45,18 +46,36 @@ pub struct Running {
 }
 
 impl Running {
-    /// What runs, with versions.
-    pub fn versions(&self) -> Vec<String> {
-        let models = self.models.iter().map(ModelPeer::version);
-        let operations = self.operations.iter().map(OpPeer::version);
-        models.chain(operations).map(String::from).collect()
+    /// What runs and has a part in suites of that kind, with versions.
+    pub fn versions(&self, kind: Kind) -> Vec<String> {
+        match kind {
+            Kind::None => Vec::new(),
+            Kind::Models => of(self.models.iter().map(|peer| &peer.process)),
+            Kind::Operations => of(self.operations.iter().map(|peer| &peer.process)),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.models.iter().any(|peer| peer.name() == name)
     }
 }
 
+fn of<'a>(processes: impl Iterator<Item = &'a Process>) -> Vec<String> {
+    processes.map(|it| it.version().to_owned()).collect()
+}
+
+/// What starts a peer beside a device, if it is wanted.
+type Starts = fn(&Beside, &str) -> Option<Result<ModelPeer>>;
+
 impl Beside {
-    /// Starts what the user wants and the suite can use beside `device`; also which engines did not start, and why.
-    pub fn start(&self, kind: Kind, device: &str) -> (Running, Vec<(&'static str, Error)>) {
-        let mut running = Running::default();
+    /// Starts what the user wants, the suite can use beside `device`, and does not run yet. Returns which engines did not
+    /// start, and why.
+    pub fn start(
+        &self,
+        kind: Kind,
+        device: &str,
+        running: &mut Running,
+    ) -> Vec<(&'static str, Error)> {
         let mut failed = Vec::new();
         match kind {
             Kind::None => {
@@ -70,13 +89,16 @@ impl Beside {
                 }
             }
             Kind::Models => {
-                let started = [
-                    (HUGGING_FACE, self.hugging_face(device)),
-                    (CANDLE, self.candle(device)),
-                    (MAMBA_RS, self.mamba_rs(device)),
+                let all: [(_, Starts); 3] = [
+                    (HUGGING_FACE, Self::hugging_face),
+                    (CANDLE, Self::candle),
+                    (MAMBA_RS, Self::mamba_rs),
                 ];
-                for (name, peer) in started {
-                    match peer {
+                for (name, start) in all {
+                    if running.has(name) {
+                        continue;
+                    }
+                    match start(self, device) {
                         Some(Ok(peer)) => running.models.push(peer),
                         Some(Err(reason)) => failed.push((name, reason)),
                         None => {}
@@ -84,10 +106,12 @@ impl Beside {
                 }
             }
             Kind::Operations => {
-                match self.operations(device) {
-                    Some(Ok(peer)) => running.operations = Some(peer),
-                    Some(Err(reason)) => failed.push((PYTHON, reason)),
-                    None => {}
+                if running.operations.is_none() {
+                    match self.operations(device) {
+                        Some(Ok(peer)) => running.operations = Some(peer),
+                        Some(Err(reason)) => failed.push((PYTHON, reason)),
+                        None => {}
+                    }
                 }
                 for (name, program) in [(CANDLE, &self.candle), (MAMBA_RS, &self.mamba_rs)] {
                     if program.is_some() {
@@ -96,7 +120,7 @@ impl Beside {
                 }
             }
         }
-        (running, failed)
+        failed
     }
 
     fn hugging_face(&self, device: &str) -> Option<Result<ModelPeer>> {
@@ -152,12 +176,15 @@ mod tests {
             (Kind::Models, vec![HUGGING_FACE, CANDLE]),
             (Kind::Operations, vec![PYTHON, CANDLE]),
         ] {
-            let (running, failed) = beside.start(kind, "flex");
-            assert!(running.versions().is_empty());
+            let mut running = Running::default();
+            let failed = beside.start(kind, "flex", &mut running);
+            assert!(running.versions(kind).is_empty());
             let names: Vec<_> = failed.iter().map(|(name, _)| *name).collect();
             assert_eq!(names, expected);
         }
-        assert!(Beside::default().start(Kind::Models, "flex").1.is_empty());
+        let mut running = Running::default();
+        let none = Beside::default();
+        assert!(none.start(Kind::Models, "flex", &mut running).is_empty());
     }
 
     #[test]

@@ -8,8 +8,10 @@ pub mod attempt;
 pub mod beside;
 pub mod engines;
 pub mod fit;
+pub mod limit;
 pub mod machine;
 pub mod measure;
+pub mod options;
 pub mod pace;
 pub mod peaks;
 pub mod plot;
@@ -23,4 +25,5 @@ pub mod results;
 #[cfg(feature = "flex")]
 pub mod roofline;
 pub mod run;
+pub mod session;
 pub mod suites;

@@ -42,13 +42,27 @@ impl Provenance {
             memory_gib: memory.map(|bytes| bytes >> 30),
             simd: simd().into(),
             threads,
-            revision: output_of("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
+            revision: revision(),
             date: output_of("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
             command: std::env::args().collect::<Vec<_>>().join(" "),
             load: load(),
             environment: environment(),
         }
     }
+}
+
+/// The git revision of the folder that this program was built from, `-dirty` where it has changes; none where that folder
+/// is gone.
+fn revision() -> Option<String> {
+    let folder = env!("CARGO_MANIFEST_DIR");
+    let describe = [
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ];
+    output_of("git", &[&["-C", folder], &describe[..]].concat())
 }
 
 fn load() -> Option<f64> {
@@ -201,27 +215,47 @@ fn process_ticks(id: &str) -> Option<u64> {
     Some(ticks()? + ticks()?)
 }
 
+/// The peak is that of the whole process: tests that read it or let it be forgotten do so one at a time.
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) mod testing {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static PEAK: Mutex<()> = Mutex::new(());
+
+    /// Has the peak to itself until it is dropped.
+    pub fn peak_alone() -> MutexGuard<'static, ()> {
+        PEAK.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
+    use super::testing::peak_alone;
     use super::*;
+
+    /// Linux counts pages for each core apart, and adds what it has not added up yet later.
+    const UNCOUNTED: u64 = 8 << 20;
 
     #[test]
     fn the_peak_grows_with_what_is_touched() {
+        let _alone = peak_alone();
         let before = peak_memory().unwrap();
         let touched = vec![1u8; 64 << 20];
         assert!(touched.iter().map(|&byte| u64::from(byte)).sum::<u64>() == 64 << 20);
-        assert!(peak_memory().unwrap() >= before.max(64 << 20));
+        assert!(peak_memory().unwrap() + UNCOUNTED >= before.max(64 << 20));
     }
 
     #[test]
     fn a_forgotten_peak_is_no_higher_than_what_is_held() {
-        let touched = vec![1u8; 32 << 20];
+        let _alone = peak_alone();
+        let touched = vec![1u8; 256 << 20];
         assert!(touched.iter().all(|&byte| byte == 1));
         drop(touched);
-        if forget_peak() {
-            // Other tests run beside this one.
-            let held = resident_memory().unwrap();
-            assert!(peak_memory().unwrap() < held + (256 << 20));
-        }
+        // Other tests take and return memory between the readings, now and then.
+        let forgotten = || {
+            let could = forget_peak();
+            !could || peak_memory().unwrap() < resident_memory().unwrap() + (128 << 20)
+        };
+        assert!((0..50).any(|_| forgotten()));
     }
 }

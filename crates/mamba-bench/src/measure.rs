@@ -1,17 +1,9 @@
-//! Timing of contenders in turns.
+//! What is timed, and what comes of it.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-
-use crate::machine::Load;
-
-/// What a turn should last: long enough that the first call's cold caches do not count.
-const TURN_MS: f64 = 300.0;
-
-/// Most calls of a turn.
-const MAX_CALLS: usize = 10;
 
 /// Repeated measurements of one thing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,39 +109,6 @@ pub struct Measurement {
     pub other_cores: Option<f64>,
 }
 
-/// Calls every contender once to warm up, and then all of them in turn, `rounds` times.
-///
-/// `peer` is the process that works for contenders beside this one, if there is one.
-///
-/// # Errors
-///
-/// If a contender fails.
-pub fn in_turns(
-    contenders: &mut [Calls],
-    rounds: usize,
-    peer: Option<u32>,
-) -> Result<Vec<Measurement>> {
-    let mut calls = Vec::with_capacity(contenders.len());
-    for contender in contenders.iter_mut() {
-        let warm = contender(1)?;
-        calls.push(((TURN_MS / warm[0]).ceil() as usize).clamp(1, MAX_CALLS));
-    }
-    let mut ms = vec![Vec::with_capacity(rounds); contenders.len()];
-    let mut loads = vec![Vec::new(); contenders.len()];
-    for _ in 0..rounds {
-        for (i, contender) in contenders.iter_mut().enumerate() {
-            let load = Load::start(peer.as_slice());
-            ms[i].push(Samples::new(contender(calls[i])?).median());
-            loads[i].extend(load.and_then(Load::others));
-        }
-    }
-    let measurement = |(ms, loads): (Vec<f64>, Vec<f64>)| Measurement {
-        ms: Samples::new(ms),
-        other_cores: (!loads.is_empty()).then(|| Samples::new(loads).median()),
-    };
-    Ok(ms.into_iter().zip(loads).map(measurement).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,22 +150,5 @@ mod tests {
         drop(calls);
         assert_eq!((called, waited, ms.len()), (10, 1, 1));
         assert!(ms[0] >= 2.0, "{ms:?}");
-    }
-
-    #[test]
-    fn every_contender_is_called_in_every_round() {
-        let mut order = Vec::new();
-        let record = std::cell::RefCell::new(&mut order);
-        let contender = |name| -> Calls {
-            let record = &record;
-            Box::new(move |calls| {
-                record.borrow_mut().push((name, calls));
-                Ok(vec![TURN_MS / 2.0; calls])
-            })
-        };
-        let measured = in_turns(&mut [contender('a'), contender('b')], 2, None).unwrap();
-        assert_eq!(measured[1].ms.values(), [TURN_MS / 2.0; 2]);
-        let round = [('a', 2), ('b', 2)];
-        assert_eq!(order, [[('a', 1), ('b', 1)], round, round].concat());
     }
 }

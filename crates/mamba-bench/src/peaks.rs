@@ -20,7 +20,7 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// Measures both: on Flex with all threads, a copy between two blocks and fused multiply-adds on registers; elsewhere an
+    /// Measures both, in as many rounds as thorough measurements have, if `pace` has fewer: on Flex with all threads, a copy between two blocks and fused multiply-adds on registers; elsewhere an
     /// elementwise operation and a product of square matrices of `precision`.
     ///
     /// # Errors
@@ -33,6 +33,11 @@ impl Peaks {
         name: &str,
         device: &Device,
     ) -> Result<Self> {
+        let pace = &Pace {
+            rounds: pace.rounds.max(Pace::THOROUGH.rounds),
+            turn: pace.turn.max(Pace::THOROUGH.turn / 2),
+            ..*pace
+        };
         #[cfg(feature = "flex")]
         if matches!(name, "flex" | "cpu") {
             return on_host(pace, quick);
@@ -40,14 +45,14 @@ impl Peaks {
         on_tensors(pace, quick, precision, name, device)
     }
 
-    /// Bytes a second.
+    /// Bytes a second, in the fastest round.
     pub fn bytes_per_second(&self) -> f64 {
-        self.copy.1 / self.copy.0.ms.median() * 1e3
+        self.copy.1 / self.copy.0.ms.min() * 1e3
     }
 
-    /// Operations a second.
+    /// Operations a second, in the fastest round.
     pub fn flops_per_second(&self) -> f64 {
-        self.arithmetic.1 / self.arithmetic.0.ms.median() * 1e3
+        self.arithmetic.1 / self.arithmetic.0.ms.min() * 1e3
     }
 
     /// The least milliseconds of a problem that moves `bytes` and computes `flops`.

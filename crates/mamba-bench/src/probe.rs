@@ -200,6 +200,7 @@ impl Meter {
 #[cfg(all(test, feature = "flex", target_os = "linux"))]
 mod tests {
     use super::*;
+    use crate::machine::testing::peak_alone;
 
     fn probe(model: &str) -> Probe {
         Probe {
@@ -214,6 +215,7 @@ mod tests {
 
     #[test]
     fn a_cache_grows_and_a_state_does_not() {
+        let _alone = peak_alone();
         let state = |model: &str, length| {
             Probe {
                 length,

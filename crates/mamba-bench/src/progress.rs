@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+
+use crate::results::Entry;
+use crate::session::Finished;
+
 /// How far a run is.
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -11,6 +16,18 @@ pub struct Progress {
     pub left: Option<Duration>,
     /// What is measured now.
     pub what: String,
+}
+
+/// Who looks on while suites run.
+pub trait Watch {
+    /// A suite begins, by name: its number among all of them, and theirs.
+    fn begin(&mut self, suite: &str, place: [usize; 2]);
+    /// An entry was written.
+    fn entry(&mut self, entry: &Entry);
+    /// Another measurement begins.
+    fn progress(&mut self, progress: &Progress);
+    /// It came to its end, or failed.
+    fn end(&mut self, suite: &str, outcome: &Result<Finished>);
 }
 
 /// What is done and what is left.
@@ -52,7 +69,9 @@ impl Clock {
             false => 0.0,
         };
         let elapsed = self.start.elapsed();
-        let left = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
+        let left = elapsed.as_secs_f64() * (1.0 - share) / share;
+        // None before the first is done; nor where what comes costs more than any time.
+        let left = Duration::try_from_secs_f64(left).ok();
         Progress { share, left, what }
     }
 }
@@ -71,9 +90,20 @@ mod tests {
         };
         let first = clock.begin("a".into(), 1.0);
         assert!(first.share == 0.0 && first.left.is_none());
+        // A quarter is done: three times as long is left, of a time that goes on meanwhile.
+        let least = 3 * clock.start.elapsed();
         let second = clock.begin("b".into(), 3.0);
+        let most = 3 * clock.start.elapsed();
         assert_eq!(second.share, 0.25);
-        assert!((second.left.unwrap().as_secs_f64() - 30.0).abs() < 1.0);
+        let left = second.left.unwrap();
+        let rounding = Duration::from_micros(1);
+        assert!(
+            least <= left + rounding && left <= most + rounding,
+            "{left:?}"
+        );
         assert_eq!(clock.begin("c".into(), 9.0).share, 1.0);
+        let mut endless = Clock::new(1e300);
+        endless.begin("a".into(), 1e-3);
+        assert!(endless.begin("b".into(), 1e300).left.is_none());
     }
 }

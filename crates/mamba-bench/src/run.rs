@@ -1,65 +1,39 @@
-//! A run of a suite: its options, its folder, its progress.
+//! A run of a suite: its folder, its proofs, its progress.
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, ensure};
 use burn::tensor::Device;
-use mamba_core::{Precision, device};
+use mamba_core::Precision;
 
-use crate::attempt::works;
-use crate::beside::{Beside, Running};
+use crate::attempt::{attempt, works};
+use crate::beside::Running;
+use crate::limit::{LeftOut, TimeLimit};
+use crate::options::Options;
 use crate::pace::Pace;
-use crate::progress::{Clock, Progress};
+use crate::progress::{Clock, Watch};
 use crate::proofs::Proof;
-use crate::results::{Absent, Entry, Head, Key, ResultFolder, is_cpu};
-use crate::suites::Suite;
-
-/// What a user chooses.
-#[derive(Debug)]
-pub struct Options {
-    /// The device, by name; the default one of the build if none is given.
-    pub device: Option<String>,
-    /// Small sizes and few rounds.
-    pub quick: bool,
-    /// The type of activations.
-    pub precision: Precision,
-    /// Problems whose name contains one of these; all if there are none.
-    pub filter: Vec<String>,
-    /// Lengths instead of the suite's own; none for those.
-    pub lengths: Vec<usize>,
-    /// Batches instead of the suite's own, of suites of whole models; none for those.
-    pub batches: Vec<usize>,
-    /// Rounds instead of nine, or of five if it is `quick`.
-    pub rounds: Option<usize>,
-    /// Where results go; the next free folder of `artifacts/bench` if none is given.
-    pub out: Option<PathBuf>,
-    /// Who is to run beside ours.
-    pub beside: Beside,
-    /// Starts this program again to measure memory: it is given a [`Probe`](crate::probe::Probe) in JSON and prints a
-    /// [`Reading`](crate::probe::Reading).
-    pub probe: fn(&str) -> Result<Command>,
-}
-
-/// Who looks on while a suite runs.
-pub trait Watch {
-    /// An entry was written.
-    fn entry(&mut self, entry: &Entry);
-    /// Another measurement begins.
-    fn progress(&mut self, progress: &Progress);
-}
+use crate::results::{Absent, Entry, Head, Key, Place, ResultFolder, is_cpu};
+use crate::session::{Proved, Session};
+use crate::suites::Asked;
 
 /// A suite that runs.
 pub struct Run<'a> {
     /// What the user chose.
     pub options: &'a Options,
     /// The device's name.
-    pub name: String,
+    pub name: &'a str,
     /// The device, without autodiff.
-    pub device: Device,
+    pub device: &'a Device,
+    /// Lengths instead of the suite's own.
+    pub lengths: &'a [usize],
+    /// Batches instead of the suite's own.
+    pub batches: &'a [usize],
     /// Who runs beside ours.
-    pub peers: Running,
+    pub peers: &'a mut Running,
+    proved: &'a mut Proved,
+    limit: TimeLimit,
+    late: usize,
     folder: ResultFolder,
     watch: &'a mut dyn Watch,
     clock: Clock,
@@ -67,47 +41,57 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Starts the device and the folder.
+    /// Starts the folder, and peers that do not run yet.
     ///
     /// # Errors
     ///
-    /// If the device does not start or lacks the precision, or the folder cannot be made.
-    pub fn start(suite: &Suite, options: &'a Options, watch: &'a mut dyn Watch) -> Result<Self> {
-        let name = match &options.device {
-            Some(name) => name.clone(),
-            None => match device::device_names().first() {
-                Some(name) => (*name).to_owned(),
-                None => bail!("this build has no backend: build with one, as in `--features flex`"),
-            },
-        };
-        let device = device::start(&name)?;
-        ensure!(
-            options.precision.is_supported(&device),
-            "{name} has no bf16: leave --precision at f32"
-        );
-        let folder = ResultFolder::create(options.out.as_deref(), suite.name)?;
-        let (peers, failed) = options.beside.start(suite.peers, &name);
-        let clock = Clock::default();
-        let mut run = Self {
+    /// If the folder cannot be made or written.
+    pub fn start(
+        session: &'a mut Session,
+        asked: &'a Asked,
+        place: Place,
+        watch: &'a mut dyn Watch,
+    ) -> Result<Self> {
+        let Session {
             options,
             name,
             device,
             peers,
+            proved,
+            limit,
+        } = session;
+        let folder = ResultFolder::create(place, asked.suite.name)?;
+        let kind = asked.suite.peers;
+        let failed = match limit.check() {
+            Ok(()) => options.beside.start(kind, name, peers),
+            Err(_) => Vec::new(),
+        };
+        let versions = peers.versions(kind);
+        let own = |own: &'a [usize], all: &'a [usize]| if own.is_empty() { all } else { own };
+        let mut run = Self {
+            options,
+            name,
+            device,
+            lengths: own(&asked.lengths, &options.lengths),
+            batches: own(&asked.batches, &options.batches),
+            peers,
+            proved,
+            limit: *limit,
+            late: 0,
             folder,
             watch,
-            clock,
+            clock: Clock::default(),
             start: Instant::now(),
         };
-        let head = Head::collect(
-            suite.name,
-            &run.name,
-            run.peers.versions(),
-            run.precision_name(),
-            options.quick,
-        );
+        let precision = run.precision_name();
+        let suite = asked.suite.name;
+        let head = Head::collect(suite, name, device, versions, precision, options.quick);
         run.emit(Entry::Head(Box::new(head)))?;
         for (engine, reason) in failed {
             run.miss("every problem", engine, None, &reason)?;
+        }
+        if !asked.suite.batches && !run.batches.is_empty() {
+            run.find(format!("--batches has no part in {}.", asked.suite.name))?;
         }
         Ok(run)
     }
@@ -132,27 +116,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the filter lets a problem through.
-    pub fn wants(&self, problem: &str) -> bool {
-        let filter = &self.options.filter;
-        filter.is_empty() || filter.iter().any(|part| problem.contains(part.as_str()))
-    }
-
     /// Those that the filter lets through.
     ///
     /// # Errors
     ///
     /// If there are none.
     pub fn filtered<T>(&self, all: Vec<T>, name: impl Fn(&T) -> &str) -> Result<Vec<T>> {
-        let names: Vec<String> = all.iter().map(|it| name(it).to_owned()).collect();
-        let left: Vec<T> = all.into_iter().filter(|it| self.wants(name(it))).collect();
-        ensure!(
-            !left.is_empty(),
-            "--filter {} leaves nothing to measure: this suite has {}",
-            self.options.filter.join(","),
-            names.join(", ")
-        );
-        Ok(left)
+        let names = all.iter().map(|it| name(it).to_owned()).collect();
+        let left = self.options.filtered(names)?;
+        let wanted = |it: &T| left.iter().any(|other| other == name(it));
+        Ok(all.into_iter().filter(wanted).collect())
     }
 
     /// What a row of ours is about.
@@ -160,19 +133,29 @@ impl<'a> Run<'a> {
         Key {
             problem: problem.into(),
             engine: OURS.into(),
-            device: self.name.clone(),
+            device: self.name.into(),
             precision: self.precision_name().into(),
             batch,
             length,
         }
     }
 
-    /// Refuses further work that may be left out, when `--quick` has taken most of its two minutes.
+    /// Refuses work that would begin after the time limit.
+    ///
+    /// # Errors
+    ///
+    /// If it is over, as a [`LeftOut`].
+    pub fn in_limit(&self) -> Result<()> {
+        Ok(self.limit.check()?)
+    }
+
+    /// Refuses further work that may be left out, when the time limit is over or `--quick` has taken most of its two minutes.
     ///
     /// # Errors
     ///
     /// If it has.
     pub fn in_time(&self) -> Result<()> {
+        self.in_limit()?;
         ensure!(
             !self.options.quick || self.start.elapsed() < QUICK,
             "--quick has taken its time: measure this without it"
@@ -180,9 +163,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// What the time limit left out so far.
+    pub fn late(&self) -> usize {
+        self.late
+    }
+
     /// Whether the device is a CPU.
     pub fn on_cpu(&self) -> bool {
-        is_cpu(&self.name)
+        is_cpu(self.name)
     }
 
     /// Writes an entry.
@@ -204,13 +192,18 @@ impl<'a> Run<'a> {
         self.emit(Entry::Finding { text })
     }
 
-    /// Writes the proof, which must hold.
+    /// Makes the proof of `what`, which names the device, unless this process has made it before, and writes it.
     ///
     /// # Errors
     ///
-    /// If it does not hold, or the disk is full.
-    pub fn prove(&mut self, proof: Result<Proof>) -> Result<()> {
-        self.emit(Entry::Proof(proof?))
+    /// If it does not hold, the time limit is over, or the disk is full.
+    pub fn prove(&mut self, what: String, proof: impl FnOnce() -> Result<Proof>) -> Result<()> {
+        let limit = self.limit;
+        let proof = self.proved.once(what, || {
+            limit.check()?;
+            attempt(proof)
+        })?;
+        self.emit(Entry::Proof(proof))
     }
 
     /// Writes what is missing and why.
@@ -223,23 +216,39 @@ impl<'a> Run<'a> {
         problem: &str,
         engine: &str,
         length: Option<usize>,
-        reason: &anyhow::Error,
+        reason: &Error,
     ) -> Result<()> {
-        let absent = Absent {
-            problem: problem.into(),
-            engine: engine.into(),
-            device: self.name.clone(),
-            length,
-            reason: format!("{reason:#}"),
-        };
-        self.emit(Entry::Absent(absent))?;
+        self.miss_on(self.name, problem, engine, length, reason)?;
         ensure!(
-            engine != OURS || works(&self.device),
+            engine != OURS || reason.is::<LeftOut>() || works(self.device),
             "{} works no longer after {problem} failed ({reason:#}); what was measured before is in {}",
             self.name,
             self.folder.path().display()
         );
         Ok(())
+    }
+
+    /// The same of any device, of which nothing is expected.
+    ///
+    /// # Errors
+    ///
+    /// If the disk is full.
+    pub fn miss_on(
+        &mut self,
+        device: &str,
+        problem: &str,
+        engine: &str,
+        length: Option<usize>,
+        reason: &Error,
+    ) -> Result<()> {
+        self.late += usize::from(matches!(reason.downcast_ref(), Some(LeftOut::Time(_))));
+        self.emit(Entry::Absent(Absent {
+            problem: problem.into(),
+            engine: engine.into(),
+            device: device.into(),
+            length,
+            reason: format!("{reason:#}"),
+        }))
     }
 
     /// Tells what all measurements together will take, in any unit, so that what is left can be told.
@@ -248,31 +257,24 @@ impl<'a> Run<'a> {
     }
 
     /// Tells that a measurement begins which takes `cost` of what is [expected](Self::expect).
-    pub fn begin(&mut self, what: String, cost: f64) {
-        let progress = self.clock.begin(what, cost);
+    ///
+    /// # Errors
+    ///
+    /// If the time limit is over: then it must not begin.
+    pub fn begin(&mut self, what: String, cost: f64) -> Result<()> {
+        self.in_limit()?;
+        let mut progress = self.clock.begin(what, cost);
+        if let (Some(left), Some(most)) = (&mut progress.left, self.limit.left()) {
+            *left = most.min(*left);
+        }
         self.watch.progress(&progress);
+        Ok(())
     }
 
-    /// The second line of a plot: hardware, type, date.
+    /// The second line of a plot.
     pub fn subtitle(&self) -> String {
-        let Some(head) = self.folder.results().heads.first() else {
-            return String::new();
-        };
-        let machine = &head.machine;
-        let hardware = match &head.gpu {
-            Some(gpu) => gpu.clone(),
-            None => format!("{}, {} threads", machine.cpu, machine.threads),
-        };
-        let date = machine
-            .date
-            .as_deref()
-            .and_then(|date| date.split('T').next());
-        format!(
-            "{} on {hardware}, {}, {}",
-            self.name,
-            self.precision_name(),
-            date.unwrap_or("no date")
-        )
+        let head = self.folder.results().heads.first();
+        head.map_or(String::new(), Head::subtitle)
     }
 
     /// What was found.

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn compiled_kernels_are_kept_in_the_folder_given() {
-        let folder = std::env::temp_dir().join(format!("mamba-kernels-{}", std::process::id()));
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("kernels");
         configure(Some(&folder));
         let database = kept_in().expect("nothing was configured before");
         assert_eq!(database.parent(), Some(folder.as_path()));

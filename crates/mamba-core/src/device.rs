@@ -1,10 +1,14 @@
 //! Devices by name, as users give them.
 
+mod adapter;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
 use crate::failure::{DeviceFailure, innermost};
+
+pub use adapter::{DefaultDevice, adapter, cpu_name, is_software, start_default};
 
 /// Devices that were started in this process.
 static STARTED: Mutex<Vec<Device>> = Mutex::new(Vec::new());
@@ -29,6 +33,11 @@ pub enum DeviceError {
     /// What follows the colon is no index.
     #[error("device `{0}`: expected a number after the colon, as in `cuda:1`")]
     Index(String),
+    /// There is only one of that backend.
+    #[error(
+        "device `{0}`: there is one CPU, which has no number; leave out the colon and what follows"
+    )]
+    Numbered(String),
     /// The backend is compiled in, but the machine has nothing for it.
     #[error("device `{name}` does not start: {reason}")]
     Unusable {
@@ -39,7 +48,7 @@ pub enum DeviceError {
     },
 }
 
-/// The names that [`device`] takes in this build, the default first.
+/// The names that [`device`] takes in this build, the default first; but see [`start_default`].
 pub fn device_names() -> Vec<&'static str> {
     let mut names = Vec::new();
     names.extend(cfg!(feature = "cuda").then_some("cuda"));
@@ -67,6 +76,9 @@ pub fn device(name: &str) -> Result<Device, DeviceError> {
         }
         None => (name, None),
     };
+    if index.is_some() && matches!(backend, "flex" | "cpu" | "ndarray") {
+        return Err(DeviceError::Numbered(name.into()));
+    }
     open(backend, index).ok_or_else(|| DeviceError::Unknown {
         name: name.into(),
         known: device_names(),
@@ -86,17 +98,17 @@ fn open(backend: &str, index: Option<usize>) -> Option<Device> {
         #[cfg(feature = "rocm")]
         "rocm" => Some(Device::rocm(index.unwrap_or(0))),
         #[cfg(feature = "wgpu")]
-        "wgpu" => Some(Device::wgpu(adapter(index))),
+        "wgpu" => Some(Device::wgpu(gpu(index))),
         #[cfg(feature = "vulkan")]
-        "vulkan" => Some(Device::vulkan(adapter(index))),
+        "vulkan" => Some(Device::vulkan(gpu(index))),
         #[cfg(feature = "metal")]
-        "metal" => Some(Device::metal(adapter(index))),
+        "metal" => Some(Device::metal(gpu(index))),
         _ => None,
     }
 }
 
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn adapter(index: Option<usize>) -> burn::tensor::DeviceKind {
+fn gpu(index: Option<usize>) -> burn::tensor::DeviceKind {
     use burn::tensor::DeviceKind;
     index.map_or(DeviceKind::DefaultDevice, DeviceKind::DiscreteGpu)
 }
@@ -184,6 +196,14 @@ mod tests {
     #[test]
     fn an_index_must_be_a_number() {
         assert_eq!(device("cuda:x"), Err(DeviceError::Index("cuda:x".into())));
+    }
+
+    #[test]
+    fn a_cpu_has_no_index() {
+        assert_eq!(
+            device("flex:3"),
+            Err(DeviceError::Numbered("flex:3".into()))
+        );
     }
 
     #[cfg(feature = "flex")]

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::init::{inverse_softplus_of_time_steps, rescale, torch_linear};
 use crate::limits::{check_bounds, check_positive, check_sizes, check_time_steps};
 use crate::ops::{
-    CausalConv1d, SelectiveScan, causal_conv1d, halves, linear, project, project_onto, rms_norm_to,
-    selective_scan, thirds,
+    CausalConv1d, SelectiveScan, causal_conv1d, decay_rates, halves, linear, project, project_onto,
+    rms_norm_to, selective_scan, thirds,
 };
 use crate::state::Mamba1State;
 
@@ -300,7 +300,7 @@ impl Mamba1 {
             delta_bias: self.dt_proj.bias.as_ref().map(Param::val),
             initial_state: ssm_state,
             seq_idx,
-            ..SelectiveScan::new(x, delta, -self.a_log.val().exp(), b, c)
+            ..SelectiveScan::new(x, delta, decay_rates(self.a_log.val()), b, c)
         });
         let output = match residual {
             Some(residual) => project_onto(residual, &self.out_proj, y),

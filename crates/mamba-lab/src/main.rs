@@ -4,6 +4,7 @@
 mod commands;
 mod experiments;
 mod failure;
+mod output;
 mod progress;
 
 use std::io;

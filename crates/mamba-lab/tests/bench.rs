@@ -38,7 +38,7 @@ fn a_suite_leaves_files_a_table_and_a_plot() {
         .success()
         .stdout(
             contains("proved: scan on flex equals loops in f64")
-                .and(contains("times as fast"))
+                .and(contains("as fast at length"))
                 .and(contains("Everything is in out")),
         )
         .stderr(contains("left] mamba1 at length 16"));
@@ -96,6 +96,63 @@ fn a_suite_leaves_files_a_table_and_a_plot() {
         .assert()
         .code(1)
         .stderr(contains("4 of 4 got slower by more than 10 %"));
+}
+
+#[test]
+fn several_suites_share_a_process_and_have_a_folder_each() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("out");
+    let results = |suite: &str| -> serde_json::Value {
+        let text = fs::read_to_string(out.join(suite).join("results.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    // Nothing of kernels is called mamba1.
+    bench(folder.path(), &["scaling:16,32", "kernels", "decode:1x16"])
+        .args(["--quick", "--device", "flex", "--rounds", "3"])
+        .args(["--filter", "mamba1", "--out", "out"])
+        .assert()
+        .success()
+        .stdout(
+            contains("== decode (3 of 3)")
+                .and(contains("kernels").and(contains("--filter mamba1 leaves nothing")))
+                .and(contains(format!(
+                    "Everything is in {}",
+                    Path::new("out/decode").display()
+                ))),
+        )
+        .stderr(contains("left] decode: mamba1-small, 1 x 16"));
+    let sizes = |suite: &str| -> Vec<u64> {
+        let results = results(suite);
+        let rows = results["rows"].as_array().unwrap().iter();
+        rows.map(|row| row["length"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(
+        (sizes("scaling"), sizes("decode")),
+        (vec![16, 32], vec![16])
+    );
+    // Proved once, and written where it counts.
+    let [scaling, decode] = ["scaling", "decode"].map(|suite| results(suite)["proofs"].clone());
+    assert_eq!(scaling, decode);
+    assert_eq!(scaling.as_array().unwrap().len(), 4);
+    assert!(out.join("scaling/scaling.svg").is_file() && out.join("decode/decode.svg").is_file());
+
+    // They go on in the same folder, for nothing is overwritten; what time does not allow is named.
+    bench(folder.path(), &["scaling", "decode"])
+        .args(["--quick", "--device", "flex", "--out", "out", "--time-limit", "1"])
+        .assert()
+        .success()
+        .stdout(
+            contains("Not measured: every problem by mamba-lab on flex: the 1 s of --time-limit are over")
+                .and(contains("The 1 s of --time-limit were over before the end")),
+        );
+    let absent = &results("decode-2")["absent"][0];
+    assert_eq!(absent["reason"], "the 1 s of --time-limit are over");
+    assert!(
+        !results("scaling-2")["absent"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]
@@ -163,6 +220,48 @@ fn a_peer_that_is_missing_or_fails_is_told_and_the_run_goes_on() {
         .success();
 }
 
+#[cfg(unix)]
+#[test]
+fn a_peer_is_started_once_for_several_suites() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = TempDir::new().unwrap();
+    let python = folder.path().join("python");
+    let lines = [
+        "#!/bin/sh",
+        "echo started >> started",
+        "while read -r line; do case $line in",
+        "*hello*) echo '{\"torch\": \"2\", \"transformers\": \"5\"}' ;;",
+        "*) echo '{\"error\": \"ValueError: no weights\"}' ;;",
+        "esac; done",
+    ];
+    fs::write(&python, lines.join("\n")).unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+    bench(folder.path(), &["scaling:16", "memory:16", "decode:1x16"])
+        .args(["--quick", "--device", "flex", "--rounds", "3"])
+        .args(["--filter", "mamba1", "--out", "out", "--peers"])
+        .arg("--python")
+        .arg(&python)
+        .assert()
+        .success()
+        .stdout(contains("peers have no part in this suite"));
+    let started = fs::read_to_string(folder.path().join("started")).unwrap();
+    assert_eq!(started, "started\n");
+    for (suite, peers) in [("scaling", 1), ("memory", 0), ("decode", 1)] {
+        let text = fs::read_to_string(folder.path().join("out").join(suite).join("table.txt"));
+        let text = text.unwrap();
+        assert_eq!(
+            text.matches("beside PyTorch 2, transformers 5").count(),
+            peers
+        );
+        assert_eq!(
+            text.matches("ValueError: no weights").count(),
+            peers,
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn bad_input_is_refused_with_what_to_do() {
     let folder = TempDir::new().unwrap();
@@ -176,6 +275,7 @@ fn bad_input_is_refused_with_what_to_do() {
     };
     refused(&["speed"], "unknown suite `speed`: there are scaling,");
     refused(&[], "which suite?");
+    refused(&["decode", "prefill:long"], "prefill:1x128,1024");
     refused(
         &["scaling", "--device", "abacus"],
         "unknown device `abacus`",
@@ -185,20 +285,37 @@ fn bad_input_is_refused_with_what_to_do() {
         "choose a folder with --out",
     );
     refused(
+        &["scaling", "decode", "--device", "flex", "--out", "file/out"],
+        "Error: cannot make file/out",
+    );
+    refused(
         &[
             "scaling", "--device", "flex", "--filter", "rnn", "--out", "empty",
         ],
-        "this suite has mamba1",
+        "there are mamba1, mamba2, transformer",
     );
+    assert!(!folder.path().join("empty").exists());
+    refused(
+        &["kernels", "--device", "flex", "--batches", "2"],
+        "--batches is for prefill, decode, train",
+    );
+    refused(&["memory:2x64"], "memory chooses its batches itself");
     refused(&["compare", "file", "nowhere"], "no results of bench");
     refused(&["compare", "nowhere", "file"], "nowhere");
     assert_eq!(
         fs::read_to_string(folder.path().join("file")).unwrap(),
         "mine"
     );
+    for option in ["--python", "--python-path"] {
+        bench(folder.path(), &["prefill", option, "here"])
+            .assert()
+            .code(2)
+            .stderr(contains("--peers"));
+    }
     bench(folder.path(), &["--help"]).assert().success().stdout(
         contains("scaling")
             .and(contains("backends"))
+            .and(contains("--time-limit"))
             .and(contains("--filter")),
     );
 }

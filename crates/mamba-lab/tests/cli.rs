@@ -131,7 +131,7 @@ fn a_run_trains_and_is_used_from_its_folder_alone() {
         .command(&["info", run])
         .assert()
         .success()
-        .stdout(contains("d_inner: 32"));
+        .stdout(contains("inner width 32"));
     workshop
         .command(&["evaluate", run, "--split", "valid", "--device", "flex"])
         .assert()
@@ -162,34 +162,40 @@ fn an_existing_run_is_never_overwritten() {
     );
 }
 
-#[test]
-fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
-    let workshop = Workshop::new();
-    let settings = [
-        "--set",
-        "training.log_every=1",
-        "--set",
-        "training.max_steps=60",
-    ];
-    workshop
-        .train(&settings)
-        .args(["--name", "whole"])
-        .assert()
-        .success();
+/// The complete checkpoints of a run, by their steps, ascending.
+fn checkpoints(run: &Path) -> Vec<usize> {
+    let entries = fs::read_dir(run.join("checkpoints"));
+    let entries = entries.into_iter().flatten().map(|entry| entry.unwrap());
+    let complete = entries.filter(|entry| entry.path().join("checkpoint.toml").is_file());
+    let mut steps: Vec<usize> = complete
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("step-")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    steps.sort_unstable();
+    steps
+}
 
+#[test]
+fn a_run_that_was_killed_continues_on_the_same_curve() {
+    let workshop = Workshop::new();
+    // However slow the machine is, it does not end by itself before it is killed.
+    let settings = |steps: usize| {
+        let steps = format!("training.max_steps={steps}");
+        let all = ["training.log_every=1", "training.schedule=constant", &steps];
+        all.map(|it| ["--set".to_string(), it.to_string()]).concat()
+    };
+    const ENDLESS: usize = 1_000_000_000;
     let bin = assert_cmd::cargo::cargo_bin("mamba-lab");
     let mut child = std::process::Command::new(bin)
-        .args([
-            "train",
-            "tiny.toml",
-            "--data-dir",
-            "text",
-            "--display",
-            "plain",
-            "--device",
-            "flex",
-        ])
-        .args(settings)
+        .args(["train", "tiny.toml", "--data-dir", "text"])
+        .args(["--display", "plain", "--device", "flex"])
+        .args(settings(ENDLESS))
         .args(["--name", "parts"])
         .current_dir(workshop.folder.path())
         .env("MAMBA_LAB_CACHE", workshop.path("cache"))
@@ -197,26 +203,40 @@ fn a_run_stopped_in_an_epoch_continues_on_the_same_curve() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    // Killed without warning once a checkpoint exists, as a power cut would.
-    let checkpoints = workshop.run("parts").join("checkpoints");
-    let some = || fs::read_dir(&checkpoints).is_ok_and(|mut entries| entries.next().is_some());
-    while !some() && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
+    // Killed without warning once a checkpoint is complete, as a power cut would.
+    let parts = workshop.run("parts");
+    while checkpoints(&parts).is_empty() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
     child.kill().unwrap();
-    child.wait().unwrap();
-    if !workshop.run("parts").join("summary.json").exists() {
-        workshop
-            .command(&["train", "--name", "parts", "--resume", "--display", "plain"])
-            .args(["--device", "flex"])
-            .assert()
-            .success();
-    }
-    assert_eq!(
-        losses(&workshop.run("parts")),
-        losses(&workshop.run("whole"))
+    assert!(!child.wait().unwrap().success());
+
+    let step = *checkpoints(&parts).last().expect("none is taken away");
+    assert!(step > 0);
+    let end = step + 20;
+    let config = fs::read_to_string(parts.join("config.toml")).unwrap();
+    let shorter = config.replace(
+        &format!("max_steps = {ENDLESS}"),
+        &format!("max_steps = {end}"),
     );
-    assert_eq!(losses(&workshop.run("whole")).len(), 60);
+    assert_ne!(config, shorter);
+    fs::write(parts.join("config.toml"), shorter).unwrap();
+    workshop
+        .command(&["train", "--name", "parts", "--resume", "--display", "plain"])
+        .args(["--device", "flex"])
+        .assert()
+        .success()
+        .stderr(contains(format!("after step {step} of {end}")));
+
+    workshop
+        .train(&["--name", "whole"])
+        .args(settings(end))
+        .assert()
+        .success();
+    let whole = losses(&workshop.run("whole"));
+    assert_eq!(losses(&parts), whole);
+    assert_eq!(whole.len(), end);
 }
 
 #[test]
@@ -258,6 +278,14 @@ fn bad_input_is_refused_with_what_to_do() {
         &mut workshop.train(&["--set", "training.learning_rate=-1"]),
         "learning_rate",
     );
+    refused(
+        &mut workshop.train(&["--set", "sample.prompt=\"\""]),
+        "sample.prompt",
+    );
+    refused(
+        &mut workshop.train(&["--set", "training.epsilon=1e-50"]),
+        "training.epsilon",
+    );
     let device = ["train", "tiny.toml", "--device", "abacus"];
     refused(&mut workshop.command(&device), "unknown device `abacus`");
     #[cfg(feature = "ndarray")]
@@ -291,12 +319,35 @@ fn bad_input_is_refused_with_what_to_do() {
     refused(&mut workshop.command(&["generate", "nowhere", ""]), "empty");
     let resume = ["train", "--resume", "--name", "none"];
     refused(&mut workshop.command(&resume), "there is no run");
+    workshop
+        .command(&["train", "tiny.toml", "--name", "none", "--resume"])
+        .assert()
+        .failure()
+        .stderr(contains("[EXPERIMENT]").and(contains("cannot be used with")));
 
     workshop.write("text/train.txt", "too short");
     refused(&mut workshop.train(&[]), "17");
     workshop.write("text/train.txt", "");
     refused(&mut workshop.train(&[]), "empty");
     assert!(!workshop.path("artifacts").exists(), "nothing was begun");
+}
+
+/// A model with learned positions has none for all the tokens that the sample asks for.
+#[test]
+fn a_sample_is_as_long_as_the_positions_allow() {
+    let workshop = Workshop::new();
+    let settings = [
+        "model.pattern=[\"attention\", \"mlp\"]",
+        "model.attention.num_heads=2",
+        "model.max_positions=20",
+        "sample.tokens=64",
+        "sample.temperature=0",
+    ];
+    workshop
+        .train(&settings.map(|it| ["--set", it]).concat())
+        .assert()
+        .success()
+        .stdout(contains("A sample: the ").and(contains("continue it with")));
 }
 
 #[test]
@@ -314,6 +365,16 @@ fn runs_are_compared_in_a_table_and_a_picture() {
         .stdout(contains("tiny-2").and(contains("parameters")));
     let picture = fs::read_to_string(workshop.path("both.svg")).unwrap();
     assert!(picture.contains("tiny, valid") && picture.contains("tiny-2, valid"));
+
+    // Two corpora, the first of them twice.
+    let summary = workshop.run("tiny-2").join("summary.json");
+    let text = fs::read_to_string(&summary).unwrap();
+    fs::write(&summary, text.replace("own-text", "wikitext-2-v1")).unwrap();
+    workshop
+        .command(&["compare", "tiny", "tiny-2", "tiny"])
+        .assert()
+        .success()
+        .stdout(contains("Not on one corpus (own-text, wikitext-2-v1):"));
 
     workshop
         .command(&["compare", "tiny", "nowhere"])
@@ -341,6 +402,36 @@ fn a_corrupt_checkpoint_is_named_and_kept() {
         .code(1)
         .stderr(contains(name).and(contains("panicked").not()));
     assert_eq!(fs::read(&weights).unwrap().len(), bytes.len() / 2);
+
+    // As long as before, and other weights.
+    let mut changed = bytes.clone();
+    let middle = changed.len() / 2;
+    changed[middle..middle + 4].copy_from_slice(&0.25f32.to_le_bytes());
+    assert_ne!(changed, bytes);
+    fs::write(&weights, changed).unwrap();
+    let generate = ["generate", "tiny", "the", "-n", "2", "--device", "flex"];
+    let damaged = "model.bpk is damaged; remove it to use the last checkpoint";
+    workshop
+        .command(&generate)
+        .assert()
+        .code(1)
+        .stderr(contains(damaged));
+    fs::remove_file(&weights).unwrap();
+    workshop.command(&generate).assert().success().stderr(
+        contains(
+            "model.bpk is missing although the run is finished: using its checkpoint after step 12",
+        )
+        .and(contains("not finished").not()),
+    );
+
+    // A run of before, which noted nothing of its weights.
+    fs::write(&weights, bytes).unwrap();
+    let path = run.join("summary.json");
+    let mut summary: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert!(summary.as_object_mut().unwrap().remove("model").is_some());
+    fs::write(&path, summary.to_string()).unwrap();
+    workshop.command(&generate).assert().success();
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn a_name_is_as_good_as_a_folder_also_without_a_network() {
     command(folder.path(), &server.endpoint, &["info", "someone/tiny"])
         .assert()
         .success()
-        .stdout(contains("LanguageModel"));
+        .stdout(contains("someone/tiny: a pretrained model"));
     let generate = [
         "generate",
         "someone/tiny",
@@ -80,7 +80,9 @@ fn a_name_is_as_good_as_a_folder_also_without_a_network() {
 fn mamba_without_a_tokenizer_gets_that_of_gpt_neox() {
     let folder = TempDir::new().unwrap();
     let server = Server::start(models());
-    command(folder.path(), &server.endpoint, &["info", "someone/old"])
+    let generate = ["generate", "someone/old", "the river", "-n", "1"];
+    command(folder.path(), &server.endpoint, &generate)
+        .args(["--device", "flex"])
         .assert()
         .success();
     assert_eq!(

@@ -1,11 +1,11 @@
-//! Where derived files live, and how they are written so that a reader never sees half of one.
+//! Where derived files live, and how they are written so that a reader never sees half of one, not even after a power cut.
 
 use std::env;
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 /// Environment variable that overrides [`cache_dir`].
@@ -27,7 +27,8 @@ pub fn cache_dir() -> Result<PathBuf> {
     Ok(base.join("mamba-lab"))
 }
 
-/// Writes `path` through a temporary file beside it and a rename, creating its folder if needed.
+/// Writes `path` through a temporary file beside it and a rename, creating its folder if needed. It is on the disk when this
+/// returns: a name can get there before its content does.
 ///
 /// # Errors
 ///
@@ -36,9 +37,11 @@ pub(crate) fn write_atomic(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
-    let dir = path
-        .parent()
-        .with_context(|| format!("{} has no folder", path.display()))?;
+    let dir = match path.parent() {
+        Some(dir) if dir.as_os_str().is_empty() => Path::new("."),
+        Some(dir) => dir,
+        None => bail!("{} has no folder", path.display()),
+    };
     fs::create_dir_all(dir)
         .with_context(|| format!("cannot create the folder {}", dir.display()))?;
     let file = temporary_file(dir)
@@ -46,9 +49,27 @@ pub(crate) fn write_atomic(
     let mut writer = BufWriter::new(file);
     write(&mut writer).with_context(|| format!("cannot write {}", path.display()))?;
     let file = writer.into_inner().map_err(|error| error.into_error());
+    let file = file.and_then(|file| file.as_file().sync_all().map(|()| file));
     file.with_context(|| format!("cannot write {}", path.display()))?
         .persist(path)
         .with_context(|| format!("cannot move the finished file to {}", path.display()))?;
+    sync_folder(dir).with_context(|| format!("cannot write the folder {}", dir.display()))
+}
+
+/// Waits until the names in a folder are on the disk, where the system can tell.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    match fs::File::open(path)?.sync_all() {
+        // Some network file systems sync no folders.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) => {}
+        synced => synced?,
+    }
+    #[cfg(not(unix))]
+    let _ = path;
     Ok(())
 }
 

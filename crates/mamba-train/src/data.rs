@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
 
-use crate::cache::cache_dir;
+use crate::cache::{cache_dir, hex};
 use crate::corpus::{Corpus, Split};
 use crate::encoded::EncodedCorpus;
 use crate::experiment::DataConfig;
@@ -62,6 +63,18 @@ impl Splits {
             description: corpus.to_string(),
             notice: corpus.notice().map(str::to_string),
         })
+    }
+}
+
+impl Splits {
+    /// A hash of the tokens of all splits, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let mut digest = Sha256::new();
+        for windows in [Some(&self.train), Some(&self.valid), self.test.as_ref()] {
+            // Of one length each, so that a missing split is not taken for another one.
+            digest.update(windows.map_or([0; 32], |it| it.corpus().sha256()));
+        }
+        hex(&digest.finalize())
     }
 }
 

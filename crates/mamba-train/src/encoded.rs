@@ -150,6 +150,15 @@ impl EncodedCorpus {
         }
     }
 
+    /// The SHA-256 of the tokens.
+    pub fn sha256(&self) -> [u8; 32] {
+        match &self.storage {
+            // Compared with the tokens when the file was opened.
+            Storage::Mapped(map) => map[HEADER - 32..HEADER].try_into().expect("32 bytes"),
+            Storage::Owned(bytes) => Sha256::digest(bytes).into(),
+        }
+    }
+
     /// Whether the tokens are read from a cache file.
     pub fn is_mapped(&self) -> bool {
         matches!(self.storage, Storage::Mapped(_))

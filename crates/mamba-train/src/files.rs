@@ -1,4 +1,4 @@
-//! Hashes of files.
+//! Hashes of files, and what is wrong with them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -21,5 +21,34 @@ pub(crate) fn digest(path: &Path) -> io::Result<(String, u64)> {
         }
         hasher.update(&buffer[..read]);
         size += read as u64;
+    }
+}
+
+/// In one line where in the TOML `text` something is wrong, and what.
+pub(crate) fn toml_problem(text: &str, error: &toml::de::Error) -> String {
+    let problem = error.message().trim().replace('\n', ", ");
+    match error.span() {
+        Some(span) => {
+            let before = text.bytes().take(span.start);
+            let line = before.filter(|byte| *byte == b'\n').count() + 1;
+            format!("line {line}: {problem}")
+        }
+        None => problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_of_toml_is_one_line_with_its_place() {
+        let text = "a = 1\nb = \"open\nc = 2\n";
+        let error = text.parse::<toml::Table>().unwrap_err();
+        let told = toml_problem(text, &error);
+        assert!(
+            told.starts_with("line 2: ") && !told.contains('\n'),
+            "{told}"
+        );
     }
 }

@@ -142,11 +142,10 @@ fn read_lines(path: &Path) -> Result<Vec<(Record, String)>> {
         .enumerate()
         .filter(|(_, line)| line.ends_with('\n'))
         .map(|(number, line)| {
-            let record = serde_json::from_str(line).with_context(|| {
+            let record = serde_json::from_str(line).ok().with_context(|| {
+                let (path, number) = (path.display(), number + 1);
                 format!(
-                    "{} line {}: not a metrics record",
-                    path.display(),
-                    number + 1
+                    "{path} line {number} is damaged: remove that line (or the file: only the curve is lost) and try again"
                 )
             })?;
             Ok((record, line.to_string()))

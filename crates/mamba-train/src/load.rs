@@ -9,9 +9,11 @@ use burn::tensor::Device;
 use mamba_core::{LanguageModel, LanguageModelConfig, Precision, checkpoint};
 
 use crate::experiment::Experiment;
+use crate::files::digest;
 use crate::hub::{Hub, is_gpt_neox_vocabulary, resolve};
 use crate::learner::LmTraining;
 use crate::run::{CONFIG as RUN_CONFIG, RunFolder};
+use crate::summary::Summary;
 use crate::tokenizer::{Fit, Tokenizer};
 
 /// What a folder holds for use.
@@ -45,6 +47,16 @@ pub enum Weights {
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 
+/// Whether a folder holds a run or a pretrained model, whole or not.
+pub fn is_model(path: &Path) -> bool {
+    path.join(RUN_CONFIG).is_file() || is_pretrained(path)
+}
+
+/// Whether a folder holds a pretrained model, whole or not.
+pub fn is_pretrained(path: &Path) -> bool {
+    path.join(CONFIG).is_file()
+}
+
 /// Loads the run or the pretrained model at `path` to `device`. A path that is none may be the name of a model on the hub.
 /// `tokenizer` is as for [`load_pretrained`]; a run has its own.
 ///
@@ -53,7 +65,7 @@ const TOKENIZER: &str = "tokenizer.json";
 /// As [`load_run`] and [`load_pretrained`], and when a run is given another tokenizer.
 pub fn load_model(path: &Path, tokenizer: Option<&str>, device: &Device) -> Result<LoadedRun> {
     let path = &*resolve(path)?;
-    if path.join(CONFIG).is_file() {
+    if is_pretrained(path) {
         return load_pretrained(path, tokenizer, device);
     }
     ensure!(
@@ -171,9 +183,10 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
         precision if precision.is_rounded(device) => precision,
         _ => Precision::F32,
     };
-    let model = experiment.model.init(device);
+    let model = experiment.model.init_to_load(device);
     let weights = folder.model();
     if weights.exists() {
+        verify(&folder)?;
         let record = ModuleRecord::load(&weights)
             .map_err(|error| anyhow!("cannot load {}: {error}", weights.display()))?;
         let model = model.try_load_record(record).map_err(|error| {
@@ -191,21 +204,53 @@ pub fn load_run(path: &Path, device: &Device) -> Result<LoadedRun> {
             notice: None,
         });
     }
-    let checkpoint = folder.checkpoints().latest()?.with_context(|| {
-        format!(
+    let checkpoint = folder.checkpoints().latest()?;
+    let checkpoint = checkpoint.with_context(|| match folder.is_finished() {
+        true => format!(
+            "{} is missing, and there is no checkpoint",
+            weights.display()
+        ),
+        false => format!(
             "{} holds no weights: it was stopped before its first checkpoint",
             path.display()
-        )
+        ),
     })?;
     let model = load_training(LmTraining::new(model, 1, 0.0), checkpoint.model()?)?.model;
-    let weights = Weights::Checkpoint(checkpoint.state.step);
+    let step = checkpoint.state.step;
+    let notice = folder.is_finished().then(|| {
+        format!(
+            "{} is missing although the run is finished: using its checkpoint after step {step}",
+            weights.display()
+        )
+    });
     Ok(LoadedRun {
         experiment,
         model: model.with_precision(precision),
         tokenizer,
-        weights,
-        notice: None,
+        weights: Weights::Checkpoint(step),
+        notice,
     })
+}
+
+/// Whether the weights of a finished run are those that it wrote, where it noted which those were.
+fn verify(folder: &RunFolder) -> Result<()> {
+    if !folder.is_finished() {
+        return Ok(());
+    }
+    let summary = Summary::read(&folder.summary())
+        .context("cannot tell whether model.bpk is whole; remove summary.json to go without")?;
+    let Some(written) = summary.model else {
+        return Ok(());
+    };
+    let path = folder.model();
+    let (sha256, bytes) =
+        digest(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(
+        (bytes, sha256) == (written.bytes, written.sha256),
+        "{} is damaged; remove it to use the last checkpoint",
+        path.display()
+    );
+    Ok(())
 }
 
 /// The tokenizer that a run keeps, which must be the one that it was trained with.

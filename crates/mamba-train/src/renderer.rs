@@ -118,7 +118,7 @@ impl<W: Write> PlainRenderer<W> {
             loss.value().exp(),
             learning_rate,
             throughput.value(),
-            format_duration(Duration::from_secs_f64(left)),
+            Duration::try_from_secs_f64(left).map_or("never".into(), format_duration),
         ));
     }
 
@@ -307,6 +307,22 @@ mod tests {
         );
         assert!(lines[0].contains("| 100 tok/s | eta "), "{text}");
         assert_eq!(lines[1], "step 7 | valid loss 2.5000 | valid ppl 12.2");
+    }
+
+    #[test]
+    fn more_steps_than_any_time_has_room_for_do_not_end_the_run() {
+        let options = PlainOptions {
+            start_step: 0,
+            total_steps: usize::MAX,
+            every: 1,
+        };
+        let mut renderer = PlainRenderer::with_output(options, Vec::new());
+        renderer.start(1, 1, None, None);
+        renderer.start_split("train", 1);
+        renderer.started = Instant::now() - Duration::from_secs(60);
+        renderer.update_split(1);
+        let text = String::from_utf8(renderer.out).unwrap();
+        assert!(text.contains("| eta never"), "{text}");
     }
 
     #[test]

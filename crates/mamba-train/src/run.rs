@@ -2,16 +2,20 @@
 //!
 //! ```text
 //! artifacts/runs/<name>/config.toml     the resolved experiment
+//!                       tokenizer.json  the tokenizer; one that comes with the program is only named, in tokenizer.txt
 //!                       metrics.jsonl   one object a logged step
+//!                       training.log    what went on, but for quiet runs
 //!                       loss.svg        the loss curve
+//!                       device.txt      the device that it was trained on last
+//!                       lock            locked while it is trained
 //!                       checkpoints/    what a run resumes from
 //!                       model.bpk       the trained weights
 //!                       summary.json    the results; there once the run is finished
 //! ```
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -25,6 +29,8 @@ pub const DEFAULT_RUNS: &str = "artifacts/runs";
 /// The resolved experiment, in a run's folder.
 pub(crate) const CONFIG: &str = "config.toml";
 
+const DEVICE: &str = "device.txt";
+
 /// The folder of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunFolder {
@@ -36,8 +42,9 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// When `name` is given and its folder exists, or the folder cannot be made.
+    /// When `name` is given and no name for a folder or its folder exists, or the folder cannot be made.
     pub fn create(runs: &Path, name: Option<&str>, experiment: &Experiment) -> Result<Self> {
+        name.map_or(Ok(()), ensure_name)?;
         fs::create_dir_all(runs)
             .with_context(|| format!("cannot make the folder {}", runs.display()))?;
         let path = match name {
@@ -57,8 +64,9 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// When its folder exists.
+    /// When it is no name for a folder, or its folder exists.
     pub fn ensure_free(runs: &Path, name: &str) -> Result<()> {
+        ensure_name(name)?;
         let path = runs.join(name);
         ensure!(!path.exists(), "{}", taken(&path));
         Ok(())
@@ -73,6 +81,11 @@ impl RunFolder {
         let folder = Self {
             path: path.to_path_buf(),
         };
+        ensure!(
+            path.exists(),
+            "there is no run {}: give the folder of one, or its name",
+            path.display()
+        );
         if !folder.config().is_file() {
             bail!(
                 "{} is not a run folder: it has no config.toml; give the folder of a run",
@@ -98,7 +111,43 @@ impl RunFolder {
         Experiment::load(&self.config(), &[])
     }
 
-    fn write_config(&self, experiment: &Experiment) -> Result<()> {
+    /// The name of the device that the run was trained on last, where that is known.
+    pub fn device(&self) -> Option<String> {
+        let name = fs::read_to_string(self.path.join(DEVICE)).ok()?;
+        let name = name.trim();
+        (!name.is_empty()).then(|| name.to_owned())
+    }
+
+    pub(crate) fn write_device(&self, name: &str) -> Result<()> {
+        write_atomic(&self.path.join(DEVICE), |out| Ok(writeln!(out, "{name}")?))
+    }
+
+    /// Keeps other processes from training the run, until what is returned is dropped or the process ends.
+    ///
+    /// # Errors
+    ///
+    /// When another one trains it, or the folder cannot be written.
+    pub(crate) fn lock(&self) -> Result<File> {
+        let path = self.path.join("lock");
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => bail!(
+                "the run {} is being trained by another process: wait for it, or stop it first",
+                self.path.display()
+            ),
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+                log::warn!("nothing keeps others from {}: {error}", self.path.display());
+                Ok(file)
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
+        }
+    }
+
+    pub(crate) fn write_config(&self, experiment: &Experiment) -> Result<()> {
         let text = experiment.to_toml()?;
         write_atomic(&self.config(), |out| Ok(out.write_all(text.as_bytes())?))
     }
@@ -142,6 +191,21 @@ impl RunFolder {
     pub fn log(&self) -> PathBuf {
         self.path.join("training.log")
     }
+}
+
+/// Refuses what cannot be the name of one folder.
+///
+/// # Errors
+///
+/// When `name` is empty, several components, or stands for another folder.
+pub fn ensure_name(name: &str) -> Result<()> {
+    let mut components = Path::new(name).components();
+    let whole = match (components.next(), components.next()) {
+        (Some(Component::Normal(only)), None) => only == name,
+        _ => false,
+    };
+    ensure!(whole, "name: must be usable as a folder name, got {name:?}");
+    Ok(())
 }
 
 fn taken(path: &Path) -> String {
@@ -205,6 +269,44 @@ mod tests {
         let message = error.unwrap_err().to_string();
         assert!(message.contains("mine exists; give --resume"), "{message}");
         assert_eq!(fs::read_to_string(folder.config()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_name_is_one_folder() {
+        let runs = tempfile::tempdir().unwrap();
+        let inner = runs.path().join("inner");
+        for name in ["", ".", "..", "../escape", "a/b", "a/", "/tmp/a"] {
+            let create = RunFolder::create(&inner, Some(name), &experiment()).unwrap_err();
+            let free = RunFolder::ensure_free(&inner, name).unwrap_err();
+            for message in [create.to_string(), free.to_string()] {
+                assert!(message.contains(&format!("{name:?}")), "{message}");
+            }
+        }
+        assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 0);
+        assert!(ensure_name("..a b").is_ok());
+    }
+
+    #[test]
+    fn a_run_is_trained_by_one_at_a_time() {
+        let runs = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(runs.path(), None, &experiment()).unwrap();
+        let lock = folder.lock().unwrap();
+        let message = folder.lock().unwrap_err().to_string();
+        assert!(
+            message.contains("is being trained by another process"),
+            "{message}"
+        );
+        drop(lock);
+        folder.lock().unwrap();
+    }
+
+    #[test]
+    fn the_device_is_remembered() {
+        let runs = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(runs.path(), None, &experiment()).unwrap();
+        assert_eq!(folder.device(), None);
+        folder.write_device("cuda:1").unwrap();
+        assert_eq!(folder.device().as_deref(), Some("cuda:1"));
     }
 
     #[test]

@@ -51,10 +51,22 @@ pub struct Summary {
     pub peak_memory: Option<u64>,
     /// The machine and device.
     pub hardware: Hardware,
-    /// The revision of the working folder's git repository, if it is one.
+    /// The git revision of the folder that the program was built from, if it is there.
     pub git_revision: Option<String>,
     /// The versions of the software.
     pub versions: Versions,
+    /// What was written to `model.bpk`. Runs of before did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelFile>,
+}
+
+/// By what a file is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFile {
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
 }
 
 /// A loss with its perplexity.
@@ -121,10 +133,13 @@ impl Summary {
     }
 }
 
-/// The revision of the git repository around the working folder, `-dirty` where it has changes.
+/// The git revision of the folder that this program was built from, `-dirty` where it has changes; none where that folder
+/// is gone.
 pub(crate) fn git_revision() -> Option<String> {
     let output = Command::new("git")
         .args([
+            "-C",
+            env!("CARGO_MANIFEST_DIR"),
             "describe",
             "--always",
             "--dirty",

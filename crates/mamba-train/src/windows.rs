@@ -91,6 +91,11 @@ impl Windows {
         })
     }
 
+    /// The text that they are cut from.
+    pub fn corpus(&self) -> &EncodedCorpus {
+        &self.corpus
+    }
+
     /// The inputs of a whole window.
     pub fn seq_len(&self) -> usize {
         self.seq_len

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use burn::train::Interrupter;
+use log::{Log, Metadata};
 use mamba_train::data::Splits;
 use mamba_train::encoded::EncodedCorpus;
 use mamba_train::experiment::Experiment;
@@ -94,6 +95,7 @@ fn run(start: Start, interrupter: &Interrupter) -> anyhow::Result<Outcome> {
         device: device(),
         display: Display::Quiet,
         interrupter: interrupter.clone(),
+        ..TrainOptions::default()
     };
     train_on(start, options, |_, _| Ok(splits()), |_| {})
 }
@@ -105,34 +107,51 @@ fn finish(start: Start) -> (RunFolder, Summary) {
     }
 }
 
-/// Stops a run once `metrics.jsonl` has a training record of `step`.
-fn interrupt_at(start: Start, folder: PathBuf, step: usize) -> RunFolder {
-    let interrupter = Interrupter::new();
-    let watcher = {
-        let (interrupter, folder) = (interrupter.clone(), folder.join("metrics.jsonl"));
-        std::thread::spawn(move || {
-            let marker = format!("\"kind\":\"train\",\"step\":{step},");
-            while !fs::read_to_string(&folder)
-                .unwrap_or_default()
-                .contains(&marker)
-            {
-                std::thread::yield_now();
-            }
+/// Asks a run to stop from its own thread, as soon as it tells the log that it took a step: polling would race with
+/// steps of a millisecond.
+struct Stopper(Mutex<Option<(String, Interrupter)>>);
+
+static STOPPER: Stopper = Stopper(Mutex::new(None));
+
+impl Stopper {
+    fn order(&self) -> MutexGuard<'_, Option<(String, Interrupter)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log for Stopper {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("mamba_train::learner")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata())
+            && let Some((message, interrupter)) = &*self.order()
+            && record.args().to_string() == *message
+        {
             interrupter.stop(Some("test"));
-        })
-    };
-    let outcome = run(start, &interrupter).unwrap();
-    watcher.join().unwrap();
-    match outcome {
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Stops a run right after `step`.
+fn interrupt_at(start: Start, step: usize) -> RunFolder {
+    // Fails from the second call on, where it is set already.
+    let _ = log::set_logger(&STOPPER);
+    log::set_max_level(log::LevelFilter::Trace);
+    let interrupter = Interrupter::new();
+    *STOPPER.order() = Some((format!("took step {step}"), interrupter.clone()));
+    let outcome = run(start, &interrupter);
+    *STOPPER.order() = None;
+    match outcome.unwrap() {
         Outcome::Interrupted {
             folder,
             step: stopped,
-            total_steps,
+            ..
         } => {
-            assert!(
-                step <= stopped && stopped < total_steps,
-                "stopped at {stopped}"
-            );
+            assert_eq!(stopped, step);
             folder
         }
         Outcome::Finished { .. } => panic!("the run finished before it was interrupted"),
@@ -164,9 +183,8 @@ fn resumed_run_equals_an_uninterrupted_one_to_the_bit() {
     let (whole, whole_summary) = finish(start(runs.path(), "whole", experiment(&overrides)));
     assert_eq!(whole_summary.steps, 88);
 
-    let begin = start(runs.path(), "cut", experiment(&overrides));
-    let mut cut = interrupt_at(begin, runs.path().join("cut"), 6);
-    cut = interrupt_at(Start::Resume(cut.clone()), cut.path().to_path_buf(), 36);
+    let mut cut = interrupt_at(start(runs.path(), "cut", experiment(&overrides)), 8);
+    cut = interrupt_at(Start::Resume(cut), 37);
     let (cut, cut_summary) = finish(Start::Resume(cut));
 
     assert_eq!(losses(&cut), losses(&whole));
@@ -189,25 +207,25 @@ fn crashed_run_continues_from_its_last_checkpoint() {
     let runs = tempfile::tempdir().unwrap();
     let (whole, _) = finish(start(runs.path(), "whole", experiment(&[])));
 
-    let begin = start(runs.path(), "crash", experiment(&[]));
-    let crash = interrupt_at(begin, runs.path().join("crash"), 13);
+    let all = ["training.keep_checkpoints=100"];
+    let crash = interrupt_at(start(runs.path(), "crash", experiment(&all)), 13);
     // As if the process had been killed a little after the checkpoint of step 10.
-    let checkpoints = crash.path().join("checkpoints");
-    for step in crash
-        .checkpoints()
-        .steps()
-        .unwrap()
-        .into_iter()
-        .filter(|&step| step > 10)
-    {
-        fs::remove_dir_all(checkpoints.join(format!("step-{step:08}"))).unwrap();
+    let checkpoints = crash.checkpoints();
+    let steps = checkpoints.steps().unwrap();
+    for &step in steps.iter().filter(|&&step| step > 10) {
+        fs::remove_dir_all(checkpoints.step_folder(step)).unwrap();
     }
-    fs::create_dir(checkpoints.join("step-00000012.partial")).unwrap();
+    let latest = checkpoints.latest().unwrap().expect("checkpoints are left");
+    assert_eq!(latest.state.step, 10);
+    // No later checkpoint is made at that step.
+    let partial = crash.path().join("checkpoints/step-00000007.partial");
+    fs::create_dir(&partial).unwrap();
     let metrics = fs::read_to_string(crash.metrics()).unwrap();
     fs::write(crash.metrics(), metrics + "{\"kind\":\"train\",\"st").unwrap();
 
     let (crash, _) = finish(Start::Resume(crash));
     assert_eq!(losses(&crash), losses(&whole));
+    assert!(!partial.exists(), "what a crash left is cleared up");
 }
 
 #[test]
@@ -215,7 +233,7 @@ fn interrupted_run_leaves_a_checkpoint_that_loads() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();
     let begin = start(runs.path(), "cut", experiment(&["training.epochs=50"]));
-    let folder = interrupt_at(begin, runs.path().join("cut"), 2);
+    let folder = interrupt_at(begin, 2);
     assert!(!folder.is_finished());
     let step = folder.checkpoints().latest().unwrap().unwrap().state.step;
     let run = load_run(folder.path(), &device()).unwrap();
@@ -302,11 +320,43 @@ fn name_that_is_taken_is_refused_before_any_work() {
 }
 
 #[test]
+fn a_stop_while_evaluating_is_told_as_such_and_goes_on() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let interrupter = Interrupter::new();
+    let options = TrainOptions {
+        device: device(),
+        display: Display::Quiet,
+        interrupter: interrupter.clone(),
+        ..TrainOptions::default()
+    };
+    let begin = start(runs.path(), "cut", experiment(&["training.max_steps=3"]));
+    let stop = |event: TrainEvent| {
+        if matches!(event, TrainEvent::Evaluating { .. }) {
+            interrupter.stop(Some("test"));
+        }
+    };
+    let outcome = train_on(begin, options, |_, _| Ok(splits()), stop).unwrap();
+    let Outcome::Interrupted {
+        folder,
+        step,
+        total_steps,
+        evaluating,
+    } = outcome
+    else {
+        panic!("the run finished");
+    };
+    assert_eq!((step, total_steps, evaluating), (3, 3, true));
+    let (_, summary) = finish(Start::Resume(folder));
+    assert_eq!(summary.steps, 3);
+}
+
+#[test]
 fn damaged_checkpoint_is_not_resumed_from() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();
     let begin = start(runs.path(), "cut", experiment(&["training.epochs=50"]));
-    let folder = interrupt_at(begin, runs.path().join("cut"), 12);
+    let folder = interrupt_at(begin, 12);
     let step = folder.checkpoints().steps().unwrap().pop().unwrap();
     let file = folder
         .path()
@@ -323,7 +373,7 @@ fn checkpoint_of_another_model_is_refused() {
     let _serial = serial();
     let runs = tempfile::tempdir().unwrap();
     let begin = start(runs.path(), "cut", experiment(&["training.epochs=50"]));
-    let folder = interrupt_at(begin, runs.path().join("cut"), 2);
+    let folder = interrupt_at(begin, 2);
     let config = fs::read_to_string(folder.config()).unwrap();
     let changed = config.replacen("d_model = 8", "d_model = 16", 1);
     assert_ne!(config, changed);
@@ -367,6 +417,42 @@ fn time_limit_finishes_the_run() {
     let (_, summary) = finish(start(runs.path(), "timed", experiment(&overrides)));
     assert_eq!(summary.stop, Stop::TimeLimit);
     assert!(summary.valid.is_some());
+}
+
+/// The folder of such a run is read like any other.
+#[test]
+fn time_that_is_up_before_the_first_step_leaves_a_run_that_can_be_read() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let overrides = ["training.max_minutes=1e-12"];
+    let (folder, summary) = finish(start(runs.path(), "none", experiment(&overrides)));
+    assert_eq!((summary.stop, summary.steps), (Stop::TimeLimit, 0));
+    let read = Summary::read(&folder.summary()).unwrap();
+    assert_eq!((read.tokens, read.tokens_per_second), (0, 0.0));
+    load_run(folder.path(), &device()).unwrap();
+}
+
+#[test]
+fn sample_that_could_not_be_written_is_refused_before_training() {
+    let _serial = serial();
+    let runs = tempfile::tempdir().unwrap();
+    let learned = [
+        "model.pattern=[\"attention\", \"mlp\"]",
+        "model.attention.num_heads=2",
+        "model.max_positions=6",
+    ];
+    let long = "sample.prompt=\"seven..\"";
+    for (overrides, told) in [
+        (vec!["sample.prompt=\"\""], "sample.prompt: "),
+        ([&learned[..], &[long]].concat(), "7 tokens"),
+    ] {
+        let begin = start(runs.path(), "bad", experiment(&overrides));
+        let message = format!("{:#}", run_error(begin));
+        assert!(message.contains(told), "{message}");
+        assert!(!runs.path().join("bad").exists(), "nothing was begun");
+        let none = [&overrides[..], &["sample.tokens=0", "training.max_steps=1"]].concat();
+        finish(start(runs.path(), told, experiment(&none)));
+    }
 }
 
 #[test]
@@ -508,7 +594,7 @@ fn a_run_begins_with_another_model_and_resumes_like_any_other() {
 
     let (whole, summary) = finish(further("whole", &[]));
     assert!(summary.valid.unwrap().loss < summary.before.unwrap().loss);
-    let parts = interrupt_at(further("parts", &[]), runs.path().join("parts"), 9);
+    let parts = interrupt_at(further("parts", &[]), 9);
     finish(Start::Resume(parts.clone()));
     assert_eq!(parameters(&parts), parameters(&whole));
     assert_ne!(parameters(&whole), parameters(&source));

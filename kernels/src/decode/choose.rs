@@ -92,12 +92,10 @@ pub(super) fn choose(
 ) {
     let [batch, vocab_size] = [logits.shape[0], logits.shape[1]];
     let count = tiles(vocab_size);
-    let greedy = chooser.temperature == 0.0;
-    let scale = if greedy {
-        1.0
-    } else {
-        chooser.temperature.recip()
-    };
+    let scale = chooser.temperature.recip();
+    // Of a temperature that has no reciprocal: what it tends to.
+    let greedy = !scale.is_finite();
+    let scale = if greedy { 1.0 } else { scale };
     let (cube_count, cube) = cubes(client, batch * count, UNITS);
     // SAFETY: every index lies inside its tensor; all loops end.
     unsafe {

@@ -76,22 +76,24 @@ fn slices_of_wider_rows_are_read_in_place() {
 #[test]
 fn half_precision_sequences_with_f32_arithmetic() {
     for dtype in [FloatKind::F16, FloatKind::BF16] {
-        if has_type(&client(), ElemType::Float(dtype)) {
-            check(Case {
+        match has_type(&client(), ElemType::Float(dtype)) {
+            true => check(Case {
                 dtype,
                 ..Case::new([2, 35, 64, 4], Options::ALL)
-            });
+            }),
+            false => println!("not tested: the device has no {dtype:?}"),
         }
     }
 }
 
 #[test]
 fn indices_of_64_bits() {
-    if has_type(&client(), ElemType::Int(IntKind::I64)) {
-        check(Case {
+    match has_type(&client(), ElemType::Int(IntKind::I64)) {
+        true => check(Case {
             index: IntKind::I64,
             ..Case::new([2, 35, 24, 4], Options::ALL)
-        });
+        }),
+        false => println!("not tested: the device has no I64"),
     }
 }
 

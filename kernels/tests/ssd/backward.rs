@@ -5,7 +5,7 @@ use mamba_kernels::ssd::Strategy;
 
 use crate::support::ssd::{Case, Numbers, Options, Skip, card_channels};
 use crate::support::ssd_gradients::{Upstream, gradient_tolerance};
-use crate::support::{Named, assert_close, client, has_type, kinds, worst_error};
+use crate::support::{Named, assert_close, client, has_type, kinds, largest_error, worst_error};
 
 /// Without tensor cores, in one piece.
 const UNITS: Strategy = Strategy {
@@ -270,15 +270,10 @@ fn report_of(case: Case, strategy: Strategy) -> usize {
     let allowed = gradient_tolerance(&case)[1];
     let mut wrong = false;
     let mut line = String::new();
+    assert_eq!(got.len(), want.len(), "as many gradients");
     for (got, want) in got.iter().zip(&want) {
-        let largest = want.1.iter().fold(1.0f64, |most, it| most.max(it.abs()));
-        let errors = got
-            .1
-            .iter()
-            .zip(&want.1)
-            .map(|(got, want)| (got - want).abs() / largest);
-        let worst = errors.fold(0.0f64, |most, it| if it <= most { most } else { it });
-        wrong |= worst > allowed || worst.is_nan();
+        let worst = largest_error(&got.1, &want.1);
+        wrong |= worst > allowed;
         line += &format!(" {} {worst:.1e}", got.0);
     }
     let Case {

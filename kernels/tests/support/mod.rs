@@ -81,6 +81,23 @@ fn largest(values: &[f64]) -> f64 {
     finite.fold(1.0, |most, it| most.max(it.abs()))
 }
 
+/// The largest error of any entry, in units of the largest one; without end where one is NaN.
+///
+/// # Panics
+/// If there are more entries of one than of the other.
+pub fn largest_error(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len(), "as many entries");
+    let largest = largest(want);
+    let errors = got.iter().zip(want).map(|(got, want)| {
+        let error = (got - want).abs() / largest;
+        match error.is_nan() {
+            true => f64::INFINITY,
+            false => error,
+        }
+    });
+    errors.fold(0.0, f64::max)
+}
+
 /// The largest error of any entry, in units of its tensor's largest entry.
 ///
 /// # Panics
@@ -88,7 +105,9 @@ fn largest(values: &[f64]) -> f64 {
 pub fn worst_error(got: &[Named], want: &[Named], allowed: f64) -> f64 {
     assert_eq!(got.len(), want.len(), "as many results");
     let mut worst: f64 = 0.0;
-    for ((name, got), (_, want)) in got.iter().zip(want) {
+    for ((name, got), (want_name, want)) in got.iter().zip(want) {
+        assert_eq!(name, want_name);
+        assert_eq!(got.len(), want.len(), "{name}");
         let largest = largest(want);
         for (index, (got, want)) in got.iter().zip(want).enumerate() {
             let error = (got - want).abs() / largest;

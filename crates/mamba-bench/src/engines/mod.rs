@@ -8,5 +8,5 @@ pub mod model_peer;
 pub mod op;
 pub mod op_peer;
 pub mod ours;
-mod process;
+pub(crate) mod process;
 pub mod pytorch;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::process::{Process, numbers, text};
 
@@ -37,8 +37,7 @@ pub enum Work {
 #[derive(Debug)]
 pub struct ModelPeer {
     name: &'static str,
-    process: Process,
-    version: String,
+    pub(crate) process: Process,
 }
 
 impl ModelPeer {
@@ -56,7 +55,15 @@ impl ModelPeer {
             .env("HF_HUB_OFFLINE", "1")
             .env("TOKENIZERS_PARALLELISM", "false");
         let hint = "give a Python with torch and transformers as --python";
-        Self::greet(HUGGING_FACE, Process::start("Python", command, hint)?)
+        let version = |hello: &Value| {
+            let [torch, transformers] = ["torch", "transformers"].map(|it| text(hello, it));
+            format!("PyTorch {torch}, transformers {transformers}")
+        };
+        let process = Process::start("Python", command, hint, version)?;
+        Ok(Self {
+            name: HUGGING_FACE,
+            process,
+        })
     }
 
     /// Starts the program of `peers/candle`, which runs on the CPU.
@@ -68,7 +75,7 @@ impl ModelPeer {
         let mut command = Command::new(program);
         command.env("RAYON_NUM_THREADS", threads.to_string());
         let hint = "give the program built from crates/mamba-bench/peers/candle as --peer-candle";
-        Self::greet(CANDLE, Process::start("candle", command, hint)?)
+        Self::start(CANDLE, command, hint)
     }
 
     /// Starts the program of `peers/mamba-rs` on `cpu` or a device such as `cuda:0`.
@@ -83,44 +90,19 @@ impl ModelPeer {
             .env("RAYON_NUM_THREADS", threads.to_string());
         let hint =
             "give the program built from crates/mamba-bench/peers/mamba-rs as --peer-mamba-rs";
-        Self::greet(MAMBA_RS, Process::start("mamba-rs", command, hint)?)
+        Self::start(MAMBA_RS, command, hint)
     }
 
-    fn greet(name: &'static str, mut process: Process) -> Result<Self> {
-        let hello = process.ask(&json!({"request": "hello"}))?;
-        let version = match name {
-            HUGGING_FACE => format!(
-                "PyTorch {}, transformers {}",
-                text(&hello, "torch"),
-                text(&hello, "transformers")
-            ),
-            _ => format!("{name} {}", text(&hello, "version")),
-        };
-        Ok(Self {
-            name,
-            process,
-            version,
-        })
+    /// A program that bears the name of what it runs.
+    fn start(name: &'static str, command: Command, hint: &str) -> Result<Self> {
+        let version = |hello: &Value| format!("{name} {}", text(hello, "version"));
+        let process = Process::start(name, command, hint, version)?;
+        Ok(Self { name, process })
     }
 
     /// Its name as an engine.
     pub fn name(&self) -> &'static str {
         self.name
-    }
-
-    /// What runs there, with versions.
-    pub fn version(&self) -> &str {
-        &self.version
-    }
-
-    /// The operating system's number of the process.
-    pub fn id(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Whether the process was still there when it was last asked.
-    pub fn is_running(&self) -> bool {
-        self.process.is_running()
     }
 
     /// Loads the model in `folder` under the name `model` and returns the number of its parameters. If it is `half`, it computes
@@ -133,7 +115,7 @@ impl ModelPeer {
         let folder = folder.to_str().context("the folder's name is not text")?;
         let answer = self.process.ask(&json!({
             "request": "load", "model": model, "folder": folder, "half": half, "training": training,
-        }))?;
+        }), Some("parameters"))?;
         answer["parameters"]
             .as_u64()
             .context("the peer did not count its parameters")
@@ -146,7 +128,7 @@ impl ModelPeer {
     /// As [`load`](Self::load).
     pub fn forget(&mut self, model: &str) -> Result<()> {
         self.process
-            .ask(&json!({"request": "forget", "model": model}))
+            .ask(&json!({"request": "forget", "model": model}), None)
             .map(drop)
     }
 
@@ -157,7 +139,10 @@ impl ModelPeer {
     /// As [`load`](Self::load).
     pub fn set_tokens(&mut self, batch: usize, values: &[i64]) -> Result<()> {
         self.process
-            .ask(&json!({"request": "tokens", "batch": batch, "values": values}))
+            .ask(
+                &json!({"request": "tokens", "batch": batch, "values": values}),
+                None,
+            )
             .map(drop)
     }
 
@@ -168,7 +153,7 @@ impl ModelPeer {
     /// As [`load`](Self::load).
     pub fn logits(&mut self, model: &str) -> Result<Vec<f64>> {
         let request = json!({"request": "logits", "model": model});
-        numbers(&self.process.ask(&request)?, "values")
+        numbers(&mut self.process, &request, "values")
     }
 
     /// Milliseconds of each of `calls` pieces of work; of a step, for [`Work::Decode`], which is one call.
@@ -183,7 +168,7 @@ impl ModelPeer {
             Work::Decode(tokens) => json!({"request": "decode", "model": model, "tokens": tokens}),
             Work::Train => json!({"request": "train", "model": model, "calls": calls}),
         };
-        numbers(&self.process.ask(&request)?, "ms")
+        numbers(&mut self.process, &request, "ms")
     }
 }
 
@@ -226,7 +211,7 @@ mod tests {
             "read line; echo '{\"ms\": [1.5, 2.5]}'",
         ];
         let mut peer = ModelPeer::hugging_face(&script(folder.path(), &lines), 1, "cpu").unwrap();
-        assert_eq!(peer.version(), "PyTorch 2, transformers 5");
+        assert_eq!(peer.process.version(), "PyTorch 2, transformers 5");
         let error = peer.load("mamba1", folder.path(), false, false);
         assert_eq!(error.unwrap_err().to_string(), "ValueError: no such model");
         assert_eq!(peer.time("mamba1", Work::Prefill, 2).unwrap(), [1.5, 2.5]);

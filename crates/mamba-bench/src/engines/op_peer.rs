@@ -16,8 +16,7 @@ const SCRIPT: &str = include_str!("../../peers/operations.py");
 /// The running process; it ends when dropped.
 #[derive(Debug)]
 pub struct OpPeer {
-    process: Process,
-    version: String,
+    pub(crate) process: Process,
 }
 
 /// An engine that solves an operation on the peer's device.
@@ -46,31 +45,13 @@ impl OpPeer {
             command.args(["--path", folder]);
         }
         let hint = "give a Python with torch as --python";
-        let mut process = Process::start("Python", command, hint)?;
-        let hello = process.ask(&json!({"request": "hello"}))?;
-        let version = format!(
-            "PyTorch {}, Triton {}, mamba-ssm {}, causal-conv1d {}",
-            text(&hello, "torch"),
-            text(&hello, "triton"),
-            text(&hello, "mamba_ssm"),
-            text(&hello, "causal_conv1d")
-        );
-        Ok(Self { process, version })
-    }
-
-    /// What runs there, with versions.
-    pub fn version(&self) -> &str {
-        &self.version
-    }
-
-    /// The operating system's number of the process.
-    pub fn id(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Whether the process was still there when it was last asked.
-    pub fn is_running(&self) -> bool {
-        self.process.is_running()
+        let version = |hello: &Value| {
+            let parts = ["torch", "triton", "mamba_ssm", "causal_conv1d"];
+            let [torch, triton, mamba, conv] = parts.map(|it| text(hello, it));
+            format!("PyTorch {torch}, Triton {triton}, mamba-ssm {mamba}, causal-conv1d {conv}")
+        };
+        let process = Process::start("Python", command, hint, version)?;
+        Ok(Self { process })
     }
 
     /// Who solves an operation there, and who could but is not installed.
@@ -79,7 +60,9 @@ impl OpPeer {
     ///
     /// If the process stopped.
     pub fn offers(&mut self, op: &Op, half: bool) -> Result<Vec<Offer>> {
-        let answer = self.process.ask(&asked("offers", op, half))?;
+        let answer = self
+            .process
+            .ask(&asked("offers", op, half), Some("engines"))?;
         serde_json::from_value(answer["engines"].clone()).context("the peer named no engines")
     }
 
@@ -92,7 +75,7 @@ impl OpPeer {
         let mut request = asked("compute", op, half);
         request["engine"] = json!(engine);
         request["inputs"] = inputs(op);
-        numbers(&self.process.ask(&request)?, "values")
+        numbers(&mut self.process, &request, "values")
     }
 
     /// Gives `engine` inputs of its own of that size, and returns how its calls will be timed.
@@ -103,7 +86,7 @@ impl OpPeer {
     pub fn prepare(&mut self, engine: &str, op: &Op, half: bool) -> Result<String> {
         let mut request = asked("prepare", op, half);
         request["engine"] = json!(engine);
-        Ok(text(&self.process.ask(&request)?, "how"))
+        Ok(text(&self.process.ask(&request, Some("how"))?, "how"))
     }
 
     /// Milliseconds of each of `calls` calls, or of one of them on average where the device queues them.
@@ -113,7 +96,7 @@ impl OpPeer {
     /// As [`compute`](Self::compute).
     pub fn time(&mut self, engine: &str, calls: usize) -> Result<Vec<f64>> {
         let request = json!({"request": "time", "engine": engine, "calls": calls});
-        numbers(&self.process.ask(&request)?, "ms")
+        numbers(&mut self.process, &request, "ms")
     }
 
     /// Lets all inputs go.
@@ -122,7 +105,9 @@ impl OpPeer {
     ///
     /// If the process stopped.
     pub fn forget(&mut self) -> Result<()> {
-        self.process.ask(&json!({"request": "forget"})).map(drop)
+        self.process
+            .ask(&json!({"request": "forget"}), None)
+            .map(drop)
     }
 }
 
@@ -180,12 +165,12 @@ mod tests {
         ];
         let python = script(folder.path(), &lines);
         let mut peer = OpPeer::start(&python, &[], 1, "cpu").unwrap();
-        assert!(peer.version().contains("Triton 3, mamba-ssm none"));
+        assert!(peer.process.version().contains("Triton 3, mamba-ssm none"));
         let op = Op::all(1, 8)[0].tiny();
         let offers = peer.offers(&op, false).unwrap();
         assert_eq!(offers[0].missing.as_deref(), Some("no module"));
         let error = peer.compute("b", &op, false).unwrap_err();
         assert_eq!(error.to_string(), "RuntimeError: out of memory");
-        assert!(peer.prepare("b", &op, false).is_err() && !peer.is_running());
+        assert!(peer.prepare("b", &op, false).is_err() && !peer.process.is_running());
     }
 }

@@ -1,13 +1,14 @@
 //! PyTorch, in a process of its own that is spoken to in lines of JSON.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::process::{Process, text};
 use crate::problems::Tutorial;
 
 /// Carried in the binary, so that it runs from anywhere.
@@ -35,7 +36,6 @@ pub enum Precision {
 #[derive(Serialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 enum Request<'a> {
-    Hello,
     LoadMamba {
         bytes: usize,
         double: bool,
@@ -66,42 +66,6 @@ enum Request<'a> {
     PeakMemory,
 }
 
-#[derive(Deserialize)]
-struct Hello {
-    torch: String,
-}
-
-#[derive(Deserialize)]
-struct Parameters {
-    #[serde(rename = "parameters")]
-    _count: usize,
-}
-
-#[derive(Deserialize)]
-struct TokenShape {
-    shape: [usize; 2],
-}
-
-#[derive(Deserialize)]
-struct Values {
-    values: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-struct Error {
-    error: f64,
-}
-
-#[derive(Deserialize)]
-struct Clocked {
-    ms: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-struct Bytes {
-    bytes: u64,
-}
-
 /// Steps of [`Peer::train`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct Trained {
@@ -114,10 +78,7 @@ pub struct Trained {
 /// The running process; it ends when dropped.
 #[derive(Debug)]
 pub struct Peer {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-    torch: String,
+    process: Process,
 }
 
 impl Peer {
@@ -125,37 +86,27 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// If there is no such interpreter, or it lacks torch or safetensors.
+    /// If there is no such interpreter, or it lacks torch (2.4 or later) or safetensors.
     pub fn start(python: &Path, threads: usize) -> Result<Self> {
-        let mut child = Command::new(python)
-            .args(["-c", SCRIPT, "--threads", &threads.to_string()])
+        let threads = threads.to_string();
+        let mut command = Command::new(python);
+        command
+            .args(["-c", SCRIPT, "--threads", &threads])
             .env("CUDA_VISIBLE_DEVICES", "")
-            .env("OMP_NUM_THREADS", threads.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}: give --python", python.display()))?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().context("the peer has no output")?;
-        let mut peer = Self {
-            child,
-            stdin,
-            stdout: BufReader::new(stdout),
-            torch: String::new(),
-        };
-        let hello: Hello = peer.ask(&Request::Hello, &[])?;
-        peer.torch = hello.torch;
-        Ok(peer)
+            .env("OMP_NUM_THREADS", &threads);
+        let hint = "give a Python with torch 2.4 or later and safetensors as --python";
+        let process = Process::start("Python", command, hint, |hello| text(hello, "torch"))?;
+        Ok(Self { process })
     }
 
     /// The version of torch.
     pub fn torch(&self) -> &str {
-        &self.torch
+        self.process.version()
     }
 
     /// The operating system's number of the process.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Loads [`PeerModel::Mamba`] from [`tutorial_weights`](super::ours::tutorial_weights).
@@ -169,7 +120,7 @@ impl Peer {
             bytes: weights.len(),
             double,
         };
-        self.ask::<Parameters>(&request, weights).map(drop)
+        self.ask_with(&request, weights, "parameters").map(drop)
     }
 
     /// Makes [`PeerModel::Transformer`] for `problem`, with room for its sequences.
@@ -185,7 +136,7 @@ impl Peer {
             heads: Tutorial::TRANSFORMER_HEADS,
             max_positions: problem.seq_len,
         };
-        self.ask::<Parameters>(&request, &[]).map(drop)
+        self.ask_with(&request, &[], "parameters").map(drop)
     }
 
     /// Gives the peer the tokens that what follows runs on.
@@ -198,7 +149,7 @@ impl Peer {
             batch: problem.batch,
             values: &problem.sequences(),
         };
-        let TokenShape { shape } = self.ask(&request, &[])?;
+        let shape: [usize; 2] = self.ask(&request, "shape")?;
         let expected = [problem.batch, problem.seq_len];
         if shape != expected {
             bail!("the peer read tokens of shape {shape:?}, expected {expected:?}");
@@ -212,8 +163,7 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn hidden(&mut self, model: PeerModel) -> Result<Vec<f64>> {
-        self.ask::<Values>(&Request::Hidden { model }, &[])
-            .map(|answer| answer.values)
+        self.ask(&Request::Hidden { model }, "values")
     }
 
     /// How far the transformer's hidden states are from those with attention written out, relative
@@ -223,8 +173,8 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn attention_error(&mut self) -> Result<f64> {
-        self.ask::<Error>(&Request::AttentionError, &[])
-            .map(|answer| answer.error)
+        // `error` would tell that something went wrong.
+        self.ask(&Request::AttentionError, "distance")
     }
 
     /// Milliseconds of each of `calls` forward passes.
@@ -233,8 +183,7 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn forward(&mut self, model: PeerModel, calls: usize) -> Result<Vec<f64>> {
-        self.ask::<Clocked>(&Request::Forward { model, calls }, &[])
-            .map(|answer| answer.ms)
+        self.ask(&Request::Forward { model, calls }, "ms")
     }
 
     /// Takes `calls` training steps.
@@ -243,7 +192,8 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn train(&mut self, model: PeerModel, calls: usize) -> Result<Trained> {
-        self.ask(&Request::Train { model, calls }, &[])
+        let answer = self.ask_with(&Request::Train { model, calls }, &[], "losses")?;
+        serde_json::from_value(answer).context("the PyTorch peer's steps are none")
     }
 
     /// The largest resident size of the process so far, in bytes.
@@ -252,33 +202,18 @@ impl Peer {
     ///
     /// If the peer stopped.
     pub fn peak_memory(&mut self) -> Result<u64> {
-        self.ask::<Bytes>(&Request::PeakMemory, &[])
-            .map(|answer| answer.bytes)
+        self.ask(&Request::PeakMemory, "bytes")
     }
 
-    fn ask<A: DeserializeOwned>(&mut self, request: &Request, body: &[u8]) -> Result<A> {
-        const STOPPED: &str = "the PyTorch peer stopped; what it wrote to stderr says why \
-                               (it needs torch 2.4 or later and safetensors)";
-        let stdin = self.stdin.as_mut().context(STOPPED)?;
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        stdin.write_all(&line).context(STOPPED)?;
-        stdin.write_all(body).context(STOPPED)?;
-        stdin.flush().context(STOPPED)?;
-        let mut answer = String::new();
-        if self.stdout.read_line(&mut answer).context(STOPPED)? == 0 {
-            bail!(STOPPED);
-        }
-        serde_json::from_str(&answer)
-            .with_context(|| format!("the PyTorch peer answered out of turn: {}", answer.trim()))
+    /// That field of the answer.
+    fn ask<A: DeserializeOwned>(&mut self, request: &Request, field: &str) -> Result<A> {
+        let mut answer = self.ask_with(request, &[], field)?;
+        serde_json::from_value(answer[field].take())
+            .with_context(|| format!("the PyTorch peer's {field} are none"))
     }
-}
 
-impl Drop for Peer {
-    /// The script ends at the end of its input.
-    fn drop(&mut self) {
-        self.stdin = None;
-        // An unwaited child would stay a zombie; how it ended no longer matters.
-        let _ = self.child.wait();
+    fn ask_with(&mut self, request: &Request, body: &[u8], field: &str) -> Result<Value> {
+        let request = serde_json::to_value(request)?;
+        self.process.ask_with(&request, body, Some(field))
     }
 }

@@ -2,8 +2,14 @@ use super::axis::{Axis, Ruler, number};
 use super::svg::{COLORS, Svg};
 
 const SIZE: (f64, f64) = (820.0, 480.0);
-/// Room around the plot: left, top, right (the legend), bottom.
+/// Room around the plot: left, top, right (the legend, of names of up to 19 letters), bottom.
 const ROOM: [f64; 4] = [74.0, 64.0, 196.0, 56.0];
+
+/// From the plot to the names of the legend.
+const TO_NAMES: f64 = 44.0;
+
+/// A letter of such a name, as wide as DejaVu Sans has them.
+const LETTER: f64 = 8.0;
 
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +68,8 @@ impl Chart {
     pub fn svg(&self) -> String {
         let [left, top, right, bottom] = ROOM;
         let (width, height) = (SIZE.0 - left - right, SIZE.1 - top - bottom);
+        let names = self.series.iter().map(|it| it.name.chars().count());
+        let legend = TO_NAMES + LETTER * names.max().unwrap_or(0) as f64;
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Ruler::new(self.x.scale, points().map(|point| point.0));
         let spreads = self.series.iter().flat_map(|series| &series.spread);
@@ -70,7 +78,7 @@ impl Chart {
         let across = |value: f64| left + width * x.place(value);
         let down = |value: f64| top + height * (1.0 - y.place(value));
 
-        let mut svg = Svg::new(SIZE.0, SIZE.1);
+        let mut svg = Svg::new(left + width + right.max(legend), SIZE.1);
         svg.text("title", (left, 26.0), "start", &self.title);
         svg.text("soft", (left, 47.0), "start", &self.subtitle);
         for tick in x.ticks() {
@@ -149,7 +157,7 @@ impl Chart {
             }
             svg.text(
                 "ink",
-                (legend.0 + 28.0, legend.1 + 4.0),
+                (left + width + TO_NAMES, legend.1 + 4.0),
                 "start",
                 &series.name,
             );
@@ -224,6 +232,24 @@ mod tests {
         for height in heights {
             assert!((top..=SIZE.1 - bottom).contains(&height), "{height}");
         }
+    }
+
+    #[test]
+    fn a_long_name_widens_the_picture_and_not_the_plot() {
+        let mut chart = chart(vec![(64.0, 1.0), (128.0, 2.0)]);
+        let short = chart.svg();
+        chart.series[0].name = "3020 GB/s, 790000 GFLOP/s".into();
+        let long = chart.svg();
+        let width = |svg: &str| -> f64 {
+            let (_, rest) = svg.split_once("viewBox=\"0 0 ").unwrap();
+            rest.split(' ').next().unwrap().parse().unwrap()
+        };
+        assert_eq!(
+            (width(&short), width(&long)),
+            (820.0, 820.0 - 196.0 + 44.0 + 200.0)
+        );
+        let dot = |svg: &str| svg.split("cx=\"").nth(2).unwrap()[..6].to_owned();
+        assert_eq!(dot(&short), dot(&long));
     }
 
     #[test]

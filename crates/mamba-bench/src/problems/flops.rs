@@ -12,14 +12,14 @@ pub(super) const PER_SSD_STATE: f64 = 5.0;
 
 /// Operations of a forward pass over `batch` sequences of `length`, with the logits of `scored` positions each.
 pub fn forward(config: &LanguageModelConfig, batch: usize, length: usize, scored: usize) -> f64 {
-    let positions = (batch * length) as f64;
+    let positions = batch as f64 * length as f64;
     let layers: f64 = config
         .pattern
         .iter()
         .map(|kind| mixer(config, *kind, length))
         .sum();
     let head = 2.0 * (config.d_model * config.padded_vocab_size()) as f64;
-    config.n_layer as f64 * layers * positions + head * (batch * scored) as f64
+    config.n_layer as f64 * layers * positions + head * batch as f64 * scored as f64
 }
 
 /// Operations of a training step: backward needs each product twice.
@@ -54,7 +54,7 @@ fn mixer(config: &LanguageModelConfig, kind: MixerKind, length: usize) -> f64 {
             let width = attention.num_heads * attention.head_dim();
             let shared = attention.num_kv_heads() * attention.head_dim();
             let weights = d_model * (width + 2 * shared) + width * d_model;
-            2.0 * float(weights) + 4.0 * float(width) * float(length + 1) / 2.0
+            2.0 * float(weights) + 4.0 * float(width) * (float(length) + 1.0) / 2.0
         }
         MixerKind::Mlp => {
             let mut mlp = config.mlp.clone();

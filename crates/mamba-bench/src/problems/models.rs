@@ -30,6 +30,18 @@ pub enum Family {
     Gpt2,
 }
 
+impl Family {
+    /// As people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Mamba1 => "Mamba-1",
+            Self::Mamba2 => "Mamba-2",
+            Self::Pythia => "Pythia",
+            Self::Gpt2 => "GPT-2",
+        }
+    }
+}
+
 /// A language model of the catalogue, to be given random weights.
 #[derive(Clone, Debug)]
 pub struct Model {

@@ -185,7 +185,7 @@ impl Op {
     /// Operations that its definition needs, forward; as [`flops`](super::flops) counts them.
     pub fn flops(&self) -> f64 {
         let [batch, seq_len] = self.size();
-        let positions = (batch * seq_len) as f64;
+        let positions = batch as f64 * seq_len as f64;
         let per_position = match *self {
             // Step size and its softplus, gate with its SiLU, skip.
             Self::Scan(Scan {
@@ -204,17 +204,19 @@ impl Op {
                 num_heads,
                 head_dim,
                 ..
-            }) => (num_heads * head_dim) as f64 * 2.0 * (seq_len + 1) as f64,
+            }) => (num_heads * head_dim) as f64 * 2.0 * (seq_len as f64 + 1.0),
         };
         positions * per_position
     }
 
     /// Bytes of inputs and outputs, each moved once, with activations of `size` bytes and states of four.
     pub fn bytes(&self, size: usize) -> f64 {
+        let float = |count: usize| count as f64;
         let [batch, seq_len] = self.size();
+        let [batch, seq_len] = [batch, seq_len].map(|it| it as f64);
         let values = batch
             * seq_len
-            * match *self {
+            * float(match *self {
                 // u, delta, z and y; B and C.
                 Self::Scan(Scan {
                     d_inner, d_state, ..
@@ -232,11 +234,11 @@ impl Op {
                     head_dim,
                     ..
                 }) => 4 * num_heads * head_dim,
-            };
+            });
         // Written at the end, and read at the start of a step.
         let states = batch
-            * (1 + usize::from(self.is_step()))
-            * match *self {
+            * float(1 + usize::from(self.is_step()))
+            * float(match *self {
                 Self::Scan(Scan {
                     d_inner, d_state, ..
                 }) => d_inner * d_state,
@@ -250,8 +252,8 @@ impl Op {
                     channels, width, ..
                 }) => channels * (width - 1),
                 Self::Attention(_) => 0,
-            };
-        (values * size + states * 4) as f64
+            });
+        values * float(size) + states * 4.0
     }
 }
 

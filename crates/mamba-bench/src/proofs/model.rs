@@ -33,7 +33,7 @@ pub fn model(model: &Model, precision: Precision, name: &str, device: &Device) -
     let error = relative_error(&whole, &host(Tensor::cat(steps, 1)))?;
     let claim = format!(
         "{} on {name}: whole sequences equal a pass token by token",
-        model.name
+        model.family.title()
     );
     Proof::new(claim, error, tolerance(name, precision))
 }
@@ -97,7 +97,7 @@ pub fn gradients(
     let slope = (at(step) - at(-step)) / (2.0 * step);
     let claim = format!(
         "{} on {name}: the loss grows along its gradient by the gradient's length",
-        model.name
+        model.family.title()
     );
     Proof::new(
         claim,

@@ -4,12 +4,6 @@ use std::fmt::Write;
 use super::table::digits;
 use super::{Key, Results, Time};
 
-/// How much wider the error of a median is than that of a mean, for normal noise.
-const MEDIAN_OVER_MEAN: f64 = 1.2533;
-
-/// The distance of the quartiles of normal noise, in its standard deviations.
-const QUARTILES: f64 = 1.349;
-
 /// The same thing measured twice.
 #[derive(Clone, Debug)]
 pub struct Change {
@@ -19,7 +13,7 @@ pub struct Change {
     pub ms: [f64; 2],
     /// Speed after over speed before: above 1 is faster.
     pub speed: f64,
-    /// Standard error of `speed`, by the spread of the rounds of both.
+    /// Standard error of `speed`, by the spread of the rounds of both; infinite where one has fewer than three.
     pub error: f64,
 }
 
@@ -53,7 +47,7 @@ impl Comparison {
         for key in ordered {
             if let (Some(a), Some(b)) = (first.get(key), second.get(key)) {
                 let speed = a.median_ms / b.median_ms;
-                let error = speed * (error(a).powi(2) + error(b).powi(2)).sqrt();
+                let error = speed * a.error().hypot(b.error());
                 changes.push(Change {
                     key: key.clone(),
                     ms: [a.median_ms, b.median_ms],
@@ -96,13 +90,14 @@ impl Comparison {
         } in &self.changes
         {
             let verdict = match (speed - 1.0).abs() > 2.0 * error {
-                true if *speed > 1.0 => "faster",
-                true => "slower",
-                false => "no difference that shows",
+                _ if error.is_infinite() => "+- unknown: fewer than three rounds".into(),
+                true if *speed > 1.0 => format!("+- {error:.3}, faster"),
+                true => format!("+- {error:.3}, slower"),
+                false => format!("+- {error:.3}, no difference that shows"),
             };
             let _ = writeln!(
                 text,
-                "{:<20}{:<16}{:<8}{:>6}{:>9}{:>12}{:>12}  {speed:.3} +- {error:.3}, {verdict}",
+                "{:<20}{:<16}{:<8}{:>6}{:>9}{:>12}{:>12}  {speed:.3} {verdict}",
                 key.problem,
                 key.engine,
                 key.device,
@@ -110,6 +105,14 @@ impl Comparison {
                 key.length,
                 digits(ms[0]),
                 digits(ms[1])
+            );
+        }
+        let unknown = self.changes.iter().filter(|it| it.error.is_infinite());
+        if let count @ 1.. = unknown.count() {
+            let _ = writeln!(
+                text,
+                "{count} of {} fail nothing, however slow: measure both runs in three rounds or more",
+                self.changes.len()
             );
         }
         for (keys, which) in self.alone.iter().zip(["first", "second"]) {
@@ -138,13 +141,6 @@ fn times(results: &Results) -> BTreeMap<&Key, &Time> {
         .iter()
         .filter_map(|row| Some((&row.key, row.time.as_ref()?)));
     timed.rev().collect()
-}
-
-/// Standard error of the median, as a share of it.
-fn error(time: &Time) -> f64 {
-    let deviation = (time.q3_ms - time.q1_ms) / QUARTILES;
-    let rounds = time.rounds_ms.values().len() as f64;
-    MEDIAN_OVER_MEAN * deviation / rounds.sqrt() / time.median_ms
 }
 
 #[cfg(test)]
@@ -187,6 +183,25 @@ mod tests {
             text.contains("slower") && text.contains("no difference") && text.contains("gone"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_was_measured_once_or_twice_fails_nothing_and_says_so() {
+        let run = |ms: &[f64]| results(vec![row("scan", 64, ms)]);
+        for few in [&[1.0][..], &[1.0, 1.0]] {
+            for (before, after) in [(few, &[9.0; 5][..]), (&[0.1; 5], few)] {
+                let comparison = Comparison::new(&run(before), &run(after));
+                assert!(!comparison.changes[0].fails(0.1));
+                let text = comparison.table();
+                assert!(
+                    text.contains("+- unknown: fewer than three rounds"),
+                    "{text}"
+                );
+                assert!(text.contains("1 of 1 fail nothing"), "{text}");
+            }
+        }
+        let comparison = Comparison::new(&run(&[1.0; 3]), &run(&[9.0; 3]));
+        assert!(comparison.changes[0].fails(0.1));
     }
 
     #[test]

@@ -11,7 +11,16 @@ const LINES: &str = "results.jsonl";
 const JSON: &str = "results.json";
 
 /// Where results go by default.
-const ROOM: &str = "artifacts/bench";
+pub(crate) const ROOM: &str = "artifacts/bench";
+
+/// Where the folder of a run is made.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// It is this one, new or empty.
+    Just(&'a Path),
+    /// It is a new one in there, named after the suite, and numbered if there is one of that name.
+    In(&'a Path),
+}
 
 /// The results of a folder: whole if the run came to its end.
 pub(super) fn file_in(folder: &Path) -> PathBuf {
@@ -19,6 +28,20 @@ pub(super) fn file_in(folder: &Path) -> PathBuf {
     match whole.exists() {
         true => whole,
         false => folder.join(LINES),
+    }
+}
+
+impl Place<'_> {
+    /// Makes the folder that several runs share.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made.
+    pub fn prepare(&self) -> Result<()> {
+        match self {
+            Self::Just(_) => Ok(()),
+            Self::In(room) => fs::create_dir_all(room).with_context(|| cannot("make", room)),
+        }
     }
 }
 
@@ -31,14 +54,15 @@ pub struct ResultFolder {
 }
 
 impl ResultFolder {
-    /// Makes `out`, or the next free folder that is named after the suite, in `artifacts/bench`.
+    /// Makes it.
     ///
     /// # Errors
     ///
-    /// If `out` holds files already, or cannot be made or written.
-    pub fn create(out: Option<&Path>, suite: &str) -> Result<Self> {
-        let path = match out {
-            Some(path) => {
+    /// If it holds files already, or cannot be made or written.
+    pub fn create(place: Place, suite: &str) -> Result<Self> {
+        place.prepare()?;
+        let path = match place {
+            Place::Just(path) => {
                 if fs::read_dir(path).is_ok_and(|mut files| files.next().is_some()) {
                     bail!(
                         "{} is not empty and nothing is overwritten: give another --out",
@@ -48,7 +72,7 @@ impl ResultFolder {
                 fs::create_dir_all(path).with_context(|| cannot("make", path))?;
                 path.to_path_buf()
             }
-            None => next_free(Path::new(ROOM), suite)?,
+            Place::In(room) => next_free(room, suite)?,
         };
         let file = path.join(LINES);
         let lines = OpenOptions::new().write(true).create_new(true).open(&file);
@@ -146,7 +170,6 @@ fn cannot(what: &str, path: &Path) -> String {
 }
 
 fn next_free(room: &Path, suite: &str) -> Result<PathBuf> {
-    fs::create_dir_all(room).with_context(|| cannot("make", room))?;
     let names =
         std::iter::once(suite.to_owned()).chain((2..).map(|number| format!("{suite}-{number}")));
     for name in names {
@@ -169,7 +192,7 @@ mod tests {
     fn lines_are_there_at_once_and_nothing_is_overwritten() {
         let room = tempfile::tempdir().unwrap();
         let out = room.path().join("deep/out");
-        let mut folder = ResultFolder::create(Some(&out), "scaling").unwrap();
+        let mut folder = ResultFolder::create(Place::Just(&out), "scaling").unwrap();
         folder
             .append(Entry::Row(Box::new(row("mamba1", 64, &[1.0]))))
             .unwrap();
@@ -183,7 +206,7 @@ mod tests {
             assert!(out.join(name).is_file(), "{name}");
         }
         assert_eq!(Results::read(&out.join(JSON)).unwrap().rows.len(), 1);
-        let error = ResultFolder::create(Some(&out), "scaling")
+        let error = ResultFolder::create(Place::Just(&out), "scaling")
             .unwrap_err()
             .to_string();
         assert!(
@@ -197,7 +220,7 @@ mod tests {
         let room = tempfile::tempdir().unwrap();
         let file = room.path().join("file");
         fs::write(&file, "mine").unwrap();
-        let error = ResultFolder::create(Some(&file.join("out")), "scaling")
+        let error = ResultFolder::create(Place::Just(&file.join("out")), "scaling")
             .unwrap_err()
             .to_string();
         assert!(

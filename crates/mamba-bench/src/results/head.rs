@@ -1,3 +1,4 @@
+use burn::tensor::Device;
 use mamba_core::device;
 use serde::{Deserialize, Serialize};
 
@@ -12,9 +13,9 @@ pub struct Head {
     pub version: String,
     /// The device, as `--device` names it.
     pub device: String,
-    /// Name of the GPU, where the run was on one and the system tells.
+    /// What its driver calls the GPU, or what imitates one, where the run was on one.
     pub gpu: Option<String>,
-    /// Version of its driver.
+    /// Version of that driver, if it is NVIDIA's and its tool is there.
     pub driver: Option<String>,
     /// Backends and options of the build.
     pub features: Vec<String>,
@@ -34,23 +35,22 @@ pub struct Head {
 }
 
 impl Head {
-    /// Looks around.
+    /// Looks around. `device` is that of the name `name`, started.
     pub fn collect(
         suite: &str,
-        device: &str,
+        name: &str,
+        device: &Device,
         beside: Vec<String>,
         precision: &str,
         quick: bool,
     ) -> Self {
         let threads = threads();
-        let (gpu, driver) = match is_cpu(device) {
-            true => (None, None),
-            false => gpu(device),
-        };
+        let gpu = device::adapter(device);
+        let driver = gpu.as_deref().and_then(|gpu| driver(name, gpu));
         Self {
             suite: suite.into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            device: device.into(),
+            device: name.into(),
             gpu,
             driver,
             features: features(),
@@ -60,6 +60,22 @@ impl Head {
             beside,
             machine: Provenance::collect(threads),
         }
+    }
+
+    /// The second line of a plot: device, hardware, type, date.
+    pub fn subtitle(&self) -> String {
+        let machine = &self.machine;
+        let hardware = match &self.gpu {
+            Some(gpu) => gpu.clone(),
+            None => format!("{}, {} threads", machine.cpu, machine.threads),
+        };
+        let date = machine.date.as_deref().and_then(|it| it.split('T').next());
+        format!(
+            "{} on {hardware}, {}, {}",
+            self.device,
+            self.precision,
+            date.unwrap_or("no date")
+        )
     }
 
     /// Lines for people.
@@ -76,8 +92,9 @@ impl Head {
             machine.cpu, machine.cores, machine.simd, machine.threads
         )];
         if let Some(gpu) = &self.gpu {
-            let driver = self.driver.as_deref().unwrap_or("unknown");
-            lines.push(format!("{gpu}, driver {driver}"));
+            let driver = self.driver.as_ref();
+            let driver = driver.map_or(String::new(), |driver| format!(", driver {driver}"));
+            lines.push(format!("{gpu}{driver}"));
         }
         lines.push(format!(
             "device {}, {}, mamba-lab {} with {}, revision {}, {}{}",
@@ -130,20 +147,18 @@ fn features() -> Vec<String> {
         .collect()
 }
 
-/// Name and driver, as NVIDIA's tool tells them; software Vulkan has neither.
-fn gpu(device: &str) -> (Option<String>, Option<String>) {
-    let index = device.split_once(':').map_or("0", |(_, index)| index);
-    let query = [
-        "--query-gpu=name,driver_version",
-        "--format=csv,noheader",
-        "-i",
-        index,
-    ];
-    let told = output_of("nvidia-smi", &query);
-    let told = told.as_deref().and_then(|line| line.split_once(", "));
-    told.map_or((None, None), |(name, driver)| {
-        (Some(name.into()), Some(driver.into()))
-    })
+/// The version of NVIDIA's driver, as its tool tells it, if `gpu` is one of its GPUs. On `cuda` it is, whatever the tool calls it.
+fn driver(device: &str, gpu: &str) -> Option<String> {
+    let query = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
+    driver_in(&output_of("nvidia-smi", &query)?, device, gpu)
+}
+
+/// `told` is a line for each GPU: name and driver, which all of them share.
+fn driver_in(told: &str, device: &str, gpu: &str) -> Option<String> {
+    let cuda = device.split(':').next() == Some("cuda");
+    let mut lines = told.lines().filter_map(|line| line.split_once(", "));
+    let (_, driver) = lines.find(|(name, _)| cuda || *name == gpu)?;
+    Some(driver.into())
 }
 
 #[cfg(test)]
@@ -151,8 +166,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_driver_is_that_of_the_gpu_that_ran() {
+        let told = "NVIDIA L4, 580.65.06\nNVIDIA H100 80GB HBM3, 580.65.06";
+        for (device, gpu, driver) in [
+            ("cuda:1", "NVIDIA H100 80GB HBM3", Some("580.65.06")),
+            ("vulkan", "NVIDIA H100 80GB HBM3", Some("580.65.06")),
+            ("cuda", "H100", Some("580.65.06")),
+            ("vulkan", "llvmpipe (LLVM 20.1.2, 256 bits)", None),
+            ("wgpu:1", "AMD Radeon 780M (RADV)", None),
+        ] {
+            assert_eq!(driver_in(told, device, gpu).as_deref(), driver, "{gpu}");
+        }
+    }
+
+    #[cfg(feature = "wgpu")]
+    #[test]
+    fn whatever_runs_wgpu_has_a_name() {
+        // Where there is no adapter at all, other tests say so.
+        let Ok(device) = device::start("wgpu") else {
+            return;
+        };
+        let head = Head::collect("scaling", "wgpu", &device, vec![], "f32", true);
+        let gpu = head.gpu.as_deref().unwrap();
+        assert!(head.lines().join("\n").contains(gpu) && head.subtitle().contains(gpu));
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
     fn the_head_tells_the_machine_and_the_build() {
-        let head = Head::collect("scaling", "flex", vec!["PyTorch 2.9".into()], "f32", true);
+        let device = Device::flex();
+        let beside = vec!["PyTorch 2.9".into()];
+        let head = Head::collect("scaling", "flex", &device, beside, "f32", true);
+        assert!(head.gpu.is_none() && head.driver.is_none());
         let text = head.lines().join("\n");
         for part in [
             head.machine.cpu.as_str(),

@@ -21,7 +21,8 @@ use crate::proofs::Proof;
 pub use compare::{Change, Comparison};
 pub use csv::csv;
 pub use figures::{Figure, figure};
-pub use folder::ResultFolder;
+pub(crate) use folder::ROOM;
+pub use folder::{Place, ResultFolder};
 pub use head::{Head, is_cpu, threads};
 pub(crate) use table::digits;
 pub use table::{line, table};
@@ -90,6 +91,25 @@ pub struct Time {
     pub other_cores: Option<f64>,
     /// One value a round.
     pub rounds_ms: Samples,
+}
+
+/// With fewer rounds nothing is known of the noise.
+const FEWEST: usize = 3;
+
+impl Time {
+    /// Standard error of the median, as a share of it, by the quartiles of the rounds; infinite where there are fewer than three.
+    pub fn error(&self) -> f64 {
+        /// How much wider the error of a median is than that of a mean, for normal noise.
+        const MEDIAN_OVER_MEAN: f64 = 1.2533;
+        /// The distance of the quartiles of normal noise, in its standard deviations.
+        const QUARTILES: f64 = 1.349;
+        let rounds = self.rounds_ms.values().len();
+        if rounds < FEWEST {
+            return f64::INFINITY;
+        }
+        let deviation = (self.q3_ms - self.q1_ms) / QUARTILES;
+        MEDIAN_OVER_MEAN * deviation / (rounds as f64).sqrt() / self.median_ms
+    }
 }
 
 impl From<Measurement> for Time {
@@ -266,6 +286,7 @@ pub(crate) mod testing {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "flex")]
     #[test]
     fn what_was_written_before_a_crash_is_read() {
         let folder = tempfile::tempdir().unwrap();
@@ -273,6 +294,7 @@ mod tests {
         let head = Entry::Head(Box::new(Head::collect(
             "scaling",
             "flex",
+            &burn::tensor::Device::flex(),
             vec![],
             "f32",
             true,

@@ -4,14 +4,15 @@ use anyhow::Result;
 use burn::tensor::{Device, s};
 use mamba_core::device;
 
+use super::proving;
+use super::sizes::fits_on;
 use crate::attempt::attempt;
 use crate::engines::model::Subject;
 use crate::engines::ours::Training;
 use crate::measure::{Calls, clocked};
 use crate::plot::Bars;
 use crate::problems::{Model, Op, Size};
-use crate::proofs;
-use crate::results::{Absent, Entry, Row, is_cpu};
+use crate::results::{Entry, Row, is_cpu};
 use crate::run::{OURS, Run};
 
 pub(super) fn run(run: &mut Run) -> Result<()> {
@@ -20,7 +21,10 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     } else {
         (8, 1024)
     };
-    let length = run.options.lengths.first().copied().unwrap_or(length);
+    let length = run.lengths.first().copied().unwrap_or(length);
+    if run.lengths.len() > 1 {
+        run.find(format!("Of --lengths backends takes the first, {length}."))?;
+    }
     let models = run.filtered(Model::all(Size::Tutorial, length), |model| model.name)?;
     // CPUs first: a GPU's kernels may take minutes to compile, in software most of all.
     let mut names = device::device_names();
@@ -28,20 +32,29 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     run.expect((names.len() * (models.len() + 1)) as f64);
     let mut bars = Vec::new();
     for (color, name) in names.into_iter().enumerate() {
-        run.begin(format!("start and proofs of {name}"), 1.0);
-        let outcome = device::start(name).map_err(Into::into).and_then(|device| {
-            prove(run, &models, name, &device)?;
-            Ok(device)
-        });
+        let outcome = run
+            .begin(format!("start and proofs of {name}"), 1.0)
+            .and_then(|()| {
+                let device = device::start(name)?;
+                prove(run, &models, name, &device)?;
+                Ok(device)
+            });
         let device = match outcome {
             Ok(device) => device,
             Err(reason) => {
-                miss(run, "every problem", name, &reason)?;
+                run.miss_on(name, "every problem", OURS, None, &reason)?;
                 continue;
             }
         };
         for model in &models {
-            run.begin(format!("{} on {name}", model.name), 1.0);
+            let precision = run.options.precision;
+            let possible = run
+                .begin(format!("{} on {name}", model.name), 1.0)
+                .and_then(|()| fits_on(name, &device, precision, model, [batch, length]));
+            if let Err(reason) = possible {
+                run.miss_on(name, model.name, OURS, None, &reason)?;
+                continue;
+            }
             for (what, measured) in measure(run, model, batch, length, &device) {
                 let problem = format!("{} {what}", model.name);
                 match measured {
@@ -55,7 +68,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                             Row::timed(key, measured).with("tokens_per_second", rate),
                         )))?;
                     }
-                    Err(reason) => miss(run, &problem, name, &reason)?,
+                    Err(reason) => run.miss_on(name, &problem, OURS, None, &reason)?,
                 }
             }
         }
@@ -72,19 +85,16 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
 
 /// On one device; a failure concerns it alone.
 fn prove(run: &mut Run, models: &[Model], name: &str, device: &Device) -> Result<()> {
-    let precision = run.options.precision;
-    anyhow::ensure!(precision.is_supported(device), "it has no bf16");
+    let has = run.options.precision.is_supported(device);
+    anyhow::ensure!(has, "it has no bf16");
     for op in Op::of(models) {
         run.in_time()?;
-        run.prove(attempt(|| proofs::op(&op, precision, name, device)))?;
+        proving::op(run, &op, name, device)?;
     }
     for model in models {
         run.in_time()?;
-        run.prove(attempt(|| proofs::model(model, precision, name, device)))?;
-        let autodiff = device.clone().autodiff();
-        run.prove(attempt(|| {
-            proofs::gradients(model, precision, name, &autodiff)
-        }))?;
+        proving::model(run, model, name, device)?;
+        proving::gradients(run, model, name, device)?;
     }
     Ok(())
 }
@@ -128,14 +138,4 @@ pub(super) fn steps<'a>(training: Training) -> Calls<'a> {
         anyhow::ensure!(training.is_some(), "a training step failed");
         Ok(())
     })
-}
-
-fn miss(run: &mut Run, problem: &str, device: &str, reason: &anyhow::Error) -> Result<()> {
-    run.emit(Entry::Absent(Absent {
-        problem: problem.into(),
-        engine: OURS.into(),
-        device: device.into(),
-        length: None,
-        reason: format!("{reason:#}"),
-    }))
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
@@ -11,7 +12,8 @@ use crate::engines::ours::{Forward, Training, tutorial_model, tutorial_weights};
 use crate::engines::pytorch::{Peer, PeerModel, Precision};
 use crate::fit::PowerLaw;
 use crate::machine::{Provenance, peak_memory};
-use crate::measure::{Calls, clocked, in_turns};
+use crate::measure::{Calls, Measurement, clocked};
+use crate::pace::Pace;
 use crate::problems::{Scan, Tutorial};
 use crate::proofs;
 use crate::report::Record;
@@ -95,6 +97,16 @@ impl Suite {
         Ok(())
     }
 
+    /// All rounds, however long they last.
+    fn measure(&self, contenders: &mut [Calls], peers: &[u32]) -> Result<Vec<Measurement>> {
+        let pace = Pace {
+            rounds: self.rounds,
+            patience: Duration::MAX,
+            ..Pace::THOROUGH
+        };
+        pace.measure(contenders, peers).into_iter().collect()
+    }
+
     fn forward(
         &self,
         peer: &mut Peer,
@@ -116,13 +128,9 @@ impl Suite {
                 });
                 let mut contenders = vec![clocked(|| ours.run().map(drop))];
                 contenders.extend(theirs);
-                in_turns(&mut contenders, self.rounds, Some(peer_id))?
+                self.measure(&mut contenders, &[peer_id])?
             } else {
-                in_turns(
-                    &mut [clocked(|| ours.run().map(drop))],
-                    self.rounds,
-                    Some(peer_id),
-                )?
+                self.measure(&mut [clocked(|| ours.run().map(drop))], &[peer_id])?
             };
             points.push((seq_len as f64, measured[0].ms.median()));
             let size = [problem.batch, seq_len];
@@ -163,7 +171,7 @@ impl Suite {
         });
         let mut contenders = vec![ours];
         contenders.extend(theirs);
-        let measured = in_turns(&mut contenders, self.rounds, Some(peer_id))?;
+        let measured = self.measure(&mut contenders, &[peer_id])?;
         let size = [problem.batch, problem.seq_len];
         Record::times(TRAINING, size, &engines(), &measured)
             .into_iter()
@@ -226,7 +234,7 @@ impl Suite {
             }),
             clocked(|| ours.run().map(drop)),
         ];
-        let measured = in_turns(&mut contenders, self.rounds, None)?;
+        let measured = self.measure(&mut contenders, &[])?;
         let (floor, ours) = (&measured[0], &measured[1]);
         let Scan {
             batch,

@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::peers::{self, Peers, Task};
-use super::scaling::prove;
-use super::sizes::{batches, fits, lengths, models, patience};
+use super::proving;
+use super::sizes::{batches, fits, lengths, models, patience, rate_before, worth_waiting};
 use crate::attempt::attempt;
 use crate::engines;
 use crate::engines::model::{Decoding, Subject};
@@ -24,20 +24,29 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         (false, false) => 128,
     };
     // The token behind the prompt, one that does not count, and those that do.
-    let longest = lengths.last().copied().unwrap_or(1) + tokens + 2;
-    let models = models(run, longest)?;
-    prove(run, &models)?;
+    let models = models(run, &lengths, tokens + 2)?;
+    proving::models(run, &models)?;
     run.expect((models.len() * batches.len() * lengths.len()) as f64);
     let (on_cpu, patience) = (run.on_cpu(), patience(run));
     let mut peers = Peers::default();
     let mut bars = Vec::new();
     for (color, model) in models.iter().enumerate() {
-        let subject = Subject::new(model, run.options.precision, &run.device);
+        if let Err(reason) = run.in_limit() {
+            run.miss(model.name, OURS, None, &reason)?;
+            continue;
+        }
+        let subject = Subject::new(model, run.options.precision, run.device);
         peers.load(run, &subject, false)?;
         for &batch in &batches {
             for &length in &lengths {
-                run.begin(format!("{}, {batch} x {length}", model.name), 1.0);
-                let decoding = fits(run, model, batch, length + tokens)
+                let last = length.saturating_add(tokens);
+                // The peer reads the prompt again for every continuation.
+                let flops = flops::forward(&model.config, batch, last, 1);
+                let decoding = run
+                    .begin(format!("{}, {batch} x {length}", model.name), 1.0)
+                    .and_then(|()| fits(run, model, batch, last))
+                    .and_then(|()| rate_before(&subject, batch, length, None, patience))
+                    .and_then(|rate| worth_waiting(patience, flops, rate))
                     .and_then(|()| attempt(|| subject.decoding(batch, length, on_cpu)));
                 let decoding = match decoding {
                     Ok(decoding) => decoding,
@@ -48,8 +57,6 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 };
                 // A turn is a continuation: what a call counts is one of its steps.
                 let steps: Calls = Box::new(|_| Ok(vec![decoding.continue_for(tokens)?]));
-                // The peer reads the prompt again for every continuation.
-                let flops = flops::forward(&model.config, batch, length + tokens, 1);
                 let task = Task {
                     work: Work::Decode(tokens),
                     batch,
@@ -94,7 +101,7 @@ fn launches(run: &Run, decoding: &Decoding) -> Result<Option<f64>> {
     const FEW: usize = 1;
     const MORE: usize = 9;
     let count =
-        |tokens| engines::launches::count(&run.device, || decoding.continue_for(tokens).map(drop));
+        |tokens| engines::launches::count(run.device, || decoding.continue_for(tokens).map(drop));
     let both = count(FEW)?.zip(count(MORE)?);
     Ok(both.map(|(few, more)| (more - few) / (MORE - FEW) as f64))
 }

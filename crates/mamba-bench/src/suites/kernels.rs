@@ -3,7 +3,8 @@
 use anyhow::Result;
 use mamba_core::Precision;
 
-use super::{op_peers, peers};
+use super::sizes::op_fits;
+use super::{op_peers, peers, proving};
 use crate::attempt::attempt;
 use crate::engines::launches;
 use crate::engines::op::OpEngine;
@@ -11,7 +12,6 @@ use crate::measure::{Calls, Measurement, clocked, queued};
 use crate::peaks::Peaks;
 use crate::plot::{Axis, Chart, Scale, Series, Style};
 use crate::problems::Op;
-use crate::proofs;
 use crate::results::{Entry, Row};
 use crate::run::{OURS, Run};
 
@@ -21,9 +21,9 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         (false, true) => (1, vec![2048]),
         (false, false) => (8, vec![2048]),
     };
-    let lengths = match run.options.lengths.is_empty() {
+    let lengths = match run.lengths.is_empty() {
         true => lengths,
-        false => run.options.lengths.clone(),
+        false => run.lengths.to_vec(),
     };
     let mut ops = Vec::new();
     for &length in &lengths {
@@ -36,30 +36,33 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         ops.extend(new);
     }
     let ops = run.filtered(ops, |op| op.name())?;
-    let (precision, name, device) = (run.options.precision, run.name.clone(), run.device.clone());
+    let (precision, name, device) = (run.options.precision, run.name, run.device);
     for op in &ops {
-        run.prove(attempt(|| proofs::op(op, precision, &name, &device)))?;
+        proving::op(run, op, name, device)?;
     }
 
     let pace = run.pace();
     let cost = pace.cost(0.0);
     run.expect(cost * (ops.len() + 2) as f64);
-    run.begin("the peaks of the device".into(), 2.0 * cost);
-    let peaks = Peaks::measure(&pace, run.options.quick, precision, &name, &device)?;
+    run.begin("the peaks of the device".into(), 2.0 * cost)?;
+    let peaks = Peaks::measure(&pace, run.options.quick, precision, name, device)?;
     for row in peak_rows(run, &peaks) {
         run.emit(Entry::Row(Box::new(row)))?;
     }
     let mut points = Vec::new();
     for op in &ops {
         let [batch, length] = op.size();
-        run.begin(format!("{} at length {length}", op.name()), cost);
         // Once to compile, once to count.
-        let ready = attempt(|| {
-            let engine = OpEngine::new(op, precision, &device);
+        let prepare = || {
+            let engine = OpEngine::new(op, precision, device);
             engine.run()?;
-            let launches = launches::count(&device, || engine.run().map(drop))?;
+            let launches = launches::count(device, || engine.run().map(drop))?;
             Ok((engine, launches))
-        });
+        };
+        let ready = run
+            .begin(format!("{} at length {length}", op.name()), cost)
+            .and_then(|()| op_fits(run, op))
+            .and_then(|()| attempt(prepare));
         let (engine, launches) = match ready {
             Ok(ready) => ready,
             Err(reason) => {
@@ -104,6 +107,11 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     }
     run.folder()
         .write("roofline.svg", &roofline(run, &peaks, points).svg())
+}
+
+/// The names of the operations.
+pub(super) fn names(_: bool) -> Vec<&'static str> {
+    Op::all(1, 64).iter().map(Op::name).collect()
 }
 
 /// The row with its operations and bytes, and their rates.

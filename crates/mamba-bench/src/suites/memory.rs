@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 
+use super::proving;
 use super::scaling::GUESS;
 use super::sizes::{SHORTER, fits, lengths, models, patience, worth_waiting};
 use crate::engines::model::LONG;
@@ -23,9 +24,8 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         &[256, 1024, 4096],
         &[1024, 4096, 16_384, 65_536],
     );
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = models(run, longest)?;
-    super::scaling::prove(run, &models)?;
+    let models = models(run, &lengths, 0)?;
+    proving::models(run, &models)?;
     run.expect((models.len() * lengths.len()) as f64);
     let (mut states, mut peaks) = (Vec::new(), Vec::new());
     let on_cpu = run.on_cpu();
@@ -40,7 +40,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         let (mut state, mut peak) = (new("state", Style::Line), new("prefill", Style::Dashed));
         let mut rate = on_cpu.then_some(GUESS);
         for &length in &lengths {
-            run.begin(format!("{} at length {length}", model.name), 1.0);
+            let what = format!("{} at length {length}", model.name);
             let work = |length| flops::forward(&model.config, 1, length, 1);
             let measure = |length| {
                 let probe = Probe {
@@ -48,13 +48,15 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                     work: Work::Prefill,
                     batch: 1,
                     length,
-                    device: run.name.clone(),
+                    device: run.name.into(),
                     precision: run.options.precision,
                 };
                 let reading = probe.start(run.options.probe)?;
                 Ok((work(length) / reading.seconds, reading))
             };
-            let reading = fits(run, model, 1, length)
+            let reading = run
+                .begin(what, 1.0)
+                .and_then(|()| fits(run, model, 1, length))
                 .and_then(|()| match rate {
                     None if length > LONG => measure(length / SHORTER).map(|it| Some(it.0)),
                     rate => Ok(rate),

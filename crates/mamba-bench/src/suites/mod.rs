@@ -1,5 +1,6 @@
 //! What is measured: problems brought together with engines.
 
+mod asked;
 mod backends;
 #[cfg(feature = "flex")]
 pub mod cpu_tutorial;
@@ -9,17 +10,20 @@ mod memory;
 mod op_peers;
 mod peers;
 mod prefill;
+mod proving;
 mod scaling;
 mod sizes;
 mod train;
 
 use anyhow::{Context, Result};
 
+pub use asked::Asked;
+
 use crate::beside::Kind;
-use crate::results::ResultFolder;
-use crate::run::{Options, Run, Watch};
+use crate::run::Run;
 
 /// A suite of the catalogue.
+#[derive(Debug)]
 pub struct Suite {
     /// Its name.
     pub name: &'static str,
@@ -27,7 +31,12 @@ pub struct Suite {
     pub about: &'static str,
     /// What peers do in it.
     pub peers: Kind,
-    run: fn(&mut Run) -> Result<()>,
+    /// Whether it takes a user's batches.
+    pub batches: bool,
+    /// The names of its problems, which a filter chooses from; others if it is quick.
+    pub problems: fn(quick: bool) -> Vec<&'static str>,
+    /// Proves and measures.
+    pub(crate) run: fn(&mut Run) -> Result<()>,
 }
 
 /// All suites.
@@ -36,42 +45,56 @@ pub const SUITES: [Suite; 7] = [
         name: "scaling",
         about: "forward time of the tutorial's models from 64 to 65,536 positions, with the fitted exponents",
         peers: Kind::Models,
+        batches: false,
+        problems: sizes::tutorial,
         run: scaling::run,
     },
     Suite {
         name: "prefill",
         about: "time to the first token of Mamba-130M, Mamba-2-130M, Pythia and GPT-2",
         peers: Kind::Models,
+        batches: true,
+        problems: sizes::names,
         run: prefill::run,
     },
     Suite {
         name: "decode",
         about: "tokens a second behind a prompt of the same models",
         peers: Kind::Models,
+        batches: true,
+        problems: sizes::names,
         run: decode::run,
     },
     Suite {
         name: "kernels",
         about: "scan, SSD, convolution, attention and steps against the device's measured peaks",
         peers: Kind::Operations,
+        batches: false,
+        problems: kernels::names,
         run: kernels::run,
     },
     Suite {
         name: "memory",
         about: "what the same models take for a prompt and remember of it: state against key-value cache",
         peers: Kind::None,
+        batches: false,
+        problems: sizes::names,
         run: memory::run,
     },
     Suite {
         name: "train",
         about: "training steps of the same models: tokens a second, peak memory, share of the device's peak",
         peers: Kind::Models,
+        batches: true,
+        problems: sizes::names,
         run: train::run,
     },
     Suite {
         name: "backends",
         about: "the tutorial's models, forward and training, on every backend of the build",
         peers: Kind::None,
+        batches: false,
+        problems: sizes::tutorial,
         run: backends::run,
     },
 ];
@@ -91,30 +114,7 @@ impl Suite {
                 .join(", ")
         };
         let found = SUITES.iter().find(|suite| suite.name == name);
-        found.with_context(|| format!("unknown suite `{name}`: there are {}", names()))
-    }
-
-    /// Runs it and returns the folder with all results.
-    ///
-    /// # Errors
-    ///
-    /// As [`Run::start`]; if a proof does not hold, the device fails, or the disk is full. What was measured until then
-    /// stays in the folder.
-    pub fn run(&self, options: &Options, watch: &mut dyn Watch) -> Result<ResultFolder> {
-        let mut run = Run::start(self, options, watch)?;
-        let outcome = (self.run)(&mut run);
-        let folder = run.into_folder();
-        let finished = folder.finish();
-        let kept = || {
-            format!(
-                "{} stopped; what it had found is in {}",
-                self.name,
-                folder.path().display()
-            )
-        };
-        outcome.with_context(kept)?;
-        finished?;
-        Ok(folder)
+        found.with_context(|| format!("unknown suite `{name}`: there are {}, and all", names()))
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) fn measure(
             }
         }
     }
-    let id = peer.id();
+    let id = peer.process.id();
     let asked = RefCell::new(&mut peer);
     let mut contenders = vec![ours];
     for engine in &ready {
@@ -77,7 +77,7 @@ fn prepare(run: &mut Run, peer: &mut OpPeer, op: &Op, engine: &str, half: bool) 
     let small = op.small();
     let theirs = peer.compute(engine, &small, half)?;
     let precision = run.options.precision;
-    let proof = proofs::op_peer(&small, engine, &theirs, precision, &run.name)?;
+    let proof = proofs::op_peer(&small, engine, &theirs, precision, run.name)?;
     run.emit(Entry::Proof(proof))?;
     peer.prepare(engine, op, half)
 }

@@ -56,7 +56,7 @@ impl Peers {
                 run.in_time()?;
                 hand_over(run, &mut peer, subject, training)
             });
-            if peer.is_running() {
+            if peer.process.is_running() {
                 run.peers.models.push(peer);
             }
             match loaded {
@@ -105,7 +105,7 @@ impl Peers {
                 },
             }
         }
-        let ids: Vec<u32> = ready.iter().map(ModelPeer::id).collect();
+        let ids: Vec<u32> = ready.iter().map(|peer| peer.process.id()).collect();
         let names: Vec<_> = ready.iter().map(|peer| peer.name().to_owned()).collect();
         let mut contenders = vec![ours];
         for peer in &mut ready {
@@ -133,8 +133,8 @@ impl Peers {
                 self.rates.insert((peer.name(), model), Some(rate));
             }
         }
-        let left = ready.into_iter().chain(idle);
-        run.peers.models = left.filter(ModelPeer::is_running).collect();
+        let all = ready.into_iter().chain(idle);
+        run.peers.models = all.filter(|peer| peer.process.is_running()).collect();
         (ours, theirs)
     }
 }
@@ -221,7 +221,7 @@ fn hand_over(
     let theirs = peer.logits(subject.problem.name)?;
     let whose = peer.name();
     let precision = run.options.precision;
-    proofs::peer(subject, &theirs, SEQUENCES, whose, precision, &run.name)
+    proofs::peer(subject, &theirs, SEQUENCES, whose, precision, run.name)
 }
 
 /// A folder that goes away with this.

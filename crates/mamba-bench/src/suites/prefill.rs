@@ -3,7 +3,8 @@
 use anyhow::Result;
 
 use super::peers::{self, Peers, Task};
-use super::scaling::{GUESS, prove};
+use super::proving;
+use super::scaling::GUESS;
 use super::sizes::{batches, fits, lengths, models, patience, rate_before, worth_waiting};
 use crate::engines::launches;
 use crate::engines::model::Subject;
@@ -22,9 +23,8 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         &[128, 1024, 4096, 16_384, 65_536],
     );
     let batches = batches(run, &[1, 4], &[1], &[1, 8]);
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = models(run, longest)?;
-    prove(run, &models)?;
+    let models = models(run, &lengths, 0)?;
+    proving::models(run, &models)?;
     let pace = run.pace();
     let limit = patience(run);
     let work = |model: &Model, batch, length| flops::forward(&model.config, batch, length, 1);
@@ -45,7 +45,11 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let mut peers = Peers::default();
     let mut series = Vec::new();
     for model in &models {
-        let subject = Subject::new(model, run.options.precision, &run.device);
+        if let Err(reason) = run.in_limit() {
+            run.miss(model.name, OURS, None, &reason)?;
+            continue;
+        }
+        let subject = Subject::new(model, run.options.precision, run.device);
         peers.load(run, &subject, false)?;
         let mut rate = None;
         for &batch in &batches {
@@ -57,13 +61,12 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 color: None,
             };
             for &length in &lengths {
-                run.begin(
-                    format!("{}, {batch} x {length}", model.name),
-                    cost(model, batch, length),
-                );
+                let what = format!("{}, {batch} x {length}", model.name);
                 let flops = work(model, batch, length);
-                let possible = fits(run, model, batch, length)
-                    .and_then(|()| rate_before(&subject, batch, length, rate))
+                let possible = run
+                    .begin(what, cost(model, batch, length))
+                    .and_then(|()| fits(run, model, batch, length))
+                    .and_then(|()| rate_before(&subject, batch, length, rate, limit))
                     .and_then(|rate| worth_waiting(limit, flops, rate));
                 if let Err(reason) = possible {
                     run.miss(model.name, OURS, Some(length), &reason)?;
@@ -89,7 +92,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                             .push((ours.ms.quantile(0.25), ours.ms.quantile(0.75)));
                         let key = run.key(model.name, batch, length);
                         let launches =
-                            launches::count(&run.device, || subject.prefill(&prompts).map(drop));
+                            launches::count(run.device, || subject.prefill(&prompts).map(drop));
                         let row = Row::timed(key.clone(), ours.clone())
                             .with("launches", launches?)
                             .with("tokens_per_second", (batch * length) as f64 / ms * 1e3)

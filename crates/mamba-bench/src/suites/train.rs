@@ -6,8 +6,9 @@ use burn::tensor::s;
 use super::backends::steps;
 use super::kernels::peak_rows;
 use super::peers::{self, Peers, Task};
-use super::scaling::{GUESS, prove};
-use super::sizes::{batches, lengths, models, patience, worth_waiting};
+use super::proving;
+use super::scaling::GUESS;
+use super::sizes::{batches, fits, lengths, models, patience, worth_waiting};
 use crate::attempt::attempt;
 use crate::engines::model::Subject;
 use crate::engines::model_peer::Work;
@@ -16,38 +17,32 @@ use crate::peaks::Peaks;
 use crate::plot::Bars;
 use crate::probe::{self, Probe};
 use crate::problems::{Model, flops};
-use crate::proofs;
 use crate::results::{Entry, Row};
 use crate::run::{OURS, Run};
 
 pub(super) fn run(run: &mut Run) -> Result<()> {
     let lengths = lengths(run, &[128], &[256], &[1024]);
-    // One, as lengths and models are already many.
-    let batch = batches(run, &[4], &[1], &[8])[0];
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = models(run, longest)?;
-    prove(run, &models)?;
-    let (precision, name, device) = (run.options.precision, run.name.clone(), run.device.clone());
+    let batches = batches(run, &[4], &[1], &[8]);
+    let models = models(run, &lengths, 0)?;
+    proving::models(run, &models)?;
+    let (precision, name, device) = (run.options.precision, run.name, run.device);
     for model in &models {
-        run.prove(attempt(|| {
-            proofs::gradients(model, precision, &name, &device.clone().autodiff())
-        }))?;
+        proving::gradients(run, model, name, device)?;
     }
     let pace = run.pace();
     let on_cpu = run.on_cpu();
-    let work = |model: &Model, length| flops::training(&model.config, batch, length);
-    let cost = |model: &Model, length| {
-        pace.cost(work(model, length) / GUESS) + work(model, length) / GUESS
-    };
-    run.expect(
-        pace.cost(0.0) * 2.0
-            + lengths
-                .iter()
-                .flat_map(|&length| models.iter().map(move |model| cost(model, length)))
-                .sum::<f64>(),
-    );
-    run.begin("the peaks of the device".into(), pace.cost(0.0) * 2.0);
-    let peaks = Peaks::measure(&pace, run.options.quick, precision, &name, &device)?;
+    let work =
+        |model: &Model, [batch, length]: [usize; 2]| flops::training(&model.config, batch, length);
+    let cost =
+        |model: &Model, size| pace.cost(work(model, size) / GUESS) + work(model, size) / GUESS;
+    let pairs = |&batch: &usize| lengths.iter().map(move |&length| [batch, length]);
+    let sizes: Vec<_> = batches.iter().flat_map(pairs).collect();
+    let all = sizes
+        .iter()
+        .flat_map(|&size| models.iter().map(move |model| cost(model, size)));
+    run.expect(pace.cost(0.0) * 2.0 + all.sum::<f64>());
+    run.begin("the peaks of the device".into(), pace.cost(0.0) * 2.0)?;
+    let peaks = Peaks::measure(&pace, run.options.quick, precision, name, device)?;
     for row in peak_rows(run, &peaks) {
         run.emit(Entry::Row(Box::new(row)))?;
     }
@@ -55,14 +50,15 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     let mut peers = Peers::default();
     let mut bars = Vec::new();
     for (color, model) in models.iter().enumerate() {
-        for &length in &lengths {
-            run.begin(
-                format!("{}, {batch} x {length}", model.name),
-                cost(model, length),
-            );
-            let flops = work(model, length);
+        for &size in &sizes {
+            let [batch, length] = size;
+            let what = format!("{}, {batch} x {length}", model.name);
+            let flops = work(model, size);
             let limit = 3.0 * patience(run);
-            let prepared = worth_waiting(limit, flops, on_cpu.then_some(GUESS))
+            let prepared = run
+                .begin(what, cost(model, size))
+                .and_then(|()| fits(run, model, batch, length))
+                .and_then(|()| worth_waiting(limit, flops, on_cpu.then_some(GUESS)))
                 .and_then(|()| attempt(|| prepare(run, model, batch, length)));
             let (subject, training) = match prepared {
                 Ok(prepared) => prepared,
@@ -101,7 +97,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 work: probe::Work::Train,
                 batch,
                 length,
-                device: name.clone(),
+                device: name.into(),
                 precision,
             };
             match probe.start(run.options.probe) {

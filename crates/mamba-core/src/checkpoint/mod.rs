@@ -104,7 +104,7 @@ pub fn load(
             misshapen,
         });
     }
-    let mut model = config.init(device);
+    let mut model = config.init_to_load(device);
     let result = model.apply(found, None, None, true);
     let mut misshapen: Vec<String> = result.errors.iter().map(ToString::to_string).collect();
     // A parameter without a rule would keep its random beginning.

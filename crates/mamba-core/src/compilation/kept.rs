@@ -117,15 +117,9 @@ fn is_writable(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tempfile::tempdir;
 
-    /// A folder of this test's own.
-    fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("mamba-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        folder
-    }
+    use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
@@ -138,7 +132,8 @@ mod tests {
 
     #[test]
     fn what_was_sealed_stays_until_a_byte_of_it_changes() {
-        let folder = folder("sealed");
+        let folder = tempdir().unwrap();
+        let folder = folder.path();
         let database = folder.join("a.db");
         let write = || {
             for file in ["a.db", "a.db-wal", "a.db-tshm"] {
@@ -148,34 +143,34 @@ mod tests {
         for damaged in ["a.db", "a.db-wal"] {
             write();
             seal(&database).unwrap();
-            assert!(prepare(&folder, &database));
+            assert!(prepare(folder, &database));
             assert_eq!(
-                names(&folder),
+                names(folder),
                 ["a.db", "a.db-tshm", "a.db-wal", "a.db.digest"]
             );
             for bytes in [&b"kernelz"[..], b"kernel", b"kernels and more", b""] {
                 write();
                 seal(&database).unwrap();
                 fs::write(folder.join(damaged), bytes).unwrap();
-                assert!(prepare(&folder, &database));
-                assert!(names(&folder).is_empty(), "{damaged}: {bytes:?}");
+                assert!(prepare(folder, &database));
+                assert!(names(folder).is_empty(), "{damaged}: {bytes:?}");
             }
         }
-        fs::remove_dir(folder).unwrap();
     }
 
     #[test]
     fn what_nobody_sealed_is_deleted() {
-        let folder = folder("unsealed");
+        let folder = tempdir().unwrap();
+        let folder = folder.path();
         fs::write(folder.join("a.db"), b"half of it").unwrap();
-        assert!(prepare(&folder, &folder.join("a.db")));
-        assert!(names(&folder).is_empty());
-        fs::remove_dir(folder).unwrap();
+        assert!(prepare(folder, &folder.join("a.db")));
+        assert!(names(folder).is_empty());
     }
 
     #[test]
     fn the_databases_of_a_few_other_builds_stay_the_last_used_ones() {
-        let folder = folder("builds");
+        let folder = tempdir().unwrap();
+        let folder = folder.path();
         for (age, name) in ["e", "d", "c", "b", "a"].into_iter().enumerate() {
             let database = folder.join(format!("{name}.db"));
             fs::write(&database, name).unwrap();
@@ -186,19 +181,18 @@ mod tests {
             digest.set_modified(SystemTime::UNIX_EPOCH + hours).unwrap();
         }
         // The oldest is ours.
-        assert!(prepare(&folder, &folder.join("e.db")));
+        assert!(prepare(folder, &folder.join("e.db")));
         let databases = |it: &String| it.ends_with(".db");
-        let left: Vec<String> = names(&folder).into_iter().filter(databases).collect();
+        let left: Vec<String> = names(folder).into_iter().filter(databases).collect();
         assert_eq!(left, ["a.db", "b.db", "c.db", "e.db"]);
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn a_folder_that_cannot_be_made_is_not_used() {
-        let folder = folder("file").join("file");
-        fs::write(&folder, b"").unwrap();
-        assert!(!prepare(&folder.join("below"), &folder.join("below/a.db")));
-        fs::remove_dir_all(folder.parent().unwrap()).unwrap();
+        let folder = tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, b"").unwrap();
+        assert!(!prepare(&file.join("below"), &file.join("below/a.db")));
     }
 
     #[test]

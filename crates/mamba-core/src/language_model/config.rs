@@ -6,10 +6,10 @@ use burn::tensor::Device;
 
 use super::LanguageModel;
 use crate::block::{Block, Mixer, MixerKind};
-use crate::mamba1::Mamba1Config;
-use crate::mamba2::Mamba2Config;
+use crate::mamba1::{Mamba1, Mamba1Config};
+use crate::mamba2::{Mamba2, Mamba2Config};
 use crate::norm::{NormConfig, NormKind};
-use crate::transformer::{AttentionConfig, MlpConfig};
+use crate::transformer::{Attention, AttentionConfig, Mlp, MlpConfig};
 
 /// Configuration to create a [`LanguageModel`] with [`LanguageModelConfig::init`].
 ///
@@ -98,6 +98,22 @@ impl LanguageModelConfig {
     ///
     /// With the message of [`LanguageModelConfig::validate`], if that returns one.
     pub fn init(&self, device: &Device) -> LanguageModel {
+        let branches = self.n_layer * self.pattern.len();
+        self.build(device, Some((branches as f64).sqrt().recip()))
+    }
+
+    /// A model whose weights are about to be replaced by those of a record. None of its large ones takes time or memory
+    /// before it is used; one that was not replaced has not the scale of [`LanguageModelConfig::init`].
+    ///
+    /// # Panics
+    ///
+    /// As [`LanguageModelConfig::init`].
+    pub fn init_to_load(&self, device: &Device) -> LanguageModel {
+        self.build(device, None)
+    }
+
+    /// Branches that write to the residual stream are scaled by `factor`.
+    fn build(&self, device: &Device, factor: Option<f64>) -> LanguageModel {
         if let Err(problem) = self.validate() {
             panic!("LanguageModelConfig: {problem}");
         }
@@ -109,15 +125,14 @@ impl LanguageModelConfig {
         let norm = NormConfig::new(self.d_model)
             .with_kind(self.norm)
             .with_epsilon(self.norm_epsilon);
-        let branches = self.n_layer * self.pattern.len();
         let layers = self
             .pattern
             .iter()
             .cycle()
-            .take(branches)
+            .take(self.n_layer * self.pattern.len())
             .map(|kind| Block {
                 norm: norm.init(device),
-                mixer: self.init_mixer(*kind, branches, device),
+                mixer: self.init_mixer(*kind, factor, device),
             });
         LanguageModel {
             layers: layers.collect(),
@@ -134,29 +149,39 @@ impl LanguageModelConfig {
         }
     }
 
-    fn init_mixer(&self, kind: MixerKind, branches: usize, device: &Device) -> Mixer {
-        let factor = (branches as f64).sqrt().recip();
+    fn init_mixer(&self, kind: MixerKind, factor: Option<f64>, device: &Device) -> Mixer {
         match kind {
             MixerKind::Mamba1 => {
                 let mut config = self.mamba1.clone();
                 config.d_model = self.d_model;
-                Mixer::Mamba1(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Mamba1(scaled(mixer, factor, Mamba1::rescale_residual))
             }
             MixerKind::Mamba2 => {
                 let mut config = self.mamba2.clone();
                 config.d_model = self.d_model;
-                Mixer::Mamba2(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Mamba2(scaled(mixer, factor, Mamba2::rescale_residual))
             }
             MixerKind::Attention => {
                 let mut config = self.attention.clone();
                 config.d_model = self.d_model;
-                Mixer::Attention(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Attention(scaled(mixer, factor, Attention::rescale_residual))
             }
             MixerKind::Mlp => {
                 let mut config = self.mlp.clone();
                 config.d_model = self.d_model;
-                Mixer::Mlp(config.init(device).rescale_residual(factor))
+                let mixer = config.init(device);
+                Mixer::Mlp(scaled(mixer, factor, Mlp::rescale_residual))
             }
         }
+    }
+}
+
+fn scaled<M>(mixer: M, factor: Option<f64>, rescale: fn(M, f64) -> M) -> M {
+    match factor {
+        Some(factor) => rescale(mixer, factor),
+        None => mixer,
     }
 }

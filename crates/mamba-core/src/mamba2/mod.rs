@@ -9,8 +9,8 @@ use burn::tensor::{Device, Int, Tensor, assert_shape};
 
 use crate::init::rescale;
 use crate::ops::{
-    CausalConv1d, GatedRmsNorm, Skip, Ssd, causal_conv1d, gated_rms_norm, halves, project,
-    project_onto, ssd, thirds,
+    CausalConv1d, GatedRmsNorm, Skip, Ssd, causal_conv1d, decay_rates, gated_rms_norm, halves,
+    project, project_onto, ssd, thirds,
 };
 use crate::state::Mamba2State;
 
@@ -186,7 +186,7 @@ impl Mamba2 {
             ngroups: self.ngroups,
             chunk_size: self.chunk_size,
             dt_limit: (least, most),
-            ..Ssd::new(x, dt, -self.a_log.val().exp(), b, c)
+            ..Ssd::new(x, dt, decay_rates(self.a_log.val()), b, c)
         });
         let y = match &self.norm_weight {
             Some(gamma) => gated_rms_norm(GatedRmsNorm {

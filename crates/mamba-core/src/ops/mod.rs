@@ -22,6 +22,7 @@ mod backends;
 mod causal_conv1d;
 #[cfg(feature = "flex")]
 pub mod cpu;
+mod decay;
 mod embed;
 #[cfg_attr(
     feature = "ndarray",
@@ -46,6 +47,7 @@ pub(crate) use attention::has_attention;
 #[cfg(feature = "cube")]
 pub(crate) use backends::decoder;
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
+pub(crate) use decay::decay_rates;
 pub(crate) use embed::embed;
 pub use gated_rms_norm::{GatedRmsNorm, gated_rms_norm};
 pub(crate) use gelu::tanh_gelu;

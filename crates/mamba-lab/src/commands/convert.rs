@@ -31,27 +31,48 @@ pub struct Arguments {
     device: Option<String>,
 }
 
+const TOKENIZER: &str = "tokenizer.json";
+
+/// What is written.
+const WRITTEN: [&str; 3] = [TOKENIZER, "model.safetensors", "config.json"];
+
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let folder = &arguments.folder;
+    ensure!(
+        folder.is_dir() || !folder.exists(),
+        "{} is no folder: give one for the files",
+        folder.display()
+    );
+    for file in WRITTEN.map(|name| folder.join(name)) {
+        ensure!(
+            !file.exists(),
+            "{} is there already: give another folder",
+            file.display()
+        );
+    }
     let device = start_device(arguments.device.as_deref())?;
     let run = open(&arguments.run, arguments.tokenizer.as_deref(), &device)?;
-    let folder = &arguments.folder;
-    let tokenizer = folder.join("tokenizer.json");
-    ensure!(
-        !tokenizer.exists(),
-        "{} is there already: give another folder",
-        tokenizer.display()
-    );
     let end = run.tokenizer.end_of_text();
     let json = run.tokenizer.to_json()?;
     checkpoint::save_ending_with(end, &run.model, &run.experiment.model, folder)?;
-    if let Some(json) = json {
-        let part = Part::of(&tokenizer);
-        fs::write(part.path(), json)
-            .and_then(|()| part.finish())
-            .with_context(|| format!("cannot write {}", tokenizer.display()))?;
-    }
+    let without = match json {
+        Some(json) => {
+            let tokenizer = folder.join(TOKENIZER);
+            let part = Part::of(&tokenizer);
+            fs::write(part.path(), json)
+                .and_then(|()| part.finish())
+                .with_context(|| format!("cannot write {}", tokenizer.display()))?;
+            String::new()
+        }
+        None => {
+            let name = run.tokenizer.name();
+            format!(
+                ", without {TOKENIZER}: the tokenizer {name} has no such form; here, use --tokenizer {name}"
+            )
+        }
+    };
     eprintln!(
-        "{} holds the model in Hugging Face's layout",
+        "{} holds the model in Hugging Face's layout{without}",
         folder.display()
     );
     Ok(ExitCode::SUCCESS)

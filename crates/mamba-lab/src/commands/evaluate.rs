@@ -1,18 +1,18 @@
 //! `mamba-lab evaluate`
 
-use std::io::{Write, stdout};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use mamba_train::compiling;
-use mamba_train::corpus::Split;
+use mamba_train::corpus::{DatasetKind, Split};
 use mamba_train::data::{SplitText, load_split};
 use mamba_train::evaluate::{
     Evaluation, Sliding, evaluate, evaluate_carried, evaluate_lambada, evaluate_sliding,
-    perplexity, read_passages,
+    perplexity, read_passages, show_perplexity,
 };
 use mamba_train::experiment::DataConfig;
 use mamba_train::learner::TokenLoader;
@@ -22,6 +22,7 @@ use mamba_train::windows::{Tail, Windows};
 
 use super::{open, start_device};
 use crate::failure::guard;
+use crate::output::stdout;
 use crate::progress;
 
 /// Measure the loss and perplexity of a trained model on one split of a corpus, or its score on LAMBADA.
@@ -108,10 +109,12 @@ fn measure(arguments: Arguments) -> Result<ExitCode> {
         arguments.context.is_none() || arguments.past != Past::Carried,
         "--context: a state that is carried has no windows; leave it out"
     );
-    ensure!(
-        arguments.batch_size != Some(0) && arguments.limit != Some(0),
-        "--batch-size and --limit: give at least 1"
-    );
+    for (name, given) in [
+        ("--batch-size", arguments.batch_size),
+        ("--limit", arguments.limit),
+    ] {
+        ensure!(given != Some(0), "{name}: give at least 1");
+    }
     let passages = match &arguments.lambada {
         Some(path) => Some(read_passages(path)?),
         None => None,
@@ -130,11 +133,12 @@ fn measure(arguments: Arguments) -> Result<ExitCode> {
         )?;
         progress.end();
         let told = told.context("there is no passage")?;
-        let mut out = stdout().lock();
+        let mut out = stdout();
         writeln!(
             out,
-            "LAMBADA: accuracy {:.4}, perplexity {:.2}",
-            told.accuracy, told.perplexity
+            "LAMBADA: accuracy {:.4}, perplexity {}",
+            told.accuracy,
+            show_perplexity(told.perplexity, 2)
         )?;
         let (passages, tokens) = (told.passages, run.tokenizer.name());
         writeln!(
@@ -155,7 +159,7 @@ fn measure(arguments: Arguments) -> Result<ExitCode> {
         data.batch_size = (AT_ONCE / context.max(1)).max(1);
     }
     data.batch_size = arguments.batch_size.unwrap_or(data.batch_size);
-    let text = load_split(&data, &run.tokenizer, arguments.split)?;
+    let text = load_text(&data, &run, arguments.split)?;
     if let Some(notice) = &text.notice {
         eprintln!("{notice}");
     }
@@ -164,13 +168,13 @@ fn measure(arguments: Arguments) -> Result<ExitCode> {
     progress.end();
     let evaluation = evaluation.context("the split holds no batch")?;
 
-    let mut out = stdout().lock();
+    let mut out = stdout();
     let (split, tokens) = (arguments.split.name(), evaluation.tokens);
     writeln!(
         out,
-        "{split}: loss {:.4}, perplexity {:.2}",
+        "{split}: loss {:.4}, perplexity {}",
         evaluation.loss,
-        evaluation.perplexity()
+        show_perplexity(evaluation.perplexity(), 2)
     )?;
     writeln!(
         out,
@@ -182,11 +186,29 @@ fn measure(arguments: Arguments) -> Result<ExitCode> {
     let nats = evaluation.loss * evaluation.tokens as f64 / text.words as f64;
     writeln!(
         out,
-        "perplexity a word {:.2}, over {} words between white space, whatever the tokens",
-        perplexity(nats),
+        "perplexity a word {}, over {} words between white space, whatever the tokens",
+        show_perplexity(perplexity(nats), 2),
         text.words
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The split. A model that was trained on other text is never measured on the generated stories instead of real text.
+fn load_text(data: &DataConfig, run: &LoadedRun, split: Split) -> Result<SplitText> {
+    if data.corpus.is_some() || data.data_dir.is_some() {
+        return load_split(data, &run.tokenizer, split);
+    }
+    let data = DataConfig {
+        dataset: DatasetKind::Wikitext2,
+        ..data.clone()
+    };
+    load_split(&data, &run.tokenizer, split).map_err(|error| {
+        let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+        anyhow!(
+            "there is no text to evaluate on: WikiText-2 could not be downloaded ({}); give a folder with text by --data-dir",
+            causes.join(": ").replace('\n', " ")
+        )
+    })
 }
 
 /// The loss, and in words what came before each token.

@@ -1,6 +1,8 @@
 //! `mamba-lab train`
 
-use std::io::{Write, stderr, stdout};
+mod reporter;
+
+use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -9,20 +11,22 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use burn::train::Interrupter;
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
-use mamba_core::{Request, Sampler, SamplingConfig};
-use mamba_train::compiling;
+use mamba_core::{Request, Sampler, SamplingConfig, device};
+use mamba_train::corpus::DatasetKind;
+use mamba_train::evaluate::show_perplexity;
 use mamba_train::hub::resolve;
 use mamba_train::interrupt::stop_on_ctrl_c;
 use mamba_train::load::load_run;
-use mamba_train::run::{DEFAULT_RUNS, RunFolder};
+use mamba_train::run::{DEFAULT_RUNS, RunFolder, ensure_name};
 use mamba_train::summary::{Scores, Summary};
-use mamba_train::train::{Display, Outcome, Start, TrainEvent, TrainOptions, train};
+use mamba_train::train::{Display, Outcome, Start, TrainOptions, train};
 
 use super::generate::statistics::Statistics;
-use super::{generate, run_path, start_device};
+use super::{generate, quoted, run_path, start_named};
+use crate::experiments;
 use crate::failure::guard;
-use crate::{experiments, progress};
+use crate::output::stdout;
+use reporter::Reporter;
 
 /// Train a model and leave everything about it in a run folder.
 ///
@@ -44,18 +48,20 @@ pub struct Arguments {
     /// Change a setting, as in `--set model.mamba1.d_state=32`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Name of the run folder; by default the experiment's, counted up.
+    /// Name of the run folder below --runs; by default the experiment's, counted up.
     #[arg(long)]
     name: Option<String>,
-    /// Continue the run given by --name from its last checkpoint, with its own settings.
-    #[arg(long, requires = "name", conflicts_with_all = ["from", "overrides", "dataset", "data_dir"])]
+    /// Continue the run given by --name from its last checkpoint, with its own settings, on its text and, unless --device says
+    /// otherwise, on the device it was trained on last.
+    #[arg(long, requires = "name", conflicts_with_all = ["experiment", "from", "overrides", "dataset"])]
     resume: bool,
-    /// Folder with the text: train.txt, valid.txt and test.txt, or the names of WikiText-2.
+    /// Folder with the text: train.txt, valid.txt and test.txt, or the names of WikiText-2. With --resume: where the run's own
+    /// text lies, if no longer where it was.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
     /// auto, wikitext-2, wikitext-2-raw or stories.
     #[arg(long)]
-    dataset: Option<String>,
+    dataset: Option<DatasetKind>,
     /// Device to train on, such as flex, wgpu or cuda:1; `mamba-lab info` lists them.
     #[arg(long)]
     device: Option<String>,
@@ -70,7 +76,7 @@ pub struct Arguments {
 /// The experiment for a model that is trained further.
 const FINETUNE: &str = "finetune";
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DisplayArgument {
     /// The dashboard on a terminal, plain lines elsewhere.
     Auto,
@@ -94,23 +100,35 @@ impl From<DisplayArgument> for Display {
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    ensure!(
+        arguments.display != DisplayArgument::Dashboard || Display::has_terminal(),
+        "--display dashboard needs a terminal: use plain"
+    );
     let start = start(&arguments)?;
-    let device = start_device(arguments.device.as_deref())?;
+    let (device_name, device) = device_for(&arguments, &start)?;
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;
     let options = TrainOptions {
         device: device.clone(),
+        device_name: Some(device_name.clone()),
+        data_dir: match start {
+            Start::Resume(_) => arguments.data_dir.as_deref().map(whole_path).transpose()?,
+            Start::New { .. } => None,
+        },
         display: arguments.display.into(),
         interrupter,
     };
-    let mut reporter = Reporter::default();
+    let mut reporter = Reporter::new(match device::adapter(&device) {
+        Some(adapter) => format!("{device_name} ({adapter})"),
+        None => device_name,
+    });
     let outcome = guard(
         "lower data.batch_size or data.seq_len, by --set or, to resume, in the run's config.toml; training.grad_accum \
          makes up for a smaller batch",
         || train(start, options, |event| reporter.report(event)),
     );
     reporter.finish();
-    let outcome = outcome.map_err(|error| name_checkpoint(error, reporter.folder.as_ref()))?;
+    let outcome = outcome.map_err(|error| name_checkpoint(error, reporter.folder()))?;
     match outcome {
         Outcome::Finished { folder, summary } => {
             finished(&folder, &summary, &device)?;
@@ -120,20 +138,58 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             folder,
             step,
             total_steps,
+            evaluating,
         } => {
-            eprintln!(
-                "Stopped after step {step} of {total_steps}; a checkpoint is saved. Continue with\n  \
-                 mamba-lab train --name {} --resume{}",
-                folder.name(),
-                match arguments.runs.as_os_str() == DEFAULT_RUNS {
-                    true => String::new(),
-                    false => format!(" --runs {}", arguments.runs.display()),
-                }
+            let when = match evaluating {
+                true => "Stopped while evaluating, after",
+                false => "Stopped after",
+            };
+            // Not by `eprintln!`: the terminal may be the reason for the stop, and gone.
+            let _ = writeln!(
+                stderr(),
+                "{when} step {step} of {total_steps}; a checkpoint is saved. Continue with\n  {}",
+                continuing(&arguments, &folder)
             );
             // The convention for a program ended by Ctrl-C.
             Ok(ExitCode::from(130))
         }
     }
+}
+
+/// The command that continues a run as it was started. The folder knows everything else.
+fn continuing(arguments: &Arguments, folder: &RunFolder) -> String {
+    let mut command = format!("mamba-lab train --name {} --resume", quoted(&folder.name()));
+    if arguments.runs.as_os_str() != DEFAULT_RUNS {
+        command += &format!(" --runs {}", quoted(&arguments.runs.to_string_lossy()));
+    }
+    if let (true, Some(display)) = (
+        arguments.display != DisplayArgument::Auto,
+        arguments.display.to_possible_value(),
+    ) {
+        command += &format!(" --display {}", display.get_name());
+    }
+    command
+}
+
+/// The device that is asked for, or that a run was trained on before, and its name.
+fn device_for(arguments: &Arguments, start: &Start) -> Result<(String, Device)> {
+    let before = match start {
+        Start::Resume(folder) if arguments.device.is_none() => folder.device(),
+        _ => None,
+    };
+    match before {
+        Some(name) => start_named(Some(&name)).with_context(|| {
+            format!("the run was trained on {name}; give a device to go on with by --device")
+        }),
+        None => start_named(arguments.device.as_deref()),
+    }
+}
+
+/// A path that can be found from anywhere.
+fn whole_path(folder: &Path) -> Result<PathBuf> {
+    folder
+        .canonicalize()
+        .with_context(|| format!("cannot read the data folder {}", folder.display()))
 }
 
 /// Adds to `error` where the run's last checkpoint is, if there is one.
@@ -154,6 +210,7 @@ fn name_checkpoint(error: anyhow::Error, folder: Option<&RunFolder>) -> anyhow::
 
 fn start(arguments: &Arguments) -> Result<Start> {
     if let (true, Some(name)) = (arguments.resume, &arguments.name) {
+        ensure_name(name)?;
         let path = arguments.runs.join(name);
         ensure!(
             path.exists(),
@@ -162,9 +219,13 @@ fn start(arguments: &Arguments) -> Result<Start> {
         );
         return Ok(Start::Resume(RunFolder::open(&path)?));
     }
+    // Here already, for it is no use to open a device and read a corpus first.
+    if let Some(name) = &arguments.name {
+        RunFolder::ensure_free(&arguments.runs, name)?;
+    }
     let mut overrides = arguments.overrides.clone();
     if let Some(dataset) = &arguments.dataset {
-        overrides.push(format!("data.dataset={dataset:?}"));
+        overrides.push(format!("data.dataset={:?}", dataset.name()));
     }
     let usual = match arguments.from {
         Some(_) => FINETUNE,
@@ -174,8 +235,10 @@ fn start(arguments: &Arguments) -> Result<Start> {
     let mut experiment = experiments::load(which, &overrides)?;
     if let Some(model) = &arguments.from {
         let path = run_path(model);
-        let folder = resolve(&path)?.canonicalize();
-        let folder = folder.with_context(|| format!("--from: there is no model {model}"))?;
+        let folder = resolve(&path)?.canonicalize().ok();
+        let folder = folder.with_context(|| {
+            format!("--from: there is no run and no model {model}; give the folder of one")
+        })?;
         experiment.from = Some(folder);
         experiment.from_tokenizer = arguments.tokenizer.as_deref().map(lasting);
     }
@@ -185,10 +248,7 @@ fn start(arguments: &Arguments) -> Result<Start> {
     );
     if let Some(folder) = &arguments.data_dir {
         // The run folder must be usable from anywhere.
-        let folder = folder
-            .canonicalize()
-            .with_context(|| format!("cannot read the data folder {}", folder.display()))?;
-        experiment.data.data_dir = Some(folder);
+        experiment.data.data_dir = Some(whole_path(folder)?);
     }
     Ok(Start::New {
         experiment: Box::new(experiment),
@@ -206,68 +266,9 @@ fn lasting(tokenizer: &str) -> String {
     }
 }
 
-/// Tells what goes on before and after the time of the dashboard.
-#[derive(Default)]
-struct Reporter {
-    folder: Option<RunFolder>,
-    bar: Option<(&'static str, ProgressBar)>,
-}
-
-impl Reporter {
-    fn report(&mut self, event: TrainEvent) {
-        match event {
-            TrainEvent::Notice(line) => compiling::beside(|| eprintln!("{line}")),
-            TrainEvent::Started {
-                folder,
-                data,
-                parameters,
-                step,
-                total_steps,
-                train_tokens,
-            } => compiling::beside(|| {
-                self.folder = Some(folder.clone());
-                eprintln!("{data}: {train_tokens} training tokens");
-                if let Ok(Some(from)) = folder.experiment().map(|it| it.from) {
-                    eprintln!("Beginning with {}", from.display());
-                }
-                eprintln!("Model of {parameters} parameters");
-                match step {
-                    0 => eprintln!(
-                        "Training {total_steps} steps in {}",
-                        folder.path().display()
-                    ),
-                    step => eprintln!(
-                        "Continuing {} after step {step} of {total_steps}",
-                        folder.path().display()
-                    ),
-                }
-            }),
-            TrainEvent::Evaluating { split, done, total } => {
-                if self
-                    .bar
-                    .as_ref()
-                    .is_none_or(|(current, _)| *current != split)
-                {
-                    self.finish();
-                    self.bar = Some((split, progress::bar(split, total)));
-                }
-                if let Some((_, bar)) = &self.bar {
-                    bar.set_position(done as u64);
-                }
-            }
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some((_, bar)) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
 /// What the run has learnt: losses before and after, and a sample.
 fn finished(folder: &RunFolder, summary: &Summary, device: &Device) -> Result<()> {
-    let mut out = stdout().lock();
+    let mut out = stdout();
     writeln!(
         out,
         "\n{} finished after {} steps",
@@ -286,7 +287,8 @@ fn finished(folder: &RunFolder, summary: &Summary, device: &Device) -> Result<()
             loss, perplexity, ..
         }) = scores
         {
-            writeln!(out, "{name:<16}{loss:>9.4}{perplexity:>14.2}")?;
+            let perplexity = show_perplexity(*perplexity, 2);
+            writeln!(out, "{name:<16}{loss:>9.4}{perplexity:>14}")?;
         }
     }
     let memory = summary.peak_memory.map_or(String::new(), |bytes| {
@@ -322,8 +324,9 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
     })?;
     let prompt = generate::encode(&run.tokenizer, &settings.prompt, false)?;
     let intro = format!("\nA sample: {}", settings.prompt);
+    let most = generate::room(&run, prompt.len(), false);
     let request = Request::new(&prompt, sampler)
-        .with_max_tokens(settings.tokens)
+        .with_max_tokens(most.map_or(settings.tokens, |most| most.min(settings.tokens)))
         .with_stop_tokens(run.tokenizer.end_of_text());
     let ending = generate::Ending {
         stop: &[],

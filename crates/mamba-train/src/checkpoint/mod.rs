@@ -4,13 +4,15 @@
 //! checkpoints/step-00000500/model.bpk  optimizer.bpk  scheduler.bpk  checkpoint.toml
 //! ```
 //!
-//! A checkpoint is written to a folder of another name and renamed once it is complete.
+//! A checkpoint is written to a folder of another name (`step-00000500.partial`) and renamed once it is complete and on
+//! the disk; one that is there already stands aside meanwhile (`step-00000500.replaced`). Only then are older ones removed.
 //! `checkpoint.toml` holds the run's bookkeeping and the size and hash of the other files, so that
 //! damage is noticed before anything is loaded.
 
 mod writer;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -22,12 +24,17 @@ use serde::{Deserialize, Serialize};
 pub(crate) use writer::SaveAlways;
 pub use writer::{CheckpointWriter, Part, PartCheckpointer};
 
-use crate::files::digest;
+use crate::files::{digest, toml_problem};
 use crate::learner::TrainState;
 
 /// TOML rather than JSON: its floats come back bit for bit, which an exact resume depends on.
 const MANIFEST: &str = "checkpoint.toml";
 const FORMAT: u32 = 1;
+
+/// Ends the name of a checkpoint that is being written.
+const PARTIAL: &str = ".partial";
+/// Ends the name of a checkpoint that another one of the same step takes the place of.
+const REPLACED: &str = ".replaced";
 
 /// The folder that holds the checkpoints of a run.
 #[derive(Clone, Debug)]
@@ -67,18 +74,46 @@ impl Checkpoints {
 
     /// The steps of the complete checkpoints, ascending.
     pub fn steps(&self) -> Result<Vec<usize>> {
+        let names = self.names()?;
+        let mut steps: Vec<usize> = names.iter().filter_map(|name| step_of(name)).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
         if !self.folder.exists() {
             return Ok(Vec::new());
         }
-        let entries = fs::read_dir(&self.folder)
-            .with_context(|| format!("cannot read {}", self.folder.display()))?;
-        let mut steps = Vec::new();
-        for entry in entries {
-            let name = entry?.file_name();
-            steps.extend(name.to_str().and_then(step_of));
+        let failed = || format!("cannot read {}", self.folder.display());
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder).with_context(failed)? {
+            names.extend(entry.with_context(failed)?.file_name().into_string());
         }
-        steps.sort_unstable();
-        Ok(steps)
+        Ok(names)
+    }
+
+    /// Clears up what a crash has left: checkpoints that were not complete, and those that stood aside for one.
+    ///
+    /// For a run that goes on, before its checkpoints are looked at; nobody else may be writing any.
+    ///
+    /// # Errors
+    ///
+    /// When a folder cannot be removed or renamed.
+    pub fn clear_up(&self) -> Result<()> {
+        for name in self.names()? {
+            let path = self.folder.join(&name);
+            let replaced = name.strip_suffix(REPLACED).and_then(step_of);
+            let partial = name.strip_suffix(PARTIAL).and_then(step_of);
+            match (replaced, partial) {
+                (Some(step), _) if !self.step_folder(step).exists() => {
+                    fs::rename(&path, self.step_folder(step))
+                        .with_context(|| format!("cannot rename {}", path.display()))?;
+                }
+                (Some(_), _) | (_, Some(_)) => remove(&path)?,
+                (None, None) => {}
+            }
+        }
+        Ok(())
     }
 
     /// The checkpoint of the highest step, if there is any.
@@ -117,7 +152,11 @@ impl Checkpoints {
     }
 
     fn partial_folder(&self, step: usize) -> PathBuf {
-        self.folder.join(format!("step-{step:08}.partial"))
+        self.folder.join(format!("step-{step:08}{PARTIAL}"))
+    }
+
+    fn replaced_folder(&self, step: usize) -> PathBuf {
+        self.folder.join(format!("step-{step:08}{REPLACED}"))
     }
 
     fn remedy(&self, step: usize) -> String {
@@ -167,12 +206,27 @@ fn step_of(folder: &str) -> Option<usize> {
     folder.strip_prefix("step-")?.parse().ok()
 }
 
+/// Removes a folder with all that is in it, if it is there.
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn verify(folder: &Path) -> Result<TrainState> {
     let path = folder.join(MANIFEST);
     let text =
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let manifest: Manifest =
-        toml::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let manifest: Manifest = toml::from_str(&text).map_err(|error| {
+        anyhow!(
+            "{} is damaged ({})",
+            path.display(),
+            toml_problem(&text, &error)
+        )
+    })?;
     ensure!(
         manifest.format == FORMAT,
         "{} has format {}, this program reads format {FORMAT}",

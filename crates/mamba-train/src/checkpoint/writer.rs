@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -14,8 +15,8 @@ use burn::train::checkpoint::{
 };
 use burn::train::metric::store::EventStoreClient;
 
-use super::{Checkpoints, FORMAT, FileDigest, MANIFEST, Manifest};
-use crate::cache::write_atomic;
+use super::{Checkpoints, FORMAT, FileDigest, MANIFEST, Manifest, remove};
+use crate::cache::{sync_folder, write_atomic};
 use crate::files::digest;
 use crate::learner::TrainState;
 
@@ -72,10 +73,7 @@ impl CheckpointWriter {
     /// When its folder cannot be made.
     pub fn begin(&self, state: &TrainState) -> Result<()> {
         let folder = self.checkpoints.partial_folder(state.step);
-        if folder.exists() {
-            fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove the unfinished {}", folder.display()))?;
-        }
+        remove(&folder)?;
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let pending = Pending {
@@ -100,6 +98,7 @@ impl CheckpointWriter {
 
     fn save_part<R: Record>(&self, step: usize, part: Part, record: R) -> Result<()> {
         let path = self.checkpoints.partial_folder(step).join(part.file_name());
+        // A record is on the disk when it is saved; its own files need nothing more.
         record
             .save(path.clone())
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -148,26 +147,30 @@ impl CheckpointWriter {
         })?;
 
         let folder = self.checkpoints.step_folder(step);
+        let replaced = self.checkpoints.replaced_folder(step);
         if folder.exists() {
-            fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot replace {}", folder.display()))?;
+            remove(&replaced)?;
+            rename(&folder, &replaced)?;
         }
-        fs::rename(&partial, &folder)
-            .with_context(|| format!("cannot rename {}", partial.display()))?;
+        rename(&partial, &folder)?;
+        // Nothing older may go before this one would outlive a power cut.
+        let all = &self.checkpoints.folder;
+        sync_folder(all).with_context(|| format!("cannot write the folder {}", all.display()))?;
         log::info!("saved {}", folder.display());
+        remove(&replaced)?;
         self.prune(keep_best)
     }
 
     fn prune(&self, best: Option<usize>) -> Result<()> {
         let steps = self.checkpoints.steps()?;
         let (old, _) = steps.split_at(steps.len().saturating_sub(self.keep));
-        for &step in old.iter().filter(|&&step| Some(step) != best) {
-            let folder = self.checkpoints.step_folder(step);
-            fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove the old {}", folder.display()))?;
-        }
-        Ok(())
+        let mut unwanted = old.iter().filter(|&&step| Some(step) != best);
+        unwanted.try_for_each(|&step| remove(&self.checkpoints.step_folder(step)))
     }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).with_context(|| format!("cannot rename {}", from.display()))
 }
 
 /// Saves one part of a checkpoint. burn-train's "epoch" is the step here.
@@ -273,6 +276,45 @@ mod tests {
         save(&writer, &state(3, 3));
         writer.begin(&state(4, 3)).unwrap();
         assert_eq!(checkpoints.steps().unwrap(), [3]);
+    }
+
+    #[test]
+    fn checkpoint_of_a_step_that_has_one_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path());
+        let writer = CheckpointWriter::new(checkpoints.clone(), 2);
+        save(&writer, &state(3, 1));
+        // As a crash before the old one's removal would have left it.
+        fs::create_dir(checkpoints.replaced_folder(3)).unwrap();
+        writer.begin(&state(3, 2)).unwrap();
+        for part in Part::ALL {
+            let old = checkpoints.step_folder(3).join(part.file_name());
+            fs::copy(old, checkpoints.partial_folder(3).join(part.file_name())).unwrap();
+        }
+        writer.publish(state(3, 2)).unwrap();
+        assert_eq!(checkpoints.latest().unwrap().unwrap().state, state(3, 2));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_crash_leaves_is_cleared_up_and_loses_no_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path());
+        checkpoints.clear_up().unwrap();
+        let writer = CheckpointWriter::new(checkpoints.clone(), 2);
+        save(&writer, &state(3, 1));
+        save(&writer, &state(7, 1));
+        // Step 3: the new one is in its place. Step 7: it is not yet.
+        fs::create_dir(checkpoints.replaced_folder(3)).unwrap();
+        rename(&checkpoints.step_folder(7), &checkpoints.replaced_folder(7)).unwrap();
+        writer.begin(&state(7, 2)).unwrap();
+        writer.begin(&state(9, 2)).unwrap();
+        assert_eq!(checkpoints.steps().unwrap(), [3]);
+
+        checkpoints.clear_up().unwrap();
+        assert_eq!(checkpoints.steps().unwrap(), [3, 7]);
+        assert_eq!(checkpoints.latest().unwrap().unwrap().state, state(7, 1));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

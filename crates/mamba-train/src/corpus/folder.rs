@@ -21,6 +21,12 @@ pub(super) fn find(
     required: &[Split],
     optional: &[Split],
 ) -> Result<Vec<(Split, PathBuf)>> {
+    if dir.is_file() {
+        bail!(
+            "{} is no folder; give the one that holds the text",
+            dir.display()
+        );
+    }
     if !dir.is_dir() {
         bail!(
             "the data folder {} does not exist; check --data-dir",
@@ -83,13 +89,18 @@ fn missing(dir: &Path, schemes: &[&str], required: &[Split]) -> String {
         .flat_map(|scheme| Split::ALL.map(|split| scheme.replace("{}", split.name())))
         .filter(|name| dir.join(name).is_file())
         .collect();
+    // An evaluation needs one split, and which one is its own choice.
+    let other = match required {
+        [_] if !present.is_empty() => ", or take another split by --split",
+        _ => "",
+    };
     let found = match present.as_slice() {
         [] => "it holds none of these".to_string(),
         names => format!("it holds only {}", names.join(", ")),
     };
     format!(
-        "the data folder {} lacks a split: looked for {}; {found}. Add the missing file or give \
-         another --data-dir",
+        "the data folder {} lacks a split: looked for {}; {found}. Add the missing file, or give \
+         another --data-dir{other}",
         dir.display(),
         sets.join(", or ")
     )

@@ -177,7 +177,15 @@ impl CorpusConfig {
             (DatasetKind::Stories, None) => self.stories(required, optional, None),
             (kind, Some(dir)) => {
                 let files = folder::find(dir, kind, required, optional)?;
-                Corpus::read(files, dir.display().to_string())
+                let corpus = Corpus::read(files, dir.display().to_string())?;
+                if kind != DatasetKind::Auto && corpus.identity == Identity::Own {
+                    bail!(
+                        "dataset {:?}: {} holds other text than the published one; choose dataset \"auto\" to use it",
+                        kind.name(),
+                        dir.display()
+                    );
+                }
+                Ok(corpus)
             }
             (kind, None) => {
                 let archive = wikitext2::archive();
@@ -430,6 +438,16 @@ mod tests {
         );
         assert_eq!(corpus.text(Split::Train).unwrap(), "my own words\n");
         assert!(corpus.get(Split::Valid).is_none() && corpus.notice().is_none());
+
+        for dataset in [DatasetKind::Wikitext2, DatasetKind::Wikitext2Raw] {
+            fs::write(dir.path().join("wiki.train.raw"), "my own words\n").unwrap();
+            let named = CorpusConfig {
+                dataset,
+                ..config.clone()
+            };
+            let error = named.load(&[Split::Train], &[]).unwrap_err().to_string();
+            assert!(error.contains("holds other text"), "{error}");
+        }
 
         let stories = CorpusConfig {
             dataset: DatasetKind::Stories,

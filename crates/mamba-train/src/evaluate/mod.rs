@@ -39,6 +39,14 @@ pub fn perplexity(loss: f64) -> f64 {
     loss.exp().min(f64::MAX)
 }
 
+/// A perplexity for people: with so many decimals, or from a million on by its power of ten.
+pub fn show_perplexity(perplexity: f64, decimals: usize) -> String {
+    match perplexity < 1e6 {
+        true => format!("{perplexity:.decimals$}"),
+        false => format!("{perplexity:.3e}"),
+    }
+}
+
 /// The mean of batch losses, weighted by tokens, in the order they came.
 #[derive(Default)]
 pub(crate) struct LossMean {
@@ -152,5 +160,13 @@ mod tests {
     fn perplexity_has_a_json_form() {
         assert!((perplexity(2.0) - 2f64.exp()).abs() < 1e-12);
         assert!(perplexity(1e4).is_finite());
+    }
+
+    #[test]
+    fn perplexities_stay_short() {
+        assert_eq!(show_perplexity(203.338, 2), "203.34");
+        assert_eq!(show_perplexity(999_999.4, 1), "999999.4");
+        assert_eq!(show_perplexity(1e6, 2), "1.000e6");
+        assert_eq!(show_perplexity(perplexity(1e4), 2), "1.798e308");
     }
 }

@@ -7,7 +7,7 @@
 mod parse;
 mod training;
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
 use mamba_core::LanguageModelConfig;
@@ -17,12 +17,13 @@ use toml::Table;
 pub use training::{OptimizerKind, PrecisionSetting, TrainingConfig};
 
 use crate::corpus::{CorpusConfig, DatasetKind, StoriesConfig};
-use crate::tokenizer::Convention;
+use crate::run::ensure_name;
+use crate::tokenizer::{Convention, Tokenizer};
 
 /// A complete training experiment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Experiment {
-    /// The name, which also names the run folder. Default: `"experiment"`.
+    /// The name, which also names the run folder. Default: the file's, without its extension.
     pub name: String,
     /// The model to begin with: a run's folder or that of a pretrained model, from which `model` and the tokenizer come.
     /// Default: none.
@@ -76,6 +77,9 @@ pub struct DataConfig {
     /// The tokenizer's fingerprint, written by the run. Where it is given, any other tokenizer is refused. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer_sha256: Option<String>,
+    /// The hash of the tokens of all splits, written by the run. Where it is given, any other text is refused. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_sha256: Option<String>,
     /// `"whole-file"` or `"rows"`: how the text of a split is encoded. Default: `"whole-file"`.
     pub convention: Convention,
     /// Tokens in a training sequence. Default: 128.
@@ -93,6 +97,7 @@ impl Default for DataConfig {
             stories: StoriesConfig::default(),
             tokenizer: "gpt2".into(),
             tokenizer_sha256: None,
+            text_sha256: None,
             convention: Convention::default(),
             seq_len: 128,
             batch_size: 32,
@@ -133,6 +138,29 @@ impl Default for SampleConfig {
             temperature: 0.8,
             top_k: 50,
         }
+    }
+}
+
+impl SampleConfig {
+    /// Checks that a trained model can continue the prompt: once the model is trained, it is late to learn that it cannot.
+    /// A model with learned positions has `positions` of them, any other 0.
+    pub(crate) fn check(&self, tokenizer: &Tokenizer, positions: usize) -> Result<()> {
+        if self.tokens == 0 {
+            return Ok(());
+        }
+        let tokens = tokenizer.encode(&self.prompt)?.len();
+        ensure!(
+            tokens > 0,
+            "sample.prompt: the tokenizer {} makes no token of {:?}; give a text that it knows, or set sample.tokens to 0",
+            tokenizer.name(),
+            self.prompt
+        );
+        ensure!(
+            positions == 0 || tokens <= positions,
+            "sample.prompt: its {tokens} tokens do not fit in model.max_positions ({positions}); give a shorter one, or set \
+             sample.tokens to 0"
+        );
+        Ok(())
     }
 }
 
@@ -181,24 +209,20 @@ impl Experiment {
 
     /// Checks what the types cannot.
     pub(crate) fn validate(&self) -> Result<()> {
-        let mut components = Path::new(&self.name).components();
-        ensure!(
-            matches!(
-                (components.next(), components.next()),
-                (Some(Component::Normal(_)), None)
-            ),
-            "name: must be usable as a folder name, got {:?}",
-            self.name
-        );
+        ensure_name(&self.name)?;
         ensure!(self.data.seq_len > 0, "data.seq_len: must be at least 1");
         ensure!(
             self.data.batch_size > 0,
             "data.batch_size: must be at least 1"
         );
         ensure!(
-            self.sample.temperature >= 0.0,
-            "sample.temperature: must not be negative, got {}",
+            (0.0..=f64::from(f32::MAX)).contains(&self.sample.temperature),
+            "sample.temperature: must be a finite number of at least 0, got {}",
             self.sample.temperature
+        );
+        ensure!(
+            !self.model.pattern.is_empty(),
+            "model.pattern: must name at least one mixer"
         );
         let positions = self.model.max_positions;
         ensure!(

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use toml::{Table, Value};
 
 use super::Experiment;
+use crate::files::toml_problem;
 
 /// Names closer than this to an unknown key are offered instead of the list of known ones.
 const NEAR: f64 = 0.8;
@@ -18,31 +19,81 @@ pub(super) fn load(path: &Path, overrides: &[String]) -> Result<Experiment> {
             path.display()
         )
     })?;
-    parse(&text, &path.display().to_string(), overrides)
+    let stem = path.file_stem().map(|it| it.to_string_lossy().into_owned());
+    parse_named(&text, &path.display().to_string(), overrides, stem)
 }
 
 pub(super) fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Experiment> {
+    parse_named(text, origin, overrides, None)
+}
+
+/// Parses an experiment that is called `name` where it does not say.
+fn parse_named(
+    text: &str,
+    origin: &str,
+    overrides: &[String],
+    name: Option<String>,
+) -> Result<Experiment> {
     let mut given: Table = text
         .parse()
-        .with_context(|| format!("{origin} is not valid TOML; correct the file"))?;
+        .map_err(|error| anyhow!("{origin} {}; correct the file", toml_problem(text, &error)))?;
+    let mut set = Vec::new();
     for assignment in overrides {
-        apply_override(&mut given, assignment)?;
+        set.push(apply_override(&mut given, assignment)?);
     }
+    if let Some(name) = name {
+        given.entry("name").or_insert(Value::String(name));
+    }
+    resolve(&given, &set).map_err(|error| {
+        let problem = error.to_string();
+        match set.iter().find(|key| is_about(&problem, key)) {
+            Some(key) if problem.starts_with(key.as_str()) => anyhow!("--set {problem}"),
+            Some(_) => anyhow!("--set: {problem}"),
+            None => anyhow!("{origin}: {problem}"),
+        }
+    })
+}
 
+/// Whether a problem lies with `key` or with something in that section.
+fn is_about(problem: &str, key: &str) -> bool {
+    let rest = problem.strip_prefix(key);
+    rest.is_some_and(|rest| rest.starts_with([':', '.', ' ', '[']))
+        || problem.contains(&format!("`{key}`"))
+}
+
+/// The experiment of what is `given` over the defaults, of which the keys in `set` come from the command line.
+fn resolve(given: &Table, set: &[String]) -> Result<Experiment> {
     let mut resolved = Table::try_from(Experiment::default())?;
-    merge(&mut resolved, &given);
+    merge(&mut resolved, given);
     let experiment: Experiment =
         serde_path_to_error::deserialize(Value::Table(resolved)).map_err(|error| {
             let key = error.path().to_string();
-            anyhow!("{origin}: {key}: {}", error.into_inner().to_string().trim())
+            anyhow!("{key}: {}", plain(error.into_inner().message()))
         })?;
 
     // Whatever serde ignored is absent when the experiment is written out again. Comparing with
     // that needs no list of keys, and works for sections whose types live in other crates.
     let known = Table::try_from(&experiment)?;
-    reject_unknown(&given, &known, "").with_context(|| origin.to_string())?;
-    experiment.validate().with_context(|| origin.to_string())?;
+    reject_unknown(given, &known, "")?;
+    experiment.validate()?;
+    ensure!(
+        set.iter().all(|key| key != "model.vocab_size"),
+        "model.vocab_size: it follows the tokenizer; set data.tokenizer instead"
+    );
     Ok(experiment)
+}
+
+/// What serde says, in one line and without the names of Rust's types.
+fn plain(message: &str) -> String {
+    let mut text = message.trim().replace('\n', ", ");
+    for (rust, words) in [
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected f64", "expected a number"),
+    ] {
+        text = text.replace(rust, words);
+    }
+    text
 }
 
 fn merge(base: &mut Table, over: &Table) {
@@ -56,13 +107,14 @@ fn merge(base: &mut Table, over: &Table) {
     }
 }
 
-fn apply_override(table: &mut Table, assignment: &str) -> Result<()> {
+/// Applies `section.key=value`, and returns the key with its section.
+fn apply_override(table: &mut Table, assignment: &str) -> Result<String> {
     let (path, value) = assignment
         .split_once('=')
         .with_context(|| format!("--set {assignment}: expected section.key=value"))?;
     let path = path.trim();
     let value = parse_value(value.trim())
-        .with_context(|| format!("--set {path}: the value is not valid TOML"))?;
+        .map_err(|error| anyhow!("--set {path}: the value is not valid TOML: {error}"))?;
 
     let mut keys: Vec<&str> = path.split('.').collect();
     ensure!(
@@ -81,17 +133,17 @@ fn apply_override(table: &mut Table, assignment: &str) -> Result<()> {
         };
     }
     table.insert(last.to_string(), value);
-    Ok(())
+    Ok(path.to_string())
 }
 
 /// A TOML value; a bare word stands for itself, because shells take the quotes away.
-fn parse_value(text: &str) -> Result<Value> {
+fn parse_value(text: &str) -> Result<Value, String> {
     match format!("value = {text}").parse::<Table>() {
         Ok(mut table) => Ok(table.remove("value").expect("the key was just written")),
         Err(_) if !text.is_empty() && !text.starts_with(['"', '\'', '[', '{']) => {
             Ok(Value::String(text.to_string()))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(plain(error.message())),
     }
 }
 
@@ -246,12 +298,81 @@ mod tests {
             ("training.grad_accum=0", "training.grad_accum"),
             ("data.seq_len=0", "data.seq_len"),
             ("model.max_positions=64", "data.seq_len"),
+            // In 32 bits these are 0, 0, 1, 1 and infinite.
+            ("training.epsilon=1e-50", "training.epsilon"),
+            ("training.clip_norm=1e-50", "training.clip_norm"),
+            ("training.beta_1=0.99999999", "training.beta_1"),
+            ("training.beta_2=0.99999999", "training.beta_2"),
+            ("training.weight_decay=1e39", "training.weight_decay"),
+            ("sample.temperature=1e39", "sample.temperature"),
             ("model.mamba1.d_state=0", "model.mamba1.d_state"),
             ("name=../escape", "name"),
         ] {
             let message = error("", &[assignment]);
             assert!(message.contains(key), "{message}");
         }
+    }
+
+    #[test]
+    fn a_bad_override_is_blamed_on_itself_in_one_line() {
+        for (assignment, message) in [
+            (
+                "training.max_steps=-3",
+                "--set training.max_steps: invalid value: integer `-3`, expected a whole number, 0 or more",
+            ),
+            (
+                "training.precision=f16",
+                "--set training.precision: unknown variant `f16`",
+            ),
+            (
+                "training.grad_accum=0",
+                "--set training.grad_accum: must be at least 1",
+            ),
+            (
+                "model.mamba1.d_state=0",
+                "--set model.mamba1.d_state must be between",
+            ),
+            (
+                "model.pattern=[]",
+                "--set model.pattern: must name at least one mixer",
+            ),
+            (
+                "model.d_modell=3",
+                "--set: unknown key `model.d_modell`; did you mean `d_model`?",
+            ),
+            (
+                "model.vocab_size=100",
+                "--set model.vocab_size: it follows the tokenizer",
+            ),
+        ] {
+            let told = error("[data]\nseq_len = 8\n", &[assignment]);
+            assert!(told.starts_with(message) && !told.contains('\n'), "{told}");
+        }
+        let told = error("[training]\ngrad_accum = 0\n", &["data.seq_len=8"]);
+        assert!(
+            told.starts_with("test.toml: training.grad_accum: "),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_told_by_its_line() {
+        let told = error("[data]\nseq_len = \n", &[]);
+        assert!(
+            told.starts_with("test.toml line 2: ") && !told.contains('\n'),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn an_experiment_is_called_as_its_file_unless_it_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("my small one.toml");
+        fs::write(&path, "[data]\nseq_len = 8\n").unwrap();
+        assert_eq!(load(&path, &[]).unwrap().name, "my small one");
+        assert_eq!(load(&path, &["name=a".into()]).unwrap().name, "a");
+        fs::write(&path, "name = \"b\"\n").unwrap();
+        assert_eq!(load(&path, &[]).unwrap().name, "b");
     }
 
     #[test]

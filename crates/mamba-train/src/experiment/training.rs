@@ -24,7 +24,7 @@ pub enum PrecisionSetting {
     /// [`Precision::F32`].
     #[default]
     F32,
-    /// [`Precision::Bf16`], or an error.
+    /// [`Precision::Bf16`]; an error on a device without it.
     Bf16,
     /// [`Precision::fastest`]. A run writes down which that was.
     Auto,
@@ -60,9 +60,9 @@ pub struct TrainingConfig {
     pub max_steps: usize,
     /// Minutes of training after which the run ends as if complete. Default: 0.
     pub max_minutes: f64,
-    /// `"f32"`, or `"bf16"` for products and activations in bf16 on a GPU that has it; parameters, their
-    /// gradients, the residual stream and the states of mixers stay in f32. `"auto"` takes bf16 on a GPU that has it
-    /// and rounds to it.
+    /// `"f32"`, or `"bf16"` for products and activations in bf16 on a device that has it (a CPU has, and is slower so);
+    /// parameters, their gradients, the residual stream and the states of mixers stay in f32. `"auto"` takes bf16 on a GPU
+    /// that has it and rounds to it.
     /// Default: `"f32"`.
     pub precision: PrecisionSetting,
     /// `"adam"` or `"adamw"`. Default: `"adamw"`.
@@ -90,7 +90,7 @@ pub struct TrainingConfig {
     pub clip_norm: f64,
     /// Batches whose gradients are averaged into one optimizer step. Default: 1.
     pub grad_accum: usize,
-    /// Seeds the initialisation, the order of the data and dropout. Default: 42.
+    /// Seeds the initialisation and the order of the data. Default: 42.
     pub seed: u64,
     /// Steps between evaluations on the valid split, besides one an epoch. Default: 0.
     pub eval_every: usize,
@@ -159,6 +159,15 @@ impl TrainingConfig {
             );
             Ok(())
         };
+        let in_f32 = |key: &str, value: f64| {
+            ensure!(
+                value == 0.0 || (f32::MIN_POSITIVE..=f32::MAX).contains(&(value as f32)),
+                "training.{key}: must be from {:.1e} to {:.1e}, as steps are computed in 32 bits; got {value:e}",
+                f32::MIN_POSITIVE,
+                f32::MAX
+            );
+            Ok(())
+        };
         let at_least_one = |key: &str, value: usize| {
             ensure!(value > 0, "training.{key}: must be at least 1");
             Ok(())
@@ -178,11 +187,25 @@ impl TrainingConfig {
             self.min_learning_rate
         );
         decay("warmup_fraction", self.warmup_fraction)?;
-        decay("beta_1", self.beta_1)?;
-        decay("beta_2", self.beta_2)?;
+        for (key, value) in [("beta_1", self.beta_1), ("beta_2", self.beta_2)] {
+            decay(key, value)?;
+            ensure!(
+                (value as f32) < 1.0,
+                "training.{key}: must be below 1 also in 32 bits, in which steps are computed; got {value}"
+            );
+        }
         positive("epsilon", self.epsilon)?;
         not_negative("weight_decay", self.weight_decay)?;
         not_negative("clip_norm", self.clip_norm)?;
+        for (key, value) in [
+            ("learning_rate", self.learning_rate),
+            ("min_learning_rate", self.min_learning_rate),
+            ("epsilon", self.epsilon),
+            ("weight_decay", self.weight_decay),
+            ("clip_norm", self.clip_norm),
+        ] {
+            in_f32(key, value)?;
+        }
         at_least_one("grad_accum", self.grad_accum)?;
         at_least_one("keep_checkpoints", self.keep_checkpoints)?;
         at_least_one("log_every", self.log_every)

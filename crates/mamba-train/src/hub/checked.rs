@@ -4,21 +4,17 @@
 //! has arrived there and passed its checks is moved to where Hugging Face's own programs look:
 //! `blobs/<etag>`, and a link of the file's name in `snapshots/<commit>`.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use hf_hub::api::sync::{ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
-use sha2::{Digest, Sha256};
 
 use super::Hub;
 use super::model::ModelName;
-use crate::cache::hex;
-
-/// Read at a time when a file is checked.
-const PIECE: usize = 1 << 20;
+use crate::files::digest;
 
 /// What keeps a model's files: its folder in the hub cache.
 pub(super) fn folder(hub: &Hub, name: &ModelName) -> PathBuf {
@@ -141,7 +137,8 @@ impl<'a> Incoming<'a> {
         let read = || -> io::Result<(u64, Option<String>)> {
             let size = fs::metadata(arrived)?.len();
             let is_hash = tag(announced).len() == 64;
-            Ok((size, is_hash.then(|| sha256_of(arrived)).transpose()?))
+            let sha256 = is_hash.then(|| digest(arrived)).transpose()?;
+            Ok((size, sha256.map(|(sha256, _)| sha256)))
         };
         let (size, sha256) =
             read().with_context(|| format!("cannot read {}", arrived.display()))?;
@@ -187,15 +184,4 @@ impl<'a> Incoming<'a> {
 fn tag(announced: &Metadata) -> &str {
     let etag = announced.etag();
     etag.strip_prefix("W/").unwrap_or(etag)
-}
-
-fn sha256_of(path: &Path) -> io::Result<String> {
-    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
-    let mut piece = vec![0; PIECE];
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(hex(&hash.finalize())),
-            count => hash.update(&piece[..count]),
-        }
-    }
 }

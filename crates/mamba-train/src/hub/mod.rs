@@ -71,7 +71,7 @@ impl Hub {
             return Ok(path);
         }
         if self.offline {
-            bail!("HF_HUB_OFFLINE is set and {file} is not in the hub cache");
+            bail!("HF_HUB_OFFLINE is set and {file} is not in the hub cache: unset it");
         }
         let (api, name) = (self.api(cache)?.repo(repo), file.to_string());
         let result = self.watched(file, move |progress| {

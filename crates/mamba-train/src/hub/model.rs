@@ -132,7 +132,7 @@ impl Hub {
         let (endpoint, cache) = (&self.endpoint, self.hub_cache.display());
         let unknown = format!("{name} is no run and no folder, and not in the hub cache ({cache})");
         if self.offline {
-            bail!("{unknown}; HF_HUB_OFFLINE forbids to fetch it");
+            bail!("{unknown}; HF_HUB_OFFLINE forbids to fetch it: unset it, or give a folder");
         }
         let api = self.api(Cache::new(self.hub_cache.clone()))?;
         let repo = api.repo(Repo::model(name.to_string()));

@@ -23,7 +23,7 @@ impl Plan {
     /// When the training split does not fill a single optimizer step.
     pub fn new(experiment: &Experiment, windows: usize) -> Result<Self> {
         let (data, training) = (&experiment.data, &experiment.training);
-        let step_windows = data.batch_size * training.grad_accum;
+        let step_windows = data.batch_size.saturating_mul(training.grad_accum);
         let steps_per_epoch = windows / step_windows;
         ensure!(
             steps_per_epoch > 0,
@@ -33,9 +33,11 @@ impl Plan {
             data.seq_len
         );
         let total_steps = match training.max_steps {
-            0 => training.epochs * steps_per_epoch,
+            0 => training.epochs.saturating_mul(steps_per_epoch),
             max_steps => max_steps,
         };
+        // No run comes this far, and every count of its batches and sequences fits in a number.
+        let total_steps = total_steps.min(usize::MAX / step_windows);
         Ok(Self {
             steps_per_epoch,
             total_steps,
@@ -97,6 +99,28 @@ mod tests {
         let plan = plan.unwrap();
         assert_eq!(plan.epochs(), 3);
         assert_eq!((plan.steps_of(2), plan.steps_of(3)), (4, 1));
+    }
+
+    #[test]
+    fn numbers_that_no_run_comes_to_do_not_wrap() {
+        let most = i64::MAX as usize;
+        let message = Plan::new(
+            &experiment(&[
+                "data.batch_size=4",
+                &format!("training.grad_accum={}", most / 2 + 1),
+            ]),
+            31,
+        );
+        let message = message.unwrap_err().to_string();
+        assert!(message.contains("31 sequences"), "{message}");
+
+        let batches = ["data.batch_size=4", "training.grad_accum=2"];
+        for key in ["training.epochs", "training.max_steps"] {
+            let endless = format!("{key}={most}");
+            let plan = Plan::new(&experiment(&[&batches[..], &[&endless]].concat()), 35).unwrap();
+            assert_eq!(plan.total_steps, usize::MAX / 8);
+            assert_eq!(plan.epochs(), plan.total_steps.div_ceil(4));
+        }
     }
 
     #[test]

@@ -62,11 +62,24 @@ impl LossWindow {
 
     /// Tokens a second of computation.
     pub fn throughput(&self) -> f64 {
-        self.tokens as f64 / self.seconds
+        throughput(self.tokens, self.seconds)
+    }
+}
+
+/// Tokens a second; 0 where nothing was done, since JSON has no other number for that.
+fn throughput(tokens: u64, seconds: f64) -> f64 {
+    match seconds > 0.0 {
+        true => tokens as f64 / seconds,
+        false => 0.0,
     }
 }
 
 impl TrainState {
+    /// Tokens a second of computation.
+    pub fn throughput(&self) -> f64 {
+        throughput(self.tokens, self.train_seconds)
+    }
+
     /// Takes note of an evaluation on the valid split, and returns whether it is the best after
     /// any step so far.
     pub fn record_evaluation(&mut self, evaluation: Evaluation) -> bool {

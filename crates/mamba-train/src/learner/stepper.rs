@@ -178,6 +178,7 @@ impl Stepper<'_> {
             self.emit_train(LearnerEvent::EndSplit(epoch));
             self.in_train_split = false;
         }
+        log::trace!("took step {}", self.state.step);
         Ok(())
     }
 
@@ -256,7 +257,9 @@ impl Stepper<'_> {
         }
         self.collect_losses()?;
         self.state.wall_seconds = self.wall_seconds();
-        self.writer.begin(self.state)?;
+        self.writer
+            .begin(self.state)
+            .with_context(|| format!("cannot save the checkpoint of step {step}"))?;
         if let Some(checkpointer) = &mut self.checkpointer {
             checkpointer.checkpoint(self.learner, step, self.store);
         }

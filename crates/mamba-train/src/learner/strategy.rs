@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
+use burn::train::checkpoint::CheckpointerError;
 use burn::train::{
     Learner, SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader,
-    TrainingComponents, ValidLoader,
+    TrainingComponents, TrainingError, ValidLoader,
 };
 use serde::{Deserialize, Serialize};
 
@@ -138,9 +139,36 @@ impl SupervisedLearningStrategy<LmTraining> for StepStrategy {
         // The stepper's checkpointer is dropped by here, which waits for its files; only then is it
         // known whether they could be written.
         *outcome = Some(match interrupter.error() {
-            Some(error) => Err(anyhow!("{error}")),
+            Some(error) => Err(told(&error)),
             None => result,
         });
         (learner.model(), processor)
+    }
+}
+
+/// An error of burn-train's, with what to do about it.
+fn told(error: &TrainingError) -> anyhow::Error {
+    match error {
+        TrainingError::Checkpoint(CheckpointerError::Unknown(problem)) => anyhow!(
+            "cannot save the checkpoint ({problem}); free some space or mend what else is wrong, then resume"
+        ),
+        other => anyhow!("{other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_saved_is_told_as_such() {
+        let full = "cannot write step-00000020.partial/model.bpk: No space left on device";
+        let error = TrainingError::Checkpoint(CheckpointerError::Unknown(full.into()));
+        let told = told(&error).to_string();
+        assert!(
+            told.starts_with("cannot save the checkpoint (cannot write step-00000020"),
+            "{told}"
+        );
+        assert!(told.ends_with("then resume"), "{told}");
     }
 }

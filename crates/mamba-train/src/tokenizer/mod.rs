@@ -124,6 +124,7 @@ impl Tokenizer {
             "gpt2" => Self::gpt2(),
             "bytes" => Ok(Self::bytes()),
             path if Path::new(path).exists() => Self::from_file(Path::new(path)),
+            path if path.contains(['/', '.']) => bail!("there is no file {path}"),
             other => bail!(
                 "unknown tokenizer {other:?}; give gpt2, bytes, or the path of a tokenizer.json"
             ),

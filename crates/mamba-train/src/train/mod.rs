@@ -2,6 +2,7 @@
 
 mod session;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -38,7 +39,7 @@ pub enum Start {
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Display {
-    /// The dashboard where standard output is a terminal, lines elsewhere.
+    /// The dashboard where standard output is a terminal that can show it, lines elsewhere.
     #[default]
     Auto,
     /// burn-train's dashboard.
@@ -49,11 +50,23 @@ pub enum Display {
     Quiet,
 }
 
+impl Display {
+    /// Whether standard output is a terminal that can show the dashboard.
+    pub fn has_terminal() -> bool {
+        let dumb = std::env::var_os("TERM").is_some_and(|it| it == "dumb");
+        !dumb && std::io::stdout().is_terminal()
+    }
+}
+
 /// What decides how a run is carried out, but not what it computes.
 #[derive(Clone, Default)]
 pub struct TrainOptions {
     /// Where to compute.
     pub device: Device,
+    /// What the device is called, which the run remembers for the time that it is continued.
+    pub device_name: Option<String>,
+    /// Where the text of a run that is continued lies, if no longer where it was.
+    pub data_dir: Option<PathBuf>,
     /// How progress is shown.
     pub display: Display,
     /// Stops the run; it then saves a checkpoint.
@@ -109,6 +122,8 @@ pub enum Outcome {
         step: usize,
         /// Optimizer steps in the run.
         total_steps: usize,
+        /// Whether all of them were taken and the model was being evaluated.
+        evaluating: bool,
     },
 }
 
@@ -120,8 +135,8 @@ const CUT_OFF: &str = "training.precision: this device's driver cuts values off 
 ///
 /// # Errors
 ///
-/// When the run exists or is finished already, its data cannot be had, a checkpoint is damaged, the
-/// loss is no longer finite, or a file cannot be written.
+/// When the run exists or is finished already, another process trains it, its data cannot be had or is another than it began
+/// with, a checkpoint is damaged, the loss is no longer finite, or a file cannot be written.
 pub fn train(
     start: Start,
     options: TrainOptions,
@@ -150,6 +165,14 @@ pub fn train_on(
     mut on_event: impl FnMut(TrainEvent),
 ) -> Result<Outcome> {
     let mut experiment = start.experiment()?;
+    let lock = match &start {
+        Start::New { .. } => None,
+        Start::Resume(folder) => Some(folder.lock()?),
+    };
+    let moved = matches!(start, Start::Resume(_)) && options.data_dir.is_some();
+    if moved {
+        experiment.data.data_dir.clone_from(&options.data_dir);
+    }
     let precision = experiment.training.precision.on(&options.device);
     ensure!(
         precision.is_supported(&options.device),
@@ -183,14 +206,41 @@ pub fn train_on(
         );
     }
     experiment.data.tokenizer_sha256 = Some(fingerprint.into());
+    let text = splits.fingerprint();
+    if let Some(own) = &experiment.data.text_sha256 {
+        let text_is = &splits.description;
+        match start {
+            Start::Resume(_) => ensure!(
+                *own == text,
+                "the {text_is} is not the text that this run began with: restore it, or start a new run with --from"
+            ),
+            Start::New { .. } => ensure!(
+                *own == text,
+                "data.text_sha256: the {text_is} is not the text that this names; leave it out to take that"
+            ),
+        }
+    }
+    experiment.data.text_sha256 = Some(text);
     // A vocabulary of another model may have more entries than its tokenizer uses.
     if experiment.from.is_none() {
         experiment.model.vocab_size = splits.tokenizer.vocab_size();
     }
+    let positions = experiment.model.max_positions;
+    experiment.sample.check(&splits.tokenizer, positions)?;
     experiment.data.corpus = Some(splits.corpus.clone());
     let plan = Plan::new(&experiment, splits.train.len())?;
     let (folder, checkpoint) = start.folder(&experiment)?;
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => folder.lock()?,
+    };
     splits.tokenizer.save(folder.path())?;
+    if let Some(name) = &options.device_name {
+        folder.write_device(name)?;
+    }
+    if moved {
+        folder.write_config(&experiment)?;
+    }
 
     let session = Session {
         experiment,
@@ -223,6 +273,7 @@ impl Start {
                     folder.name(),
                     folder.summary().display()
                 );
+                folder.checkpoints().clear_up()?;
                 folder.experiment()
             }
         }

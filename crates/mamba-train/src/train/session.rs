@@ -1,6 +1,6 @@
 //! One stretch of a run, from its start or a checkpoint to its end or an interruption.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
@@ -17,7 +17,7 @@ use burn::train::{ApplicationLoggerInstaller, Learner, SupervisedTraining, Train
 use mamba_core::LanguageModel;
 
 use super::{Display, Outcome, TrainEvent, TrainOptions};
-use crate::cache::write_atomic;
+use crate::cache::{sha256_hex, write_atomic};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, Part, SaveAlways};
 use crate::compiling;
 use crate::curve::write_curve;
@@ -37,7 +37,7 @@ use crate::optimizer::build_optimizer;
 use crate::renderer::{PlainOptions, PlainRenderer};
 use crate::run::RunFolder;
 use crate::schedule::WarmupSchedule;
-use crate::summary::{Scores, Summary, Versions, git_revision};
+use crate::summary::{ModelFile, Scores, Summary, Versions, git_revision};
 use crate::windows::{TokenBatch, Windows};
 
 pub(super) struct Session {
@@ -75,7 +75,7 @@ impl Session {
         let (module, stop, state, mut history) = self.fit(learner, state)?;
         self.draw_curve()?;
         if stop == Stop::Interrupted {
-            return Ok(self.interrupted(&state));
+            return Ok(self.interrupted(&state, false));
         }
 
         let (module, kept_step) = match (stop, state.best) {
@@ -92,7 +92,7 @@ impl Session {
             None => None,
         };
         if self.options.interrupter.should_stop() {
-            return Ok(self.interrupted(&state));
+            return Ok(self.interrupted(&state, true));
         }
         for (split, evaluation) in [("valid", valid), ("test", test)] {
             if let Some(evaluation) = evaluation {
@@ -102,7 +102,7 @@ impl Session {
             }
         }
 
-        self.save_model(&model)?;
+        let model = self.save_model(&model)?;
         let summary = Summary {
             name: self.folder.name(),
             corpus: self.splits.corpus.clone(),
@@ -116,12 +116,13 @@ impl Session {
             train: state.train_loss.map(Scores::of_loss),
             valid: valid.map(Scores::from),
             test: test.map(Scores::from),
-            tokens_per_second: state.tokens as f64 / state.train_seconds,
+            tokens_per_second: state.throughput(),
             wall_seconds: state.wall_seconds,
             peak_memory: peak_memory(),
             hardware: Hardware::detect(&self.options.device),
             git_revision: git_revision(),
             versions: Versions::default(),
+            model: Some(model),
         };
         summary.write(&self.folder.summary())?;
         Ok(Outcome::Finished {
@@ -130,11 +131,12 @@ impl Session {
         })
     }
 
-    fn interrupted(&self, state: &TrainState) -> Outcome {
+    fn interrupted(&self, state: &TrainState, evaluating: bool) -> Outcome {
         Outcome::Interrupted {
             folder: self.folder.clone(),
             step: state.step,
             total_steps: self.plan.total_steps,
+            evaluating,
         }
     }
 
@@ -266,6 +268,8 @@ impl Session {
         windows: &Arc<Windows>,
         on_event: &mut dyn FnMut(TrainEvent),
     ) -> Result<Option<Evaluation>> {
+        // A run that takes no step has not said that what it needs is compiled.
+        compiling::hide();
         let batch_size = self.experiment.data.batch_size;
         let batches = TokenLoader::sequential(windows.clone(), batch_size, &self.options.device);
         evaluate(model, &batches, |done, total| {
@@ -274,14 +278,18 @@ impl Session {
         })
     }
 
-    fn save_model(&self, model: &LanguageModel) -> Result<()> {
+    fn save_model(&self, model: &LanguageModel) -> Result<ModelFile> {
         let path = self.folder.model();
         let bytes = model
             .clone()
             .into_record()
             .into_bytes()
             .map_err(|error| anyhow!("cannot serialise the model: {error}"))?;
-        write_atomic(&path, |out| Ok(out.write_all(&bytes)?))
+        write_atomic(&path, |out| Ok(out.write_all(&bytes)?))?;
+        Ok(ModelFile {
+            bytes: bytes.len() as u64,
+            sha256: sha256_hex(&bytes),
+        })
     }
 
     fn draw_curve(&self) -> Result<()> {
@@ -291,7 +299,7 @@ impl Session {
 
     fn display(&self) -> Display {
         match self.options.display {
-            Display::Auto if io::stdout().is_terminal() => Display::Dashboard,
+            Display::Auto if Display::has_terminal() => Display::Dashboard,
             Display::Auto => Display::Plain,
             display => display,
         }

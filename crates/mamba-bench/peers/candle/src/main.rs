@@ -2,30 +2,23 @@
 //! back. Started by mamba-bench, which gives a folder with its own model in Hugging Face's layout, so that both sides
 //! compute the same function. What goes wrong comes back as `{"error": ..}`.
 
+#[path = "../../lines.rs"]
+mod lines;
 mod models;
 
 use std::collections::HashMap;
-use std::io::{BufRead, Write, stdin, stdout};
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use lines::Request;
 use models::{Model, State};
 use serde_json::{Value, json};
 
 fn main() -> Result<()> {
     let mut peer = Peer::default();
-    for line in stdin().lock().lines() {
-        let answer = match peer.answer(&line?) {
-            Ok(answer) => answer,
-            // The chain of candle's own errors ends in a backtrace.
-            Err(error) => json!({"error": error.to_string()}),
-        };
-        let mut out = stdout().lock();
-        writeln!(out, "{answer}")?;
-        out.flush()?;
-    }
-    Ok(())
+    // The chain of candle's own errors ends in a backtrace: its first link tells enough.
+    lines::serve(|request| peer.answer(request).map_err(|error| anyhow!("{error}")))
 }
 
 /// What was loaded, and the tokens to run on.
@@ -36,51 +29,38 @@ struct Peer {
 }
 
 impl Peer {
-    fn answer(&mut self, line: &str) -> Result<Value> {
-        let request: Value = serde_json::from_str(line)?;
-        let text = |field: &str| {
-            let text = request[field].as_str();
-            text.with_context(|| format!("the request has no {field}"))
-        };
-        let number = |field: &str| {
-            let number = request[field].as_u64();
-            let number = number.with_context(|| format!("the request has no {field}"))?;
-            Ok::<_, anyhow::Error>(number as usize)
-        };
-        match text("request")? {
+    fn answer(&mut self, request: &Request) -> Result<Value> {
+        match request.text("request")? {
             "hello" => Ok(json!({"version": models::version()})),
             "load" => {
-                let asked = |field: &str| request[field].as_bool().unwrap_or(false);
-                ensure!(!asked("half"), "on a CPU candle's Mamba runs in f32 here");
-                ensure!(!asked("training"), "candle's Mamba is for inference alone");
-                let model = Model::load(Path::new(text("folder")?))?;
+                ensure!(
+                    !request.asks("half"),
+                    "on a CPU candle's Mamba runs in f32 here"
+                );
+                ensure!(
+                    !request.asks("training"),
+                    "candle's Mamba is for inference alone"
+                );
+                let model = Model::load(Path::new(request.text("folder")?))?;
                 let parameters = model.parameters();
-                self.models.insert(text("model")?.into(), model);
+                self.models.insert(request.text("model")?.into(), model);
                 Ok(json!({"parameters": parameters}))
             }
             "forget" => {
-                self.models.remove(text("model")?);
+                self.models.remove(request.text("model")?);
                 Ok(json!({}))
             }
             "tokens" => {
-                let batch = number("batch")?;
-                let values = request["values"].as_array().context("no values")?;
-                let values: Vec<u32> = values
-                    .iter()
-                    .map(|value| value.as_u64().unwrap_or(0) as u32)
-                    .collect();
-                ensure!(batch > 0 && !values.is_empty(), "no tokens were given");
-                let length = values.len() / batch;
-                self.rows = values.chunks(length).map(<[u32]>::to_vec).collect();
-                Ok(json!({"shape": [batch, length]}))
+                self.rows = request.rows()?;
+                Ok(json!({}))
             }
             "logits" => {
-                let (logits, _) = self.model(text("model")?)?.read(&self.rows)?;
+                let (logits, _) = self.model(request.text("model")?)?.read(&self.rows)?;
                 Ok(json!({"values": logits.flatten_all()?.to_vec1::<f32>()?}))
             }
             "prefill" => {
-                let model = self.model(text("model")?)?;
-                let times: Result<Vec<f64>> = (0..number("calls")?)
+                let model = self.model(request.text("model")?)?;
+                let times: Result<Vec<f64>> = (0..request.number("calls")?)
                     .map(|_| {
                         let start = Instant::now();
                         let (logits, _) = model.read(&self.rows)?;
@@ -91,8 +71,8 @@ impl Peer {
                 Ok(json!({"ms": times?}))
             }
             "decode" => {
-                let model = self.model(text("model")?)?;
-                let ms = decode(model, &self.rows, number("tokens")?)?;
+                let model = self.model(request.text("model")?)?;
+                let ms = decode(model, &self.rows, request.number("tokens")?)?;
                 Ok(json!({"ms": [ms]}))
             }
             "forward" => bail!("candle's Mamba gives no hidden states without logits"),

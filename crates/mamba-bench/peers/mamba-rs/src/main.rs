@@ -2,14 +2,16 @@
 //! back. Started by mamba-bench with a device, `cpu` or `cuda:0`, and then given a folder with its own model in Hugging
 //! Face's layout, so that both sides compute the same function. What goes wrong comes back as `{"error": ..}`.
 
+#[path = "../../lines.rs"]
+mod lines;
 mod models;
 
 use std::collections::HashMap;
-use std::io::{BufRead, Write, stdin, stdout};
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use lines::Request;
 use models::Model;
 use serde_json::{Value, json};
 
@@ -20,16 +22,7 @@ fn main() -> Result<()> {
         models: HashMap::new(),
         rows: Vec::new(),
     };
-    for line in stdin().lock().lines() {
-        let answer = match peer.answer(&line?) {
-            Ok(answer) => answer,
-            Err(error) => json!({"error": format!("{error:#}")}),
-        };
-        let mut out = stdout().lock();
-        writeln!(out, "{answer}")?;
-        out.flush()?;
-    }
-    Ok(())
+    lines::serve(|request| peer.answer(request))
 }
 
 /// What was loaded, and the tokens to run on.
@@ -40,45 +33,29 @@ struct Peer {
 }
 
 impl Peer {
-    fn answer(&mut self, line: &str) -> Result<Value> {
-        let request: Value = serde_json::from_str(line)?;
-        let text = |field: &str| {
-            let text = request[field].as_str();
-            text.with_context(|| format!("the request has no {field}"))
-        };
-        let number = |field: &str| {
-            let number = request[field].as_u64();
-            let number = number.with_context(|| format!("the request has no {field}"))?;
-            Ok::<_, anyhow::Error>(number as usize)
-        };
-        match text("request")? {
+    fn answer(&mut self, request: &Request) -> Result<Value> {
+        match request.text("request")? {
             "hello" => Ok(json!({"version": models::version()})),
             "load" => {
-                let asked = |field: &str| request[field].as_bool().unwrap_or(false);
-                ensure!(!asked("training"), "it is compared in inference alone");
-                let folder = Path::new(text("folder")?);
-                let (model, parameters) = Model::load(folder, &self.device, asked("half"))?;
-                self.models.insert(text("model")?.into(), model);
+                ensure!(
+                    !request.asks("training"),
+                    "it is compared in inference alone"
+                );
+                let folder = Path::new(request.text("folder")?);
+                let (model, parameters) = Model::load(folder, &self.device, request.asks("half"))?;
+                self.models.insert(request.text("model")?.into(), model);
                 Ok(json!({"parameters": parameters}))
             }
             "forget" => {
-                self.models.remove(text("model")?);
+                self.models.remove(request.text("model")?);
                 Ok(json!({}))
             }
             "tokens" => {
-                let batch = number("batch")?;
-                let values = request["values"].as_array().context("no values")?;
-                let values: Vec<u32> = values
-                    .iter()
-                    .map(|value| value.as_u64().unwrap_or(0) as u32)
-                    .collect();
-                ensure!(batch > 0 && !values.is_empty(), "no tokens were given");
-                let length = values.len() / batch;
-                self.rows = values.chunks(length).map(<[u32]>::to_vec).collect();
-                Ok(json!({"shape": [batch, length]}))
+                self.rows = request.rows()?;
+                Ok(json!({}))
             }
             "logits" => {
-                let (model, rows) = self.model(text("model")?)?;
+                let (model, rows) = self.model(request.text("model")?)?;
                 let mut logits = Vec::new();
                 for row in rows {
                     logits.extend(model.read(row)?);
@@ -86,8 +63,8 @@ impl Peer {
                 Ok(json!({"values": logits}))
             }
             "prefill" => {
-                let calls = number("calls")?;
-                let (model, rows) = self.model(text("model")?)?;
+                let calls = request.number("calls")?;
+                let (model, rows) = self.model(request.text("model")?)?;
                 let mut times = Vec::with_capacity(calls);
                 for _ in 0..calls {
                     let start = Instant::now();
@@ -99,8 +76,8 @@ impl Peer {
                 Ok(json!({"ms": times}))
             }
             "decode" => {
-                let tokens = number("tokens")?;
-                let (model, rows) = self.model(text("model")?)?;
+                let tokens = request.number("tokens")?;
+                let (model, rows) = self.model(request.text("model")?)?;
                 let [row] = rows else {
                     bail!("it is compared with one sequence at a time");
                 };

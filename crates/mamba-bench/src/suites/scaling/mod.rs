@@ -6,13 +6,13 @@ use anyhow::{Result, ensure};
 use curves::{Curves, conclude};
 
 use super::peers::{self, Peers, Task};
-use crate::attempt::attempt;
+use super::proving;
+use super::sizes::{fits, longest};
 use crate::engines::model::Subject;
 use crate::engines::model_peer::Work;
 use crate::machine::available_memory;
 use crate::measure::{Measurement, clocked};
-use crate::problems::{Model, Op, Size, flops};
-use crate::proofs;
+use crate::problems::{Model, Size, flops};
 use crate::results::{Entry, Key, Row};
 use crate::run::{OURS, Run};
 
@@ -50,17 +50,17 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
             },
         ),
     };
-    let mut lengths = match run.options.lengths.is_empty() {
+    let mut lengths = match run.lengths.is_empty() {
         true => lengths,
-        false => run.options.lengths.clone(),
+        false => run.lengths.to_vec(),
     };
     lengths.sort_unstable();
     lengths.dedup();
-    let longest = lengths.last().copied().unwrap_or(1);
-    let models = run.filtered(Model::all(Size::Tutorial, longest), |model| model.name)?;
+    let positions = longest(run, Size::Tutorial, &lengths, 0);
+    let models = run.filtered(Model::all(Size::Tutorial, positions), |model| model.name)?;
 
-    prove(run, &models)?;
-    let subject = |model| Subject::new(model, run.options.precision, &run.device);
+    proving::models(run, &models)?;
+    let subject = |model| Subject::new(model, run.options.precision, run.device);
     let subjects: Vec<_> = models.iter().map(subject).collect();
     let pace = run.pace();
     let cost = |model: &Model, length: usize| {
@@ -83,12 +83,13 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
     for &length in &lengths {
         for subject in &subjects {
             let model = &subject.problem;
-            run.begin(
-                format!("{} at length {length}", model.name),
-                cost(model, length),
-            );
+            let what = format!("{} at length {length}", model.name);
             let last = curves.last(model.name);
-            let batch = match batch(run, model, length, last, &limits) {
+            let batch = run
+                .begin(what, cost(model, length))
+                .and_then(|()| fits(run, model, 1, length))
+                .and_then(|()| batch(run, model, length, last, &limits));
+            let batch = match batch {
                 Ok(batch) => batch,
                 Err(reason) => {
                     run.miss(model.name, OURS, Some(length), &reason)?;
@@ -118,19 +119,10 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
             }
         }
     }
+    for subject in &subjects {
+        peers.forget(run, subject);
+    }
     conclude(run, &curves)
-}
-
-/// Each operation that the models are made of, and each model as a whole.
-pub(super) fn prove(run: &mut Run, models: &[Model]) -> Result<()> {
-    let (precision, name, device) = (run.options.precision, run.name.clone(), run.device.clone());
-    for op in Op::of(models) {
-        run.prove(attempt(|| proofs::op(&op, precision, &name, &device)))?;
-    }
-    for model in models {
-        run.prove(attempt(|| proofs::model(model, precision, &name, &device)))?;
-    }
-    Ok(())
 }
 
 fn row(key: Key, measured: Measurement, flops: f64) -> Row {
@@ -166,7 +158,7 @@ fn batch(
         most = most.min(limits.seconds / seconds);
     }
     if let Some(bytes) = available_memory().filter(|_| run.on_cpu()) {
-        let room = SHARE * bytes as f64 / (length * ALIVE * model.config.d_model) as f64;
+        let room = SHARE * bytes as f64 / (length as f64 * (ALIVE * model.config.d_model) as f64);
         ensure!(
             room >= 1.0,
             "one sequence would take more than the {} MiB of memory that are left",

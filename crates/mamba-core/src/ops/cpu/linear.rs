@@ -2,9 +2,10 @@
 //!
 //! A block of the result belongs to one task and one call of the `gemm` crate over the whole inner
 //! axis. The crate sums in an order that follows from the height of a block, which depends on the
-//! number of threads where there are many rows.
+//! number of threads where there are many rows. A single row goes another way, see `row.rs`.
 
 use super::matrix::{Matrix, multiply_into};
+use super::row::{add, linear_row};
 use super::rows::{Output, Rows, check_len};
 use rayon::prelude::*;
 
@@ -49,6 +50,12 @@ pub fn linear(x: Matrix, weight: Matrix, added: Added) -> Vec<f32> {
     if let Some(bias) = added.bias {
         check_len("linear", "bias", bias, columns);
     }
+    if rows == 1
+        && let Some(x) = x.as_rows()
+        && let Some(y) = linear_row(x.get(0, 0..weight.rows()), weight, added)
+    {
+        return y;
+    }
     let [tall, wide] = block(rows, columns, rayon::current_num_threads());
     let across = columns.div_ceil(wide.max(1));
     let mut y = Output::new(rows, columns);
@@ -80,12 +87,6 @@ pub fn linear(x: Matrix, weight: Matrix, added: Added) -> Vec<f32> {
         });
     // SAFETY: the blocks cover the output, and `multiply_into` writes all of its block.
     unsafe { y.finish() }
-}
-
-fn add(to: &mut [f32], values: &[f32]) {
-    for (to, value) in to.iter_mut().zip(values) {
-        *to += value;
-    }
 }
 
 #[cfg(test)]

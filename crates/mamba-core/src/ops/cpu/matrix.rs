@@ -1,5 +1,6 @@
 //! A bounds-checked front to the `gemm` crate's raw pointers.
 
+use super::rows::Rows;
 use gemm::{Parallelism, gemm};
 use std::ops::Range;
 
@@ -63,6 +64,14 @@ impl<'a> Matrix<'a> {
             column_stride: self.row_stride,
             ..self
         }
+    }
+
+    /// Its rows, if each lies in one piece.
+    pub(super) fn as_rows(&self) -> Option<Rows<'a>> {
+        (self.column_stride == 1).then_some(Rows {
+            data: self.data,
+            row_stride: self.row_stride,
+        })
     }
 
     /// Some of the rows.

@@ -9,16 +9,19 @@
 
 pub mod attention;
 pub mod causal_conv1d;
+pub mod decay;
 pub mod gated_rms_norm;
 pub mod gelu;
 mod linear;
 pub mod linear_cross_entropy;
 mod matrix;
 pub mod rms_norm;
+mod row;
 mod rows;
 pub mod selective_scan;
 pub mod simd;
 pub mod ssd;
+mod team;
 
 pub use linear::{Added, linear};
 pub use matrix::Matrix;

@@ -160,12 +160,12 @@ pub(super) struct Output {
     width: usize,
 }
 
-/// What tasks write an [`Output`] through.
+/// What tasks write an [`Output`], or memory that they change, through.
 pub(super) struct Columns<'a> {
     data: *mut f32,
     len: usize,
     width: usize,
-    _borrow: PhantomData<&'a mut Output>,
+    _borrow: PhantomData<&'a mut [f32]>,
 }
 
 // SAFETY: the only access is `write`, whose callers keep their columns disjoint.
@@ -226,6 +226,16 @@ impl OutputColumn<'_> {
 }
 
 impl<'a> Columns<'a> {
+    /// Rows of `width` elements that follow one another in `data`, to be changed in place.
+    pub fn over(data: &'a mut [f32], width: usize) -> Self {
+        Self {
+            data: data.as_mut_ptr(),
+            len: data.len(),
+            width,
+            _borrow: PhantomData,
+        }
+    }
+
     /// Elements from the beginning of a row to that of the next one.
     pub fn width(&self) -> usize {
         self.width

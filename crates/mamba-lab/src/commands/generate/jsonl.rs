@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write, stdin};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
 use mamba_core::{Generated, Logprobs, Request, Sampler, SamplingConfig, Snapshot};
 use mamba_train::compiling;
@@ -100,13 +100,23 @@ pub fn run(
     let mut waiting = Vec::new();
     let mut any = false;
     for (number, line) in lines.lines().enumerate() {
-        let place = || format!("line {} of {}", number + 1, source.display());
-        let line = line.with_context(place)?;
-        if line.trim().is_empty() {
+        let place = || match source.to_str() {
+            Some("-") => format!("line {} of standard input", number + 1),
+            _ => format!("line {} of {}", number + 1, source.display()),
+        };
+        if line.as_ref().is_ok_and(|line| line.trim().is_empty()) {
             continue;
         }
         any = true;
-        waiting.push(prepare(run, &line, common).with_context(place)?);
+        let line = line.map_err(anyhow::Error::from);
+        match line.and_then(|line| prepare(run, &line, common)) {
+            Ok(job) => waiting.push(job),
+            Err(error) => {
+                // What came before it is not lost.
+                answer(run, waiting, common, device, statistics, out)?;
+                return Err(error.context(place()));
+            }
+        }
         if waiting.len() == common.at_once {
             answer(
                 run,
@@ -123,8 +133,14 @@ pub fn run(
 }
 
 fn prepare(run: &LoadedRun, line: &str, common: &Common) -> Result<(Job, Request)> {
-    let line: Line = serde_json::from_str(line)
-        .context("expected a JSON object with \"prompt\" and what differs from the options")?;
+    let line: Line = serde_json::from_str(line).map_err(|error| {
+        let problem = error.to_string();
+        // The line that it counts is always the first.
+        let problem = problem.split(" at line ").next().unwrap_or(&problem);
+        anyhow!(
+            "expected a JSON object with \"prompt\" and what differs from the options: {problem}"
+        )
+    })?;
     let tokens = super::encode(&run.tokenizer, &line.prompt, common.after.is_some())?;
     let before = common.after.as_ref().map_or(0, |it| it.state.position) + tokens.len();
     let wanted = line.tokens.unwrap_or(common.tokens);

@@ -6,7 +6,7 @@ pub mod state;
 pub mod statistics;
 mod text;
 
-use std::io::{IsTerminal, Read, Write, stdin, stdout};
+use std::io::{IsTerminal, Read, Write, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -21,6 +21,7 @@ use mamba_train::tokenizer::Tokenizer;
 
 use super::{open, start_device};
 use crate::failure::guard;
+use crate::output::stdout;
 use jsonl::Common;
 use sampling::SamplingArguments;
 use statistics::Statistics;
@@ -38,7 +39,12 @@ pub struct Arguments {
     /// The text to continue. Left out or `-`, it is read from standard input, whose last line break does not count.
     prompt: Option<String>,
     /// Tokens to generate at most; 0 only reads the text.
-    #[arg(long, short = 'n', default_value_t = 128)]
+    #[arg(
+        long,
+        short = 'n',
+        default_value_t = 128,
+        allow_negative_numbers = true
+    )]
     tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
@@ -122,7 +128,7 @@ fn write(arguments: Arguments) -> Result<ExitCode> {
         Some(path) => Some(state::load(path, &run.model, &device)?),
         None => None,
     };
-    let mut out = stdout().lock();
+    let mut out = stdout();
     if let Some(source) = &arguments.jsonl {
         let common = Common {
             sampling: config,
@@ -187,7 +193,7 @@ fn write(arguments: Arguments) -> Result<ExitCode> {
 }
 
 /// So many tokens can follow that many, where the model has learned positions. The last one needs none, unless it is to be read.
-fn room(run: &LoadedRun, before: usize, reads_last: bool) -> Option<usize> {
+pub fn room(run: &LoadedRun, before: usize, reads_last: bool) -> Option<usize> {
     let positions = run.model.max_positions()?;
     Some((positions + usize::from(!reads_last)).saturating_sub(before))
 }

@@ -11,16 +11,31 @@ pub struct SamplingArguments {
     #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f32,
     /// Sample among this many most likely tokens.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Sample among the most likely tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     top_p: f32,
     /// Sample among tokens at least this likely relative to the most likely one.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     min_p: f32,
     /// Sample among the tokens whose surprise is nearest to the expected one, that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     typical_p: f32,
     /// Taken off a token's logit for each time it has occurred.
     #[arg(
@@ -39,10 +54,15 @@ pub struct SamplingArguments {
     )]
     presence_penalty: f32,
     /// Above 1, makes tokens that have occurred less likely.
-    #[arg(long, value_name = "PENALTY", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "PENALTY",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     repetition_penalty: f32,
     /// The same seed gives the same text.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
 }
 

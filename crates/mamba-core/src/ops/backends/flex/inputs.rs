@@ -78,6 +78,19 @@ impl Whole {
             .as_slice()
             .expect("seam tensors are f32 and this one was made contiguous")
     }
+
+    /// To be changed; copied first where another tensor has the same memory.
+    pub(super) fn slice_mut(&mut self) -> &mut [f32] {
+        let (start, len) = (
+            self.0.layout().start_offset(),
+            self.0.layout().num_elements(),
+        );
+        &mut self.0.storage_mut::<f32>()[start..start + len]
+    }
+
+    pub(super) fn into_tensor(self) -> FloatTensor<Flex> {
+        self.0
+    }
 }
 
 pub(super) fn whole(tensor: OptionalFloat<Flex>) -> Option<Whole> {

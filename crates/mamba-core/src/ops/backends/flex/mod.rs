@@ -38,13 +38,24 @@ fn assert_single(op: &str, out: FloatDType) {
 
 impl MambaOps for Flex {
     fn selective_scan(inputs: ScanInputs<Self>, save_checkpoints: bool) -> ScanOutputs<Self> {
-        let scan = Scan::new(inputs);
+        let mut scan = Scan::new(inputs);
         let selective_scan::ScanDims {
             batch,
             seq_len,
             d_inner,
             d_state,
         } = scan.dims;
+        if seq_len == 1
+            && !save_checkpoints
+            && let Some(mut state) = scan.initial_state.take()
+        {
+            let y = selective_scan::step(&scan.view(), state.slice_mut());
+            return ScanOutputs {
+                y: tensor(y, [batch, seq_len, d_inner]),
+                final_state: state.into_tensor(),
+                checkpoints: None.into(),
+            };
+        }
         let outputs = selective_scan::forward(&scan.view(), save_checkpoints);
         let shape = [batch, scan.dims.checkpoints(), d_state, d_inner];
         ScanOutputs {

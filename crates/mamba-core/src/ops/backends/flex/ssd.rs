@@ -94,7 +94,18 @@ impl Ssd {
 }
 
 pub(super) fn forward(inputs: SsdInputs<Flex>, save_checkpoints: bool) -> SsdOutputs<Flex> {
-    let held = Ssd::new(inputs);
+    let mut held = Ssd::new(inputs);
+    if held.dims.seq_len == 1
+        && !save_checkpoints
+        && let Some(mut state) = held.initial_state.take()
+    {
+        let y = ssd::step(&held.view(), state.slice_mut());
+        return SsdOutputs {
+            y: tensor(y, held.sequence(held.dims.nheads * held.dims.headdim)),
+            final_state: state.into_tensor(),
+            checkpoints: None.into(),
+        };
+    }
     let outputs = ssd::forward(&held.view(), save_checkpoints);
     let [batch, nheads, headdim, d_state] = held.state();
     let saved = [batch, held.dims.checkpoints(), nheads, d_state, headdim];

@@ -133,7 +133,7 @@ impl Task<'_> {
 
         for block in 0..inputs.blocks() {
             let columns = inputs.block_channels(block);
-            let taps = inputs.taps(&columns);
+            let taps = inputs.taps(block..block + 1);
             let bias = inputs.load_bias::<V>(&columns);
             inputs.gather::<V>(self.batch, start, reach, &columns, &mut x);
             grad_taps.fill(Lanes::ZERO);

@@ -24,9 +24,7 @@ pub fn forward(inputs: &ConvInputs) -> ConvOutputs {
     } = *inputs;
     let first_taps: Vec<_> = (0..batch).map(|batch| inputs.first_taps(batch)).collect();
     let tiles = seq_len.div_ceil(TILE);
-    let taps: Vec<Lanes> = (0..inputs.blocks())
-        .flat_map(|block| inputs.taps(&inputs.block_channels(block)))
-        .collect();
+    let taps = inputs.taps(0..inputs.blocks());
 
     let mut y = Output::new(batch * seq_len, channels);
     let sink = y.columns();

@@ -159,13 +159,15 @@ impl ConvInputs<'_> {
         }
     }
 
-    /// The taps of one lane block, one vector a tap.
-    fn taps(&self, columns: &Range<usize>) -> Vec<Lanes> {
-        let mut taps = vec![Lanes::ZERO; self.width];
-        for (lane, channel) in columns.clone().enumerate() {
-            let row = &self.weight[channel * self.width..(channel + 1) * self.width];
-            for (tap, &value) in taps.iter_mut().zip(row) {
-                tap.0[lane] = value;
+    /// The taps of some lane blocks, one vector a tap, block by block.
+    fn taps(&self, blocks: Range<usize>) -> Vec<Lanes> {
+        let mut taps = vec![Lanes::ZERO; blocks.len() * self.width];
+        for (taps, block) in taps.chunks_exact_mut(self.width).zip(blocks) {
+            for (lane, channel) in self.block_channels(block).enumerate() {
+                let row = &self.weight[channel * self.width..(channel + 1) * self.width];
+                for (tap, &value) in taps.iter_mut().zip(row) {
+                    tap.0[lane] = value;
+                }
             }
         }
         taps

@@ -3,9 +3,11 @@
 mod ahead;
 mod backward;
 mod forward;
+mod step;
 
 pub use backward::backward;
 pub use forward::forward;
+pub use step::step;
 
 use super::{
     rows::{Rows, check_len},
@@ -44,6 +46,11 @@ impl ScanDims {
     /// Values in [`ScanOutputs::checkpoints`].
     pub fn checkpoint_len(&self) -> usize {
         self.batch * self.checkpoints() * self.d_state * self.d_inner
+    }
+
+    /// Values in [`ScanOutputs::final_state`].
+    pub fn state_len(&self) -> usize {
+        self.batch * self.d_inner * self.d_state
     }
 
     fn rows(&self) -> usize {
@@ -137,10 +144,10 @@ impl ScanInputs<'_> {
     /// If an input's size does not fit `dims`.
     fn check(&self, op: &str) {
         let ScanDims {
-            batch,
             seq_len,
             d_inner,
             d_state,
+            ..
         } = self.dims;
         let rows = self.dims.rows();
         assert!(seq_len >= 1, "{op}: seq_len must be at least 1");
@@ -163,7 +170,7 @@ impl ScanInputs<'_> {
             check_len(op, "delta_bias", bias, d_inner);
         }
         if let Some(state) = self.initial_state {
-            check_len(op, "initial_state", state, batch * d_inner * d_state);
+            check_len(op, "initial_state", state, self.dims.state_len());
         }
         if let Some(idx) = self.seq_idx {
             assert!(

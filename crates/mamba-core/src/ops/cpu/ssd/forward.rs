@@ -27,7 +27,13 @@ pub fn forward(inputs: &SsdInputs, save_checkpoints: bool) -> SsdOutputs {
     inputs.check("ssd");
     let dims = inputs.dims;
     if dims.seq_len == 1 && !save_checkpoints {
-        return step::step(inputs);
+        let zeros = || vec![0.0; dims.state_len()];
+        let mut state = inputs.initial_state.map_or_else(zeros, <[f32]>::to_vec);
+        return SsdOutputs {
+            y: step(inputs, &mut state),
+            final_state: state,
+            checkpoints: None,
+        };
     }
     let (p, n) = (dims.headdim, dims.d_state);
     let mut y = Output::new(dims.rows(), dims.d_inner());

@@ -12,6 +12,7 @@ pub(super) mod tile;
 
 pub use backward::backward;
 pub use forward::forward;
+pub use step::step;
 
 use super::{
     rows::{Rows, check_len},

@@ -1,23 +1,36 @@
 //! A sequence of one position: one step of the recurrence, bound by reading and writing the states.
 
-use super::super::rows::{Columns, Output, Rows};
-use super::super::simd::{Kernel, LANES, Lanes, Vector, dispatch, math::softplus};
-use super::{SsdDims, SsdInputs, SsdOutputs, positions::decay};
-use rayon::prelude::*;
+use super::super::rows::{Columns, Output, check_len};
+use super::super::simd::{Kernel, LANES, Lanes, Vector, dispatch, math::softplus, prefetch};
+use super::super::team::share;
+use super::{SsdDims, SsdInputs, positions::decay};
 use std::f32::consts::LOG2_E;
 
-/// States from which on heads are shared out over threads: fewer take less time than waking one.
-const SHARED: usize = 1 << 17;
+/// States from which on heads are shared out over threads.
+const SHARED: usize = 1 << 14;
 
 /// Channels that share each read of `b` and `c`.
 const TOGETHER: usize = 4;
 
-/// [`forward`](super::forward) of one position a sequence.
-pub fn step(inputs: &SsdInputs) -> SsdOutputs {
+/// How far ahead the states are asked for, in values: a page, past which the machine does not look by itself.
+const AHEAD: usize = 1024;
+
+/// The outputs of one position a sequence, `[batch, 1, nheads * headdim]`, whose `state`, `[batch, nheads, headdim, d_state]`, becomes
+/// that after it. The inputs' initial state has no part in it.
+///
+/// # Panics
+/// If an input's size does not fit `dims`, or sequences are longer.
+pub fn step(inputs: &SsdInputs, state: &mut [f32]) -> Vec<f32> {
+    inputs.check("ssd");
     let dims = inputs.dims;
+    assert!(
+        dims.seq_len == 1,
+        "ssd: a step takes one position, got {}",
+        dims.seq_len
+    );
+    check_len("ssd", "state", state, dims.state_len());
     let mut y = Output::new(dims.batch, dims.d_inner());
-    let mut state = Output::new(dims.batch * dims.d_inner(), dims.d_state);
-    let (y_sink, state_sink) = (y.columns(), state.columns());
+    let (y_sink, state_sink) = (y.columns(), Columns::over(state, dims.d_state));
     let run = |index| {
         dispatch(Head {
             inputs,
@@ -27,20 +40,14 @@ pub fn step(inputs: &SsdInputs) -> SsdOutputs {
             state: &state_sink,
         });
     };
-    let heads = 0..dims.batch * dims.nheads;
+    let heads = dims.batch * dims.nheads;
     if dims.state_len() < SHARED {
-        heads.for_each(run);
+        (0..heads).for_each(run);
     } else {
-        heads.into_par_iter().for_each(run);
+        share(heads, run);
     }
-    // SAFETY: each head has written its outputs and its states.
-    unsafe {
-        SsdOutputs {
-            y: y.finish(),
-            final_state: state.finish(),
-            checkpoints: None,
-        }
-    }
+    // SAFETY: each head has written its outputs.
+    unsafe { y.finish() }
 }
 
 struct Head<'a> {
@@ -59,13 +66,12 @@ impl Kernel for Head<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let grouped = self.inputs.dims.headdim / TOGETHER * TOGETHER;
-        let before = self.inputs.initial_state(self.batch, self.head);
         let [dt, decay] = self.decay::<V>();
         for channel in (0..grouped).step_by(TOGETHER) {
-            self.channels::<V, TOGETHER>(channel, before, dt, decay);
+            self.channels::<V, TOGETHER>(channel, dt, decay);
         }
         for channel in grouped..self.inputs.dims.headdim {
-            self.channels::<V, 1>(channel, before, dt, decay);
+            self.channels::<V, 1>(channel, dt, decay);
         }
     }
 }
@@ -91,13 +97,7 @@ impl Head<'_> {
 
     /// The step of `N` channels from `first`.
     #[inline(always)]
-    fn channels<V: Vector, const N: usize>(
-        &self,
-        first: usize,
-        before: Option<Rows>,
-        dt: f32,
-        decay: f32,
-    ) {
+    fn channels<V: Vector, const N: usize>(&self, first: usize, dt: f32, decay: f32) {
         let (inputs, batch, head) = (self.inputs, self.batch, self.head);
         let SsdDims {
             headdim,
@@ -119,14 +119,15 @@ impl Head<'_> {
             let b = V::load_padded(&b[columns.clone()]);
             let c = V::load_padded(&c[columns.clone()]);
             for i in 0..N {
-                let mut h = b * V::splat(dt * x[i]);
-                if let Some(before) = before {
-                    let row = before.get(first + i, columns.clone());
-                    h = decay.mul_add(V::load_padded(row), h);
-                }
-                sums[i] = h.mul_add(c, sums[i]);
+                let added = b * V::splat(dt * x[i]);
                 // SAFETY: a row of the block, which is this head's alone.
-                unsafe { h.write_first(to.add(i * d_state + state), columns.len()) };
+                unsafe {
+                    let at = to.add(i * d_state + state);
+                    prefetch(at.wrapping_add(AHEAD));
+                    let h = decay.mul_add(V::read_first(at, columns.len()), added);
+                    sums[i] = h.mul_add(c, sums[i]);
+                    h.write_first(at, columns.len());
+                }
             }
         }
         let sums = V::sums(sums);

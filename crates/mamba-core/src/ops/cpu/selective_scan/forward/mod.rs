@@ -26,6 +26,15 @@ const MAX_SPAN: usize = 8;
 pub fn forward(inputs: &ScanInputs, save_checkpoints: bool) -> ScanOutputs {
     inputs.check("selective_scan");
     let dims = inputs.dims;
+    if dims.seq_len == 1 && !save_checkpoints {
+        let zeros = || vec![0.0; dims.state_len()];
+        let mut state = inputs.initial_state.map_or_else(zeros, <[f32]>::to_vec);
+        return ScanOutputs {
+            y: step(inputs, &mut state),
+            final_state: state,
+            checkpoints: None,
+        };
+    }
     let ScanDims {
         batch,
         d_inner,
