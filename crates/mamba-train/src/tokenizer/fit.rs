@@ -28,7 +28,8 @@ pub enum Fit {
 }
 
 impl Fit {
-    /// Compares a tokenizer with a model of so many entries, padding included, whose texts are said to end by one of `ends`.
+    /// Compares a tokenizer with a model whose vocabulary is so large, with or without a padding, and whose texts are said to
+    /// end by one of `ends`.
     pub fn of(tokenizer: &Tokenizer, vocab_size: usize, ends: &[u32]) -> Self {
         let Some(spare) = vocab_size.checked_sub(tokenizer.vocab_size()) else {
             return Self::TooLarge;

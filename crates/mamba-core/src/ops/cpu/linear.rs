@@ -1,8 +1,8 @@
 //! Matrix products into memory that was never zeroed, shared out in blocks.
 //!
 //! A block of the result belongs to one task and one call of the `gemm` crate over the whole inner
-//! axis, so that no sum depends on the number of threads, though the cut does. A single row goes
-//! another way, see `row.rs`.
+//! axis. The crate sums in an order that follows from the height of a block, which depends on the
+//! number of threads where there are many rows. A single row goes another way, see `row.rs`.
 
 use super::matrix::{Matrix, multiply_into};
 use super::row::{add, linear_row};
@@ -34,7 +34,7 @@ pub struct Added<'a> {
 
 /// `x weight + bias + residual`, `[x.rows, weight.columns]`, contiguous.
 ///
-/// The result is the same, bit by bit, on every run and for any number of threads.
+/// The result is the same, bit by bit, on every run with as many threads; below [`TALL`] rows for any number of them.
 ///
 /// # Panics
 /// If `weight` does not have a row for each column of `x`, `bias` a value for each column of
@@ -163,23 +163,33 @@ mod tests {
         assert_close("strided", &got, &want, 1e-6);
     }
 
+    /// Inner axes that the crate cuts in several, and whole ones.
     #[test]
-    fn the_number_of_threads_does_not_show() {
-        let (rows, inner, columns) = (TALL + 77, 40, 33);
-        let (x, weight) = (noise(rows * inner, 1), noise(inner * columns, 2));
-        let on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            pool.build().unwrap().install(|| {
+    fn below_tall_the_number_of_threads_does_not_show_and_nowhere_the_run() {
+        for (inner, columns) in [(40, 33), (768, 33), (768, 56)] {
+            for rows in [TALL - 1, TALL + 77] {
+                let (x, weight) = (noise(rows * inner, 1), noise(inner * columns, 2));
                 let x = Matrix::new(&x, rows, inner, inner);
-                linear(
-                    x,
+                for weight in [
                     Matrix::new(&weight, inner, columns, columns),
-                    Added::default(),
-                )
-            })
-        };
-        assert_ne!(block(rows, columns, 1), block(rows, columns, 3));
-        assert_eq!(on(1), on(3));
+                    Matrix::new(&weight, columns, inner, inner).transposed(),
+                ] {
+                    let on = |threads| {
+                        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                        let pool = pool.build().unwrap();
+                        pool.install(|| linear(x, weight, Added::default()))
+                    };
+                    let once = on(1);
+                    for threads in [2, 3, 8] {
+                        let got = on(threads);
+                        let name = format!("{rows} by {inner} by {columns}, {threads} threads");
+                        assert!(got == on(threads), "{name}: another run");
+                        assert!(rows >= TALL || got == once, "{name}");
+                        assert_close(&name, &got, &widen(&once), 1e-5);
+                    }
+                }
+            }
+        }
     }
 
     #[test]
