@@ -34,7 +34,7 @@ pub struct Added<'a> {
 
 /// `x weight + bias + residual`, `[x.rows, weight.columns]`, contiguous.
 ///
-/// The result is the same, bit by bit, on every run with as many threads; below [`TALL`] rows for any number of them.
+/// The result is the same, bit by bit, on every run with as many threads; below 2,048 rows for any number of them.
 ///
 /// # Panics
 /// If `weight` does not have a row for each column of `x`, `bias` a value for each column of
