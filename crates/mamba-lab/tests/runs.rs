@@ -80,7 +80,9 @@ impl Workshop {
 
     /// A run in a process of its own, once it has taken a step.
     fn training(&self, arguments: &[&str]) -> Child {
-        let child = std::process::Command::new(assert_cmd::cargo::cargo_bin("mamba-lab"))
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("mamba-lab"));
+        hear_hangups(&mut command);
+        let child = command
             .args(["train"])
             .args(arguments)
             .args(["--display", "plain"])
@@ -106,6 +108,22 @@ impl Workshop {
         stop(child, "INT");
     }
 }
+
+/// The process hears of a closed terminal, even where these tests were started not to, as by `nohup`.
+#[cfg(unix)]
+fn hear_hangups(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+}
+
+#[cfg(not(unix))]
+fn hear_hangups(_: &mut std::process::Command) {}
 
 fn lines(path: &Path) -> usize {
     fs::read_to_string(path).map_or(0, |text| text.lines().count())
