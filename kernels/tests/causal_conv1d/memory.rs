@@ -2,19 +2,14 @@
 
 use crate::check;
 use crate::support::conv::{Case, Numbers, Options};
-use crate::support::pool::{poison, reserved};
+use crate::support::pool::from_poisoned;
 use crate::support::{client, kinds};
 
 /// Outputs are poisoned in all tests, in this one the kernels' scratch memory is, too.
 #[test]
 fn every_element_that_is_read_was_written() {
-    let client = client();
     for dims in [[2, 257, 64, 4], [2, 35, 33, 3], [70, 2, 64, 4]] {
-        let Some(poisoned) = poison(&client) else {
-            return;
-        };
-        check(Case::new(dims, Options::ALL));
-        assert_eq!(poisoned, reserved(&client), "memory that was not poisoned");
+        from_poisoned(|| check(Case::new(dims, Options::ALL)));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use mamba_kernels::ssd::Strategy;
 
-use crate::support::pool::{poison, reserved};
+use crate::support::pool::from_poisoned;
 use crate::support::ssd::{Case, Numbers, Options};
 use crate::support::ssd_gradients::{Upstream, gradient_tolerance};
 use crate::support::{assert_close, client, kinds};
@@ -11,33 +11,26 @@ use crate::{check, segments};
 /// Outputs are poisoned in all tests, in this one the kernels' scratch memory is, too.
 #[test]
 fn every_element_that_is_read_was_written() {
-    let client = client();
     for strategy in [segments(1), segments(3)] {
-        let Some(poisoned) = poison(&client) else {
-            return;
-        };
-        check(Case::new([2, 75, 4, 20, 40], Options::ALL), strategy);
-        assert_eq!(poisoned, reserved(&client), "memory that was not poisoned");
+        from_poisoned(|| check(Case::new([2, 75, 4, 20, 40], Options::ALL), strategy));
     }
 }
 
 /// The same of the gradients' kernels.
 #[test]
 fn every_element_that_gradients_read_was_written() {
-    let client = client();
     let case = Case {
         chunk_size: 48,
         ..Case::new([2, 75, 4, 20, 40], Options::ALL)
     };
     let numbers = Numbers::new(case);
     let upstream = Upstream::new(&case, true);
-    let Some(poisoned) = poison(&client) else {
-        return;
-    };
-    let got = upstream.kernels(&numbers, &client, Strategy::default());
-    let [relative, absolute] = gradient_tolerance(&case);
-    assert_close(&case, &got, &upstream.oracle(&numbers), relative, absolute);
-    assert_eq!(poisoned, reserved(&client), "memory that was not poisoned");
+    from_poisoned(|| {
+        let got = upstream.kernels(&numbers, &client(), Strategy::default());
+        let [relative, absolute] = gradient_tolerance(&case);
+        let [got, want] = upstream.beside_oracle(&numbers, got);
+        assert_close(&case, &got, &want, relative, absolute);
+    });
 }
 
 #[track_caller]

@@ -1,7 +1,12 @@
 //! What is in the memory that the client hands out.
 
+use std::panic::resume_unwind;
+use std::thread;
+
 use cubecl::MemoryScope;
 use cubecl::client::Client;
+
+use super::client;
 
 /// Bytes that are NaN in every float type, and -1 in every integer type.
 const NAN: u8 = 0xff;
@@ -16,12 +21,27 @@ const POISONED: [(usize, usize); 6] = [
     (16 << 10, 1024),
 ];
 
-/// Fills memory with NaN and frees it, so that every buffer of this thread comes out of it until it is
-/// used up. Returns what is reserved, or nothing where the device's pools hand out other memory.
+/// Runs `check` on a thread of its own, whose buffers come out of memory that was filled with NaN and freed; not at all where
+/// the device's pools hand out other memory.
 ///
 /// # Panics
-/// If so on CUDA, whose pools are known to give back what was freed.
-pub fn poison(client: &Client) -> Option<u64> {
+/// If they do on CUDA, whose pools are known to give back what was freed, and if `check` asked for more memory than that.
+pub fn from_poisoned(check: impl FnOnce() + Send) {
+    let run = || {
+        let client = client();
+        if let Some(poisoned) = poison(&client) {
+            check();
+            assert_eq!(poisoned, reserved(&client), "memory that was not poisoned");
+        }
+    };
+    // A thread has a stream, and a stream its pools, which hold nothing yet that was written.
+    if let Err(panic) = thread::scope(|scope| scope.spawn(run).join()) {
+        resume_unwind(panic);
+    }
+}
+
+/// What is reserved where buffers are NaN now.
+fn poison(client: &Client) -> Option<u64> {
     let nan = vec![NAN; POISONED[0].0];
     let poisoned: Vec<_> = POISONED
         .into_iter()
@@ -48,7 +68,7 @@ pub fn poison(client: &Client) -> Option<u64> {
 }
 
 /// Bytes that this thread's buffers and those it could have at once take.
-pub fn reserved(client: &Client) -> u64 {
+fn reserved(client: &Client) -> u64 {
     let report = client.memory_report(MemoryScope::CurrentStream);
     let streams = report.streams.iter();
     streams.map(|it| it.pools.usage().bytes_reserved).sum()

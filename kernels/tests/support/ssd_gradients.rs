@@ -27,8 +27,9 @@ impl Upstream {
         }
     }
 
-    /// What the oracle makes of it.
-    pub fn oracle(&self, numbers: &Numbers) -> Vec<Named> {
+    /// What kernels made of it, and what the oracle does. The gradient of `a` is in units of
+    /// [its terms](mamba_kernels::oracle::SsdGradients::a_scale), which cancel.
+    pub fn beside_oracle(&self, numbers: &Numbers, mut got: Vec<Named>) -> [Vec<Named>; 2] {
         let all = |values: &Vec<f32>| -> Vec<f64> { values.iter().map(|&v| v.into()).collect() };
         let grad_final = self.grad_final_state.as_ref().map(all);
         let grads = numbers.with_oracle(|inputs| {
@@ -44,7 +45,13 @@ impl Upstream {
         named.extend(grads.d.map(|it| ("grad_d", it)));
         named.extend(grads.dt_bias.map(|it| ("grad_dt_bias", it)));
         named.extend(grads.initial_state.map(|it| ("grad_initial_state", it)));
-        named
+        for (_, values) in [&mut got, &mut named].map(|it| of_a(it)) {
+            for (value, scale) in values.iter_mut().zip(&grads.a_scale) {
+                // A head of no terms has nothing to be measured by.
+                *value /= if *scale > 0.0 { *scale } else { 1.0 };
+            }
+        }
+        [got, named]
     }
 
     /// What the kernels make of it, from checkpoints of the forward kernels.
@@ -164,6 +171,12 @@ impl Upstream {
         ];
         read_all(client, named)
     }
+}
+
+fn of_a(named: &mut [Named]) -> &mut Named {
+    let mut all = named.iter_mut();
+    all.find(|it| it.0 == "grad_a")
+        .expect("the gradient of `a`")
 }
 
 fn values(case: &Case) -> usize {

@@ -194,6 +194,8 @@ impl Head<'_> {
                 }
             }
             grads.a[self.head] += grad_exponent * dt;
+            let scale = &mut grads.a_scale[self.head];
+            *scale = scale.hypot(grad_exponent * dt);
             grad_dt += grad_exponent * self.a();
             let grad_raw = grad_dt * self.dt_slope(t);
             grads.dt[self.step_index(t)] = grad_raw;

@@ -67,6 +67,9 @@ pub struct SsdGradients {
     pub dt: Vec<f64>,
     /// `[nheads]`.
     pub a: Vec<f64>,
+    /// `[nheads]`: the root of the sum of squares of the terms, one a position, whose sum is `a`. They cancel in part, so that
+    /// this, and not `a`, says how much rounding is to be expected.
+    pub a_scale: Vec<f64>,
     /// `[batch, seq_len, ngroups, d_state]`.
     pub b: Vec<f64>,
     /// `[batch, seq_len, ngroups, d_state]`.
@@ -222,6 +225,7 @@ impl SsdGradients {
             x: zeros(inputs.x),
             dt: zeros(inputs.dt),
             a: zeros(inputs.a),
+            a_scale: zeros(inputs.a),
             b: zeros(inputs.b),
             c: zeros(inputs.c),
             d: inputs.d.map(zeros),
