@@ -326,6 +326,27 @@ fn damaged_files_end_in_an_error() {
 }
 
 #[test]
+fn a_text_ends_as_the_settings_of_generation_say_or_else_the_model_s() {
+    let folder = TempDir::new().unwrap();
+    let ends = |file: &str, json: &str| {
+        fs::write(folder.path().join(file), json).unwrap();
+        checkpoint::read_end_tokens(folder.path())
+    };
+    let told = |file, json| ends(file, json).unwrap();
+    assert!(told("config.json", "{}").is_empty());
+    assert!(told("config.json", r#"{"eos_token_id": null}"#).is_empty());
+    assert_eq!(told("config.json", r#"{"eos_token_id": 7}"#), [7]);
+    assert_eq!(told("generation_config.json", "{}"), [7]);
+    let several = r#"{"eos_token_id": [2, -1, 9]}"#;
+    assert_eq!(told("generation_config.json", several), [2, 9]);
+    let error = ends("generation_config.json", "{").unwrap_err();
+    assert!(
+        error.to_string().contains("generation_config.json"),
+        "{error}"
+    );
+}
+
+#[test]
 fn configurations_that_are_not_ours_are_refused() {
     let error = |change: fn(&mut Value)| error_of(|_, _, config| change(config)).to_string();
     let other = error(|config| config["model_type"] = json!("rwkv"));

@@ -106,7 +106,7 @@ pub fn load_pretrained(path: &Path, tokenizer: Option<&str>, device: &Device) ->
     };
     let spec = tokenizer.name().to_owned();
     let notice = check(&tokenizer, config.vocab_size, &ends, given)?;
-    let tokenizer = tokenizer.ending_with(ends.first().copied());
+    let tokenizer = tokenizer.ending_with(&ends);
     let (model, config) = checkpoint::load(path, device)?;
     let mut experiment = Experiment::default();
     if config.max_positions > 0 {
@@ -146,7 +146,7 @@ fn check(
              --tokenizer FILE, or this file if you are sure of it"
         ),
         Fit::OtherEnd(odd) => Ok(Some(format!(
-            "Warning: config.json says that texts end by {odd}: the tokenizer {name} may be another model's; give the model's \
+            "Warning: the model says that texts end by {odd}: the tokenizer {name} may be another model's; give the model's \
              own by --tokenizer FILE"
         ))),
     }

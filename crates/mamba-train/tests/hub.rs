@@ -51,9 +51,14 @@ fn message(error: &anyhow::Error) -> String {
 #[test]
 fn a_model_is_fetched_once_and_then_read_from_the_cache() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(models());
+    let mut models = models();
+    let ends = br#"{"eos_token_id": [3, 4]}"#;
+    let files = models.get_mut(NAME).unwrap();
+    files.insert("generation_config.json".into(), ends.to_vec());
+    let server = Server::start(models);
     let hub = hub(&server.endpoint, folder.path());
     let found = hub.model(&name(NAME)).unwrap();
+    assert_eq!(checkpoint::read_end_tokens(&found).unwrap(), [3, 4]);
 
     // As Hugging Face's own programs lay it out.
     let home = hub.hub_cache.join("models--someone--tiny-mamba");

@@ -16,15 +16,21 @@ pub const SHAPES: [[usize; 5]; 3] = [
     [1, 65536, 24, 64, 128],
 ];
 
-/// Channels of a head at which cards are tested: all, or the one that `MAMBA_TEST_CHANNELS` names. Kernels are compiled for
-/// each, so processes share the work.
-pub fn card_channels() -> Vec<usize> {
-    let all = [16, 32, 48, 64, 128];
-    match std::env::var("MAMBA_TEST_CHANNELS") {
+/// Channels of a head and numbers of states at which cards are tested: all, or those that `MAMBA_TEST_CHANNELS` and
+/// `MAMBA_TEST_STATES` name. Kernels are compiled for each, so processes share the work.
+pub fn card_sizes() -> impl Iterator<Item = [usize; 2]> {
+    let channels = named("MAMBA_TEST_CHANNELS", [16, 32, 48, 64, 128]);
+    let states = named("MAMBA_TEST_STATES", [16, 64, 100, 128, 256]);
+    let of = move |headdim| states.clone().into_iter().map(move |it| [headdim, it]);
+    channels.into_iter().flat_map(of)
+}
+
+/// All of them, or the one that `variable` names.
+fn named(variable: &str, all: [usize; 5]) -> Vec<usize> {
+    match std::env::var(variable) {
         Ok(named) => {
-            let named: usize = named.parse().expect("MAMBA_TEST_CHANNELS: a number");
-            assert!(all.contains(&named), "MAMBA_TEST_CHANNELS: one of {all:?}");
-            vec![named]
+            let named = named.parse().ok().filter(|it| all.contains(it));
+            vec![named.unwrap_or_else(|| panic!("{variable}: one of {all:?}"))]
         }
         Err(_) => all.to_vec(),
     }

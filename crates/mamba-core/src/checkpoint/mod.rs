@@ -47,11 +47,12 @@ pub fn read_config(folder: &Path) -> Result<LanguageModelConfig, CheckpointError
     Ok(config::read(folder)?.config)
 }
 
-/// The tokens by which the model in `folder` ends a text, as its `config.json` says; none where it says nothing.
+/// The tokens by which the model in `folder` ends a text, as its `generation_config.json` says, or else its `config.json`; none
+/// where neither says anything.
 ///
 /// # Errors
 ///
-/// If `config.json` is missing or damaged.
+/// If `config.json` is missing, or one of the two is damaged.
 pub fn read_end_tokens(folder: &Path) -> Result<Vec<u32>, CheckpointError> {
     config::end_tokens(folder)
 }

@@ -132,7 +132,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         config.seed = config.seed.wrapping_add(number as u64);
         let mut request = Request::new(&tokens, Sampler::new(config)?)
             .with_max_tokens(most)
-            .with_stop_tokens(run.tokenizer.end_of_text());
+            .with_stop_tokens(run.tokenizer.ends().iter().copied());
         if let Some(after) = after.take() {
             request = request.after(after);
         }

@@ -327,7 +327,7 @@ fn sample(folder: &RunFolder, device: &Device, out: &mut impl Write) -> Result<(
     let most = generate::room(&run, prompt.len(), false);
     let request = Request::new(&prompt, sampler)
         .with_max_tokens(most.map_or(settings.tokens, |most| most.min(settings.tokens)))
-        .with_stop_tokens(run.tokenizer.end_of_text());
+        .with_stop_tokens(run.tokenizer.ends().iter().copied());
     let ending = generate::Ending {
         stop: &[],
         keep: false,

@@ -17,6 +17,8 @@ use super::checked::{Incoming, folder, snapshot};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+/// What is fetched besides, of models that have it.
+const OPTIONAL: [&str; 2] = ["generation_config.json", TOKENIZER];
 /// Who shares the tokenizer that Mamba and Mamba-2 were trained with.
 const GPT_NEOX: &str = "EleutherAI/gpt-neox-20b";
 
@@ -64,8 +66,8 @@ pub fn is_gpt_neox_vocabulary(config: &LanguageModelConfig) -> bool {
 }
 
 impl Hub {
-    /// The folder of a model with `config.json`, weights and, where the model has one, `tokenizer.json`: of the cache, where it
-    /// has them all, else fetched. Nothing asks whether the hub has a newer version.
+    /// The folder of a model with `config.json`, weights and, where the model has them, `tokenizer.json` and `generation_config.json`: of the
+    /// cache, where it is whole, else fetched. Nothing asks whether the hub has a newer version.
     ///
     /// # Errors
     ///
@@ -88,8 +90,8 @@ impl Hub {
         incoming.fetch(CONFIG)?;
         let folder = snapshot(self, name, &info.sha);
         checkpoint::read_config(&folder).with_context(|| format!("cannot use {name}"))?;
-        if files.contains(TOKENIZER) {
-            incoming.fetch(TOKENIZER)?;
+        for file in OPTIONAL.into_iter().filter(|file| files.contains(file)) {
+            incoming.fetch(file)?;
         }
         let weights = checkpoint::weights_file(|file| files.contains(file))
             .with_context(|| format!("{name} has no weights of a form that is read here"))?;

@@ -138,14 +138,33 @@ mod tests {
         let tokenizer = Tokenizer::from_file(file.path()).unwrap();
         assert_eq!(tokenizer.end_of_text(), None);
         assert_eq!(Fit::of(&tokenizer, 8, &[2]), Fit::Own);
-        let ended = tokenizer.ending_with(Some(2));
-        assert_eq!(ended.end_of_text(), Some(2));
-        assert_eq!(ended.ending_with(Some(1)).end_of_text(), Some(2));
-        let gpt2 = Tokenizer::gpt2().unwrap().ending_with(Some(3));
+        let ended = tokenizer.ending_with(&[1, 2]);
+        assert_eq!(ended.ends(), [2]);
+        assert_eq!(ended.ending_with(&[1]).ends(), [2]);
+        let gpt2 = Tokenizer::gpt2().unwrap().ending_with(&[3]);
         assert_eq!(gpt2.end_of_text(), Some(50_256));
-        assert_eq!(
-            Tokenizer::bytes().ending_with(Some(999)).end_of_text(),
-            None
+        assert!(Tokenizer::bytes().ending_with(&[999]).ends().is_empty());
+    }
+
+    /// As in models that were tuned to answer, whose vocabulary names the end of a document, too.
+    #[test]
+    fn a_model_may_end_its_texts_otherwise_than_its_vocabulary() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let special = |id: u32, content: &str| {
+            format!(
+                r#"{{"id":{id},"content":"{content}","single_word":false,"lstrip":false,"rstrip":false,
+                    "normalized":false,"special":true}}"#
+            )
+        };
+        let [text, answer] = [special(1, "<|endoftext|>"), special(2, "<|im_end|>")];
+        let json = format!(
+            r#"{{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{text},{answer}],"normalizer":null,
+            "pre_tokenizer":{{"type":"Whitespace"}},"post_processor":null,"decoder":null,"model":{{"type":"WordLevel",
+            "vocab":{{"[UNK]":0,"<|endoftext|>":1,"<|im_end|>":2}},"unk_token":"[UNK]"}}}}"#
         );
+        fs::write(file.path(), json).unwrap();
+        let tokenizer = Tokenizer::from_file(file.path()).unwrap();
+        assert_eq!(tokenizer.ends(), [1]);
+        assert_eq!(tokenizer.ending_with(&[2, 1]).ends(), [2, 1]);
     }
 }

@@ -40,7 +40,8 @@ pub struct Tokenizer {
     name: String,
     fingerprint: String,
     vocab_size: usize,
-    end_of_text: Option<u32>,
+    /// What ends a text, the usual one first.
+    ends: Vec<u32>,
     /// Whether a text may be cut before a space between two words without changing its ids.
     cuts_at_spaces: bool,
 }
@@ -78,7 +79,7 @@ impl Tokenizer {
             name: "bytes".into(),
             fingerprint: sha256_hex(b"bytes"),
             vocab_size: 256,
-            end_of_text: None,
+            ends: Vec::new(),
             cuts_at_spaces: true,
         }
     }
@@ -135,7 +136,7 @@ impl Tokenizer {
         let ids = hub.inner.get_vocab(true);
         // Ids may have holes: what an embedding needs is the largest one.
         let vocab_size = ids.values().max().map_or(0, |&id| id as usize + 1);
-        let end_of_text = END_OF_TEXT.iter().find_map(|name| ids.get(*name).copied());
+        let end = END_OF_TEXT.iter().find_map(|name| ids.get(*name).copied());
         let cuts_at_spaces = corpus::cuts_at_spaces(&hub.inner);
         let kind = Kind::Hub(Box::new(hub));
         Self {
@@ -143,7 +144,7 @@ impl Tokenizer {
             name,
             fingerprint,
             vocab_size,
-            end_of_text,
+            ends: end.into_iter().collect(),
             cuts_at_spaces,
         }
     }
@@ -253,16 +254,25 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// The id that ends a text, where the vocabulary has one.
+    /// The id that ends a text, where there is one.
     pub fn end_of_text(&self) -> Option<u32> {
-        self.end_of_text
+        self.ends.first().copied()
     }
 
-    /// Ends texts by `token`, where the vocabulary names no end of its own and the token stands for no text.
+    /// All ids that end a text: several where a model [says so](Self::ending_with).
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Ends texts by those of a model's `tokens` that stand for no text, in place of the end that the vocabulary names: a model
+    /// that was tuned to answer ends an answer by another token than the texts before. Where none of them does, nothing changes.
     #[must_use]
-    pub fn ending_with(mut self, token: Option<u32>) -> Self {
-        let known = token.filter(|token| self.is_special(*token));
-        self.end_of_text = self.end_of_text.or(known);
+    pub fn ending_with(mut self, tokens: &[u32]) -> Self {
+        let known = tokens.iter().filter(|token| self.is_special(**token));
+        let known: Vec<_> = known.copied().collect();
+        if !known.is_empty() {
+            self.ends = known;
+        }
         self
     }
 

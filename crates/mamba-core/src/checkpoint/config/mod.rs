@@ -21,6 +21,8 @@ use transformer::{Gpt2, GptNeox, Llama};
 pub(super) use write::written;
 
 pub(super) const FILE: &str = "config.json";
+/// Where a model that was tuned to answer often names other ends than [`FILE`] does.
+const GENERATION_FILE: &str = "generation_config.json";
 /// The field that names the tokens that end a text.
 pub(super) const END: &str = "eos_token_id";
 /// The field that names the token that begins a text.
@@ -45,7 +47,7 @@ pub(super) struct Described {
 
 /// Reads the folder's `config.json`.
 pub(super) fn read(folder: &Path) -> Result<Described, CheckpointError> {
-    let (file, fields) = open(folder)?;
+    let (file, fields) = open(folder, FILE)?;
     let described = match fields.get("model_type").and_then(Value::as_str) {
         Some("mamba") => file.parse::<Mamba>(fields)?.describe(&file)?,
         Some("falcon_mamba") => file.parse::<Mamba>(fields)?.describe_falcon(&file)?,
@@ -66,9 +68,19 @@ pub(super) fn read(folder: &Path) -> Result<Described, CheckpointError> {
     }
 }
 
-/// The tokens that end a text, as the folder's `config.json` names them: a number, a list, or none.
+/// The tokens that end a text, as the folder's `generation_config.json` names them, or else its `config.json`: a number, a
+/// list, or none.
 pub(super) fn end_tokens(folder: &Path) -> Result<Vec<u32>, CheckpointError> {
-    let (_, fields) = open(folder)?;
+    if folder.join(GENERATION_FILE).exists() {
+        let tokens = ends_of(&open(folder, GENERATION_FILE)?.1);
+        if !tokens.is_empty() {
+            return Ok(tokens);
+        }
+    }
+    Ok(ends_of(&open(folder, FILE)?.1))
+}
+
+fn ends_of(fields: &Map<String, Value>) -> Vec<u32> {
     let named = match fields.get(END) {
         Some(Value::Array(several)) => several.as_slice(),
         Some(one) => std::slice::from_ref(one),
@@ -76,11 +88,11 @@ pub(super) fn end_tokens(folder: &Path) -> Result<Vec<u32>, CheckpointError> {
     };
     // Negative numbers stand for none in some files.
     let tokens = named.iter().filter_map(Value::as_u64);
-    Ok(tokens.filter_map(|it| u32::try_from(it).ok()).collect())
+    tokens.filter_map(|it| u32::try_from(it).ok()).collect()
 }
 
-fn open(folder: &Path) -> Result<(File, Map<String, Value>), CheckpointError> {
-    let path = folder.join(FILE);
+fn open(folder: &Path, name: &str) -> Result<(File, Map<String, Value>), CheckpointError> {
+    let path = folder.join(name);
     let text = fs::read_to_string(&path).map_err(|reason| CheckpointError::File {
         path: path.clone(),
         reason,

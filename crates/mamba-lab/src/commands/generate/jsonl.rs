@@ -156,7 +156,7 @@ fn prepare(run: &LoadedRun, line: &str, common: &Common) -> Result<(Job, Request
     sampling::check(&config)?;
     let mut request = Request::new(&tokens, Sampler::new(config)?)
         .with_max_tokens(most.map_or(wanted, |most| most.min(wanted)))
-        .with_stop_tokens(run.tokenizer.end_of_text());
+        .with_stop_tokens(run.tokenizer.ends().iter().copied());
     if let Some(top) = common.logprobs {
         request = request.with_logprobs(top);
     }

@@ -153,7 +153,7 @@ fn write(arguments: Arguments) -> Result<ExitCode> {
     let request = |number| -> Result<Request> {
         let request = Request::new(&tokens, arguments.sampling.sampler(number)?)
             .with_max_tokens(limit)
-            .with_stop_tokens(run.tokenizer.end_of_text());
+            .with_stop_tokens(run.tokenizer.ends().iter().copied());
         Ok(match &after {
             Some(after) => request.after(after.clone()),
             None => request,

@@ -29,7 +29,7 @@ impl Finish {
 /// Turns tokens into text, each piece as soon as it is certain: its characters are complete and it cannot be the
 /// beginning of a stop text.
 pub struct Text<'a> {
-    end_of_text: Option<u32>,
+    ends: &'a [u32],
     decoder: DecodeStream<'a>,
     filter: StopFilter,
     finish: Option<Finish>,
@@ -38,7 +38,7 @@ pub struct Text<'a> {
 impl<'a> Text<'a> {
     pub fn new(tokenizer: &'a Tokenizer, stop: &[String]) -> Self {
         Self {
-            end_of_text: tokenizer.end_of_text(),
+            ends: tokenizer.ends(),
             decoder: tokenizer.decode_stream(),
             filter: StopFilter::new(stop.iter().cloned()),
             finish: None,
@@ -47,7 +47,7 @@ impl<'a> Text<'a> {
 
     /// The text that is certain once `token` has come.
     pub fn push(&mut self, token: u32) -> Result<String> {
-        if self.end_of_text == Some(token) {
+        if self.ends.contains(&token) {
             self.finish = Some(Finish::EndOfText);
             return Ok(String::new());
         }
