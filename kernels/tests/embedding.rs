@@ -11,10 +11,20 @@ use support::{Uploader, assert_close, binding, client, uniform};
 
 /// The gradient of the weight over `before`, each of whose rows that no token names stays.
 fn gradient(tokens: &[i32], rows: usize, columns: usize, before: f32) -> Vec<f64> {
+    gradient_apart(tokens, rows, [columns, columns], before)
+}
+
+/// The same in rows that lie so many values apart, and what lies between them.
+fn gradient_apart(
+    tokens: &[i32],
+    rows: usize,
+    [columns, apart]: [usize; 2],
+    before: f32,
+) -> Vec<f64> {
     let client = client();
     let uploader = Uploader::new(&client, FloatKind::F32);
     let grad = uniform(1, tokens.len() * columns, -1.0, 1.0);
-    let handle = client.create_from_slice(f32::as_bytes(&vec![before; rows * columns]));
+    let handle = client.create_from_slice(f32::as_bytes(&vec![before; rows * apart]));
     let indices = client.create_from_slice(i32::as_bytes(tokens));
     embedding_backward(
         &client,
@@ -23,7 +33,10 @@ fn gradient(tokens: &[i32], rows: usize, columns: usize, before: f32) -> Vec<f64
             index_dtype: ElemType::Int(IntKind::I32),
             grad: uploader.whole(&grad, &[tokens.len(), columns], FloatKind::F32),
         },
-        binding(&handle, &[rows, columns]),
+        TensorBinding {
+            strides: vec![apart, 1].into(),
+            ..binding(&handle, &[rows, columns])
+        },
     )
     .expect("the kernel launches");
     let bytes = client.read_one(handle).expect("the kernel ran");
@@ -54,6 +67,27 @@ fn check(tokens: &[i32], rows: usize, columns: usize) {
         0.0,
         2e-6,
     );
+}
+
+/// As CUDA's allocations are, whose rows begin at multiples of 256 bytes.
+#[test]
+fn rows_may_lie_apart() {
+    for [columns, apart] in [[24, 64], [24, 26], [5, 64], [1, 64]] {
+        let tokens = words(100, 17);
+        let got = gradient_apart(&tokens, 17, [columns, apart], 0.5);
+        let want = expected(&tokens, 17, columns, 0.5);
+        for (got, want) in got.chunks(apart).zip(want.chunks(columns)) {
+            let (got, between) = got.split_at(columns);
+            assert_close(
+                &[columns, apart],
+                &[("grad_weight", got.to_vec())],
+                &[("grad_weight", want.to_vec())],
+                0.0,
+                2e-6,
+            );
+            assert!(between.iter().all(|&it| it == 0.5), "{between:?}");
+        }
+    }
 }
 
 /// Numbers below `rows` that repeat, the low ones often, as words do.

@@ -76,6 +76,15 @@ fn seeded(seed: u64) -> SamplingConfig {
     }
 }
 
+/// Nothing but a temperature, so that a device may choose.
+fn plain(seed: u64) -> SamplingConfig {
+    SamplingConfig {
+        temperature: 0.9,
+        seed,
+        ..Default::default()
+    }
+}
+
 fn request(prompt: &[u32], config: SamplingConfig) -> Request {
     Request::new(prompt, Sampler::new(config).unwrap())
 }
@@ -106,8 +115,8 @@ fn together(model: &LanguageModel, requests: Vec<Request>, device: &Device) -> V
 fn sequences_at_once_get_the_tokens_of_each_alone() {
     let device = device();
     let all = text(100);
-    // Of one length and many, some far apart, two alike.
-    let prompts = [
+    // Of one length and many, some far apart, two alike; and all alike.
+    let many = [
         &all[..1],
         &all[3..12],
         &all[5..12],
@@ -115,9 +124,16 @@ fn sequences_at_once_get_the_tokens_of_each_alone() {
         &all[20..29],
         &all[..7],
     ];
+    let alike = [&all[..9], &all[3..12], &all[20..29]];
     for config in configs() {
         let model = model(&config, 7, &device);
-        for sampling in [greedy(), seeded(0)] {
+        for (prompts, sampling) in [
+            (&many[..], greedy()),
+            (&many[..], seeded(0)),
+            (&many[..], plain(0)),
+            (&alike[..], plain(0)),
+            (&alike[..], seeded(0)),
+        ] {
             let requests = prompts.iter().enumerate().map(|(index, prompt)| {
                 let mut sampling = sampling.clone();
                 sampling.seed = index as u64;
@@ -129,7 +145,9 @@ fn sequences_at_once_get_the_tokens_of_each_alone() {
                 .iter()
                 .map(|it| alone(&model, it.clone(), 100, &device))
                 .collect();
-            assert_eq!(want[5].len(), 5);
+            for (index, tokens) in want.iter().enumerate() {
+                assert_eq!(tokens.len(), 10 - index);
+            }
             assert_eq!(
                 together(&model, requests, &device),
                 want,

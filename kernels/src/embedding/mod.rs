@@ -36,7 +36,7 @@ pub struct EmbeddingUpstream {
 }
 
 /// Writes the rows of `grad_weight`, `[rows, columns]`, f32, that tokens name; the others stay as they are, which is zero if
-/// it is to be the gradient.
+/// it is to be the gradient. Its rows are contiguous and may lie apart, as CUDA allocates them.
 ///
 /// # Errors
 ///
@@ -58,20 +58,25 @@ pub fn embedding_backward(
     }
     check_size("positions", "at most 2^15", positions, MAX_POSITIONS)?;
     check_whole("tokens", &tokens, &[positions])?;
-    let columns = match grad_weight.shape[..] {
-        [_, columns] => columns,
-        _ => {
+    let [columns, apart] = match (&grad_weight.shape[..], &grad_weight.strides[..]) {
+        (&[_, columns], &[apart, 1]) if apart >= columns => [columns, apart],
+        (&[_, _], strides) => {
+            return Err(KernelError::Strides {
+                name: "grad_weight",
+                expected: "those of contiguous rows",
+                got: strides.to_vec(),
+            });
+        }
+        (shape, _) => {
             return Err(KernelError::Size {
                 name: "axes of grad_weight",
                 expected: "2",
-                got: grad_weight.shape.len(),
+                got: shape.len(),
             });
         }
     };
     check_whole("grad", &grad, &[positions, columns])?;
-    let shape = grad_weight.shape.to_vec();
-    check_whole("grad_weight", &grad_weight, &shape)?;
-    let vector = match columns.is_multiple_of(VECTOR) {
+    let vector = match [columns, apart].iter().all(|it| it.is_multiple_of(VECTOR)) {
         true => VECTOR,
         false => 1,
     };
@@ -128,7 +133,7 @@ fn embedding_backward_kernel<I: Int, V: Size>(
     }
     let first = word * WORD + masks[word].trailing_zeros() as usize;
     if first == CUBE_POS_X as usize {
-        let begin = u32::cast_from(token) as usize * columns;
+        let begin = u32::cast_from(token) as usize * (grad_weight.stride(0) / grad.vector_size());
         let mut column = UNIT_POS as usize;
         while column < columns {
             let mut sum = Vector::new(0.0f32);

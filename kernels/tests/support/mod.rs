@@ -23,9 +23,17 @@ use cubecl::zspace::Shape;
 /// A named result: all of them, in the same order on the device and in the oracle.
 pub type Named = (&'static str, Vec<f64>);
 
-/// The default device of the runtime built in.
+/// The default device of the runtime built in; of several, the one that `MAMBA_TEST_DEVICE` names `wgpu` or `vulkan`, or else the
+/// most capable one.
 pub fn client() -> Client {
-    cubecl::Device::default().client()
+    let device = match std::env::var("MAMBA_TEST_DEVICE").as_deref() {
+        Ok("wgpu" | "vulkan") => {
+            let kind = cubecl::device::WgpuDeviceKind::DefaultDevice;
+            cubecl::Device::wgpu(kind).expect("a build with wgpu")
+        }
+        _ => cubecl::Device::default(),
+    };
+    device.client()
 }
 
 /// Whether sequences of `elem` can be kept and converted on the device.

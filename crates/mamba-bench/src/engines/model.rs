@@ -5,7 +5,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Int, Tensor, s};
-use mamba_core::{LanguageModel, LanguageModelState, Precision, Sampler, SamplingConfig};
+use mamba_core::{
+    LanguageModel, LanguageModelState, MixerKind, Precision, Request, Sampler, SamplingConfig,
+};
 
 use crate::problems::Model;
 
@@ -89,8 +91,14 @@ impl Subject {
         Ok((first, state))
     }
 
-    /// Reads prompts, to be continued. One sequence goes through [`LanguageModel::generate`] on a GPU, which has kernels for
-    /// it, several through [`LanguageModel::step`], as one does on a CPU either way.
+    /// Whether all that it remembers is of a fixed size.
+    fn is_recurrent(&self) -> bool {
+        let mut mixers = self.problem.config.pattern.iter();
+        mixers.all(|it| matches!(it, MixerKind::Mamba1 | MixerKind::Mamba2))
+    }
+
+    /// Reads prompts, to be continued: on a GPU by [`LanguageModel::generate_all`], which has kernels for recurrences there that
+    /// choose tokens, too; several sequences of a transformer, and all on a CPU, by [`LanguageModel::step`].
     ///
     /// # Errors
     ///
@@ -102,7 +110,7 @@ impl Subject {
             length,
             first,
             state,
-            by_steps: on_cpu || batch > 1,
+            by_steps: on_cpu || batch > 1 && !self.is_recurrent(),
         })
     }
 }
@@ -142,20 +150,22 @@ impl Decoding<'_> {
             model,
             device,
         } = self.subject;
-        let prompt: Vec<u32> = problem
-            .token_values(1, self.length)
-            .iter()
-            .map(|&id| id as u32)
-            .collect();
+        let batch = self.first.len();
+        let ids = problem.token_values(batch, self.length);
+        let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
         let config = SamplingConfig {
             temperature: 0.0,
             ..SamplingConfig::default()
         };
-        let mut generator = model.generate(&prompt, Sampler::new(config)?, device)?;
+        let requests = ids.chunks(self.length).map(|prompt| {
+            let sampler = Sampler::new(config.clone())?;
+            Ok(Request::new(prompt, sampler))
+        });
+        let mut generations = model.generate_all(requests.collect::<Result<_>>()?, device)?;
         let mut next = || {
-            generator
+            generations
                 .next()
-                .context("a generator does not end")?
+                .context("generation does not end")?
                 .context("no token came")
         };
         // The token behind the prompt, and the step that does not count.

@@ -1,17 +1,17 @@
-//! Tokens through the kernels that decode Mamba-1 and Mamba-2.
+//! Sequences through the kernels that decode Mamba-1 and Mamba-2.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use mamba_kernels::decode::{Choice, Decoder, Tokens};
 
 use super::{Chooser, GenerateError};
 use crate::language_model::LanguageModel;
-use crate::ops::decoder;
+use crate::ops::{Behind, decoder};
 use crate::sampling::SamplingError;
 use crate::snapshot::Snapshot;
 use crate::state::{LanguageModelState, LayerState, Mamba1State, Mamba2State};
 
-/// Tokens through the kernels that decode Mamba-1 and Mamba-2. Where the sampler filters nothing the device chooses, and
-/// computes a token while the one before it is on its way.
+/// Sequences through the kernels that decode Mamba-1 and Mamba-2, a token of each at a time. Where no sampler filters and all have
+/// one temperature the device chooses, and computes tokens while those before them are on their way.
 pub(super) struct Kernels {
     decoder: Decoder,
     choice: Choice,
@@ -25,19 +25,35 @@ enum Pending {
     Tokens(Tokens),
     /// The logits, which the decoder has.
     Logits,
-    /// The logits that the modules have left behind the prompt.
+    /// The logits that the modules have left behind the prompts.
     Prompt(Box<Tensor<2>>),
 }
 
+/// A sequence of the decoder's.
+pub(super) struct Row<'a> {
+    pub chooser: &'a mut Chooser,
+    /// Of the prompt or chosen; none only where a snapshot was continued by nothing.
+    pub last: Option<u32>,
+    /// Whether its tokens are wanted.
+    pub going: bool,
+}
+
 impl Kernels {
-    /// Reads `prompt`, where the kernels cover that.
-    pub fn read(model: &LanguageModel, prompt: &[u32], chooser: &mut Chooser) -> Option<Self> {
-        let mut kernels = Self::new(model, None, chooser)?;
-        let unread = chooser.clone();
-        kernels.give_uniform(chooser);
-        if let Err(error) = kernels.decoder.read(prompt) {
+    /// Reads prompts of one length, where the kernels cover that.
+    pub fn read(
+        model: &LanguageModel,
+        prompts: &[&[u32]],
+        choosers: &mut [&mut Chooser],
+    ) -> Option<Self> {
+        let choice = choice(choosers.iter().map(|it| &**it));
+        let mut kernels = Self::new(model, Behind::Nothing(prompts.len()), choice)?;
+        let unread: Vec<Chooser> = choosers.iter().map(|it| (*it).clone()).collect();
+        kernels.give_uniform(choosers.iter_mut().map(|it| Some(&mut **it)));
+        if let Err(error) = kernels.decoder.read(&prompts.concat()) {
             log::debug!("decoding: {error}; the prompt goes through the modules");
-            *chooser = unread;
+            for (chooser, unread) in choosers.iter_mut().zip(unread) {
+                **chooser = unread;
+            }
             return None;
         }
         kernels.pending = Some(match kernels.choice {
@@ -48,73 +64,68 @@ impl Kernels {
     }
 
     /// Goes on from what has left `state` and `logits` behind.
-    pub fn go_on(
+    pub fn go_on<'a>(
         model: &LanguageModel,
         state: &LanguageModelState,
         logits: Tensor<2>,
-        chooser: &Chooser,
+        choosers: impl Iterator<Item = &'a Chooser>,
     ) -> Option<Self> {
-        let mut kernels = Self::new(model, Some(state), chooser)?;
+        let mut kernels = Self::new(model, Behind::State(state), choice(choosers))?;
         kernels.pending = Some(Pending::Prompt(logits.into()));
         Some(kernels)
     }
 
-    fn new(
-        model: &LanguageModel,
-        state: Option<&LanguageModelState>,
-        chooser: &Chooser,
-    ) -> Option<Self> {
-        let choice = match chooser.unfiltered() {
-            Some(temperature) => Choice::Device { temperature },
-            None => Choice::Caller,
-        };
+    fn new(model: &LanguageModel, behind: Behind, choice: Choice) -> Option<Self> {
         Some(Self {
-            decoder: decoder(model, state, choice)?,
+            decoder: decoder(model, behind, choice)?,
             choice,
             vocab_size: model.vocab_size(),
             pending: None,
         })
     }
 
-    /// The token behind `last`.
-    pub fn next(&mut self, chooser: &mut Chooser, last: Option<u32>) -> Result<u32, GenerateError> {
-        self.read_last(chooser, last)?;
+    /// The token behind each sequence's last one; any token where none is wanted.
+    pub fn next(&mut self, rows: &mut [Row<'_>]) -> Result<Vec<u32>, GenerateError> {
+        self.read_last(rows)?;
         let chosen = match self.pending.take() {
             Some(Pending::Tokens(chosen)) => chosen,
             Some(Pending::Prompt(logits)) => {
-                return chooser.choose(&mut super::steps::to_host(*logits)?);
+                return choose(&mut super::steps::to_host(*logits)?, rows);
             }
             Some(Pending::Logits) | None => {
-                return chooser.choose(&mut self.decoder.logits().map_err(device_failed)?);
+                return choose(&mut self.decoder.logits().map_err(device_failed)?, rows);
             }
         };
-        self.pending = Some(Pending::Tokens(self.step(chooser)?));
-        match chosen.wait().map_err(device_failed)?[0] {
-            Some(token) => Ok(token),
-            None => Err(SamplingError::NoChoice {
+        self.pending = Some(Pending::Tokens(self.step(rows)?));
+        let tokens = chosen.wait().map_err(device_failed)?;
+        let tokens = tokens.into_iter().zip(rows).map(|(token, row)| {
+            let none = SamplingError::NoChoice {
                 vocab_size: self.vocab_size,
+            };
+            match row.going {
+                true => Ok(token.ok_or(none)?),
+                false => Ok(0),
             }
-            .into()),
-        }
+        });
+        tokens.collect()
     }
 
-    /// Reads the token that was chosen last, unless that is done.
-    pub fn read_last(
-        &mut self,
-        chooser: &mut Chooser,
-        last: Option<u32>,
-    ) -> Result<(), GenerateError> {
+    /// Reads the tokens that were chosen last, unless that is done.
+    pub fn read_last(&mut self, rows: &mut [Row<'_>]) -> Result<(), GenerateError> {
         if self.pending.is_some() {
             return Ok(());
         }
-        let last = last.expect("a token was chosen");
-        self.decoder.give_tokens(&[last]);
+        let last = rows.iter().map(|row| {
+            debug_assert!(row.last.is_some() || !row.going, "a token was chosen");
+            row.last.unwrap_or_default()
+        });
+        self.decoder.give_tokens(&last.collect::<Vec<_>>());
         self.pending = Some(match self.choice {
             Choice::Caller => {
                 self.decoder.step().map_err(device_failed)?;
                 Pending::Logits
             }
-            Choice::Device { .. } => Pending::Tokens(self.step(chooser)?),
+            Choice::Device { .. } => Pending::Tokens(self.step(rows)?),
         });
         Ok(())
     }
@@ -141,20 +152,49 @@ impl Kernels {
         Ok(Snapshot { state, logits })
     }
 
-    fn give_uniform(&mut self, chooser: &mut Chooser) {
+    /// A number of each sequence that goes on, if the device chooses by one.
+    fn give_uniform<'a>(&mut self, choosers: impl Iterator<Item = Option<&'a mut Chooser>>) {
         if let Choice::Device { temperature } = self.choice
             && temperature > 0.0
         {
-            self.decoder.give_uniform(&[chooser.sampler.uniform()]);
+            let uniform = choosers.map(|it| it.map_or(0.0, |chooser| chooser.sampler.uniform()));
+            self.decoder.give_uniform(&uniform.collect::<Vec<_>>());
         }
     }
 
-    /// The token that comes behind those that the decoder has.
-    fn step(&mut self, chooser: &mut Chooser) -> Result<Tokens, GenerateError> {
-        self.give_uniform(chooser);
+    /// The tokens that come behind those that the decoder has.
+    fn step(&mut self, rows: &mut [Row<'_>]) -> Result<Tokens, GenerateError> {
+        self.give_uniform(rows.iter_mut().map(|row| match row.going {
+            true => Some(&mut *row.chooser),
+            false => None,
+        }));
         self.decoder.step().map_err(device_failed)?;
         Ok(self.decoder.tokens())
     }
+}
+
+/// The device's, where it can choose for all: nothing is asked for but one temperature.
+fn choice<'a>(mut choosers: impl Iterator<Item = &'a Chooser>) -> Choice {
+    let first = choosers.next().and_then(Chooser::unfiltered);
+    match first {
+        Some(temperature) if choosers.all(|it| it.unfiltered() == first) => {
+            Choice::Device { temperature }
+        }
+        _ => Choice::Caller,
+    }
+}
+
+/// Chooses for each sequence that goes on, by its row of logits.
+fn choose(logits: &mut [f32], rows: &mut [Row<'_>]) -> Result<Vec<u32>, GenerateError> {
+    let width = logits.len() / rows.len();
+    let chosen = logits
+        .chunks_mut(width)
+        .zip(rows)
+        .map(|(logits, row)| match row.going {
+            true => row.chooser.choose(logits),
+            false => Ok(0),
+        });
+    chosen.collect()
 }
 
 /// A state of that kind and these sizes with those values.

@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+#[cfg(feature = "cube")]
+use super::kernels::{Kernels, Row};
 use super::request::check_positions;
 use super::steps::to_host;
 use super::{Chooser, GenerateError, Limit, Logprobs, Request, prefill, steps};
@@ -39,6 +41,16 @@ struct Sequence {
     limit: Limit,
 }
 
+impl Sequence {
+    fn new(request: &Request) -> Self {
+        Self {
+            limit: Limit::new(request),
+            last: request.prompt.last().copied(),
+            chooser: Chooser::new(request.sampler.clone(), request.logprobs, &request.prompt),
+        }
+    }
+}
+
 /// Sequences that are one batch.
 struct Group {
     /// Which, a row each.
@@ -54,12 +66,9 @@ enum Source {
         /// Until tokens are chosen by them.
         logits: Option<Tensor<2>>,
     },
-    /// The kernels that decode Mamba-1 and Mamba-2, and the logits of the prompts.
+    /// The kernels that decode Mamba-1 and Mamba-2.
     #[cfg(feature = "cube")]
-    Kernels {
-        decoder: Box<mamba_kernels::decode::Decoder>,
-        logits: Option<Tensor<2>>,
-    },
+    Kernels(Box<Kernels>),
 }
 
 impl LanguageModel {
@@ -76,6 +85,18 @@ impl LanguageModel {
         for request in &requests {
             request.check(self)?;
         }
+        let sequences: Vec<Sequence> = requests.iter().map(Sequence::new).collect();
+        let mut generations = Generations {
+            model: self,
+            device: device.clone(),
+            sequences,
+            groups: Vec::new(),
+        };
+        #[cfg(feature = "cube")]
+        if let Some(group) = Group::read(self, &requests, &mut generations.sequences) {
+            generations.groups.push(group);
+            return Ok(generations);
+        }
         let mut groups: Vec<(Vec<usize>, Snapshot)> = Vec::new();
         for members in alike(self, &requests) {
             let prompts: Vec<&[u32]> = members.iter().map(|it| &requests[*it].prompt[..]).collect();
@@ -88,27 +109,15 @@ impl LanguageModel {
                 groups.push((vec![index], read));
             }
         }
-        let groups = match prefill::packs(self) && !groups.is_empty() {
-            true => {
-                let (members, read): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
-                vec![Group::new(self, members.concat(), prefill::cat(read))]
-            }
-            false => groups
-                .into_iter()
-                .map(|(members, read)| Group::new(self, members, read))
-                .collect(),
-        };
-        let sequences = requests.into_iter().map(|request| Sequence {
-            limit: Limit::new(&request),
-            last: request.prompt.last().copied(),
-            chooser: Chooser::new(request.sampler, request.logprobs, &request.prompt),
-        });
-        Ok(Generations {
-            model: self,
-            device: device.clone(),
-            sequences: sequences.collect(),
-            groups,
-        })
+        if prefill::packs(self) && !groups.is_empty() {
+            let (members, read): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
+            groups = vec![(members.concat(), prefill::cat(read))];
+        }
+        let groups = groups
+            .into_iter()
+            .map(|(members, read)| Group::new(self, members, read, &generations.sequences));
+        generations.groups = groups.collect();
+        Ok(generations)
     }
 }
 
@@ -155,18 +164,16 @@ impl Generations<'_> {
             {
                 continue;
             }
-            let logits = group.logits(self.model, &self.sequences, &self.device)?;
-            let rows = logits.len() / group.members.len();
-            for (index, row) in group.members.iter().zip(logits.chunks(rows)) {
-                let sequence = &mut self.sequences[*index];
+            let tokens = group.next(self.model, &mut self.sequences, &self.device)?;
+            for (&index, token) in group.members.iter().zip(tokens) {
+                let sequence = &mut self.sequences[index];
                 if sequence.limit.ended {
                     continue;
                 }
-                let token = sequence.chooser.choose(&mut row.to_vec())?;
                 sequence.chooser.count(token);
                 sequence.last = Some(token);
                 sequence.limit.count(token);
-                all[*index] = Some(Generated {
+                all[index] = Some(Generated {
                     token,
                     logprobs: sequence.chooser.logprobs.clone(),
                 });
@@ -192,21 +199,44 @@ impl Iterator for Generations<'_> {
 }
 
 impl Group {
-    fn new(model: &LanguageModel, members: Vec<usize>, read: Snapshot) -> Self {
+    /// Reads prompts that begin anew and are equally long, few tokens in all, where kernels cover that.
+    #[cfg(feature = "cube")]
+    fn read(
+        model: &LanguageModel,
+        requests: &[Request],
+        sequences: &mut [Sequence],
+    ) -> Option<Self> {
+        let prompts: Vec<&[u32]> = requests.iter().map(|it| &it.prompt[..]).collect();
+        let length = prompts.first()?.len();
+        let alike = |it: &Request| it.after.is_none() && it.prompt.len() == length;
+        if prompts.len() * length > steps::AT_ONCE || !requests.iter().all(alike) {
+            return None;
+        }
+        let choosers = sequences.iter_mut().map(|it| &mut it.chooser);
+        let kernels = Kernels::read(model, &prompts, &mut choosers.collect::<Vec<_>>())?;
+        Some(Self {
+            members: (0..requests.len()).collect(),
+            source: Source::Kernels(Box::new(kernels)),
+        })
+    }
+
+    fn new(
+        model: &LanguageModel,
+        members: Vec<usize>,
+        read: Snapshot,
+        sequences: &[Sequence],
+    ) -> Self {
         let Snapshot { state, logits } = read;
         #[cfg(feature = "cube")]
         {
-            use mamba_kernels::decode::Choice;
-            if let Some(decoder) = crate::ops::decoder(model, Some(&state), Choice::Caller) {
-                let source = Source::Kernels {
-                    decoder: Box::new(decoder),
-                    logits: Some(logits),
-                };
+            let choosers = members.iter().map(|it| &sequences[*it].chooser);
+            if let Some(kernels) = Kernels::go_on(model, &state, logits.clone(), choosers) {
+                let source = Source::Kernels(Box::new(kernels));
                 return Self { members, source };
             }
         }
         #[cfg(not(feature = "cube"))]
-        let _ = model;
+        let _ = (model, sequences);
         Self {
             members,
             source: Source::Modules {
@@ -216,46 +246,70 @@ impl Group {
         }
     }
 
-    /// Of what follows each member's last token, which is read if that is not done.
-    fn logits(
+    /// The next token of each member, any where one has ended.
+    fn next(
         &mut self,
         model: &LanguageModel,
-        sequences: &[Sequence],
+        sequences: &mut [Sequence],
         device: &Device,
-    ) -> Result<Vec<f32>, GenerateError> {
-        let last = |index: &usize| sequences[*index].last.unwrap_or_default();
+    ) -> Result<Vec<u32>, GenerateError> {
         match &mut self.source {
             Source::Modules { state, logits } => {
-                if let Some(logits) = logits.take() {
-                    return to_host(logits);
-                }
-                let mut before = state.take().expect("put back after every step");
-                let going = |row: &usize| !sequences[self.members[*row]].limit.ended;
-                let rows: Vec<usize> = (0..self.members.len()).filter(going).collect();
-                if rows.len() < self.members.len() {
-                    before = before.select(&rows, device);
-                    self.members = rows.into_iter().map(|row| self.members[row]).collect();
-                }
-                check_positions(model, before.position + 1)?;
-                let tokens: Vec<i32> = self.members.iter().map(|it| last(it) as i32).collect();
-                let shape = [tokens.len()];
-                let tokens = TensorData::new::<i32, _>(tokens, shape);
-                let tokens = Tensor::<1, Int>::from_data(tokens, device);
-                let (logits, after) = model.step(tokens, before);
-                *state = Some(after);
-                to_host(logits)
+                let logits = match logits.take() {
+                    Some(logits) => logits,
+                    None => {
+                        let before = state.take().expect("put back after every step");
+                        let (logits, after) =
+                            step(model, before, &mut self.members, sequences, device)?;
+                        *state = Some(after);
+                        logits
+                    }
+                };
+                let mut logits = to_host(logits)?;
+                let width = logits.len() / self.members.len();
+                let rows = self.members.iter().zip(logits.chunks_mut(width));
+                let tokens = rows.map(|(index, row)| match &mut sequences[*index] {
+                    it if it.limit.ended => Ok(0),
+                    it => it.chooser.choose(row),
+                });
+                tokens.collect()
             }
             #[cfg(feature = "cube")]
-            Source::Kernels { decoder, logits } => {
-                use super::kernels::device_failed;
-                if let Some(logits) = logits.take() {
-                    return to_host(logits);
-                }
-                let tokens: Vec<u32> = self.members.iter().map(last).collect();
-                decoder.give_tokens(&tokens);
-                decoder.step().map_err(device_failed)?;
-                decoder.logits().map_err(device_failed)
+            Source::Kernels(kernels) => {
+                let mut all: Vec<_> = sequences.iter_mut().map(Some).collect();
+                let rows = self.members.iter().map(|index| {
+                    let sequence = all[*index].take().expect("a sequence is one member");
+                    Row {
+                        chooser: &mut sequence.chooser,
+                        last: sequence.last,
+                        going: !sequence.limit.ended,
+                    }
+                });
+                kernels.next(&mut rows.collect::<Vec<_>>())
             }
         }
     }
+}
+
+/// Reads the last token of each member that goes on; the others are members no longer.
+fn step(
+    model: &LanguageModel,
+    mut before: LanguageModelState,
+    members: &mut Vec<usize>,
+    sequences: &[Sequence],
+    device: &Device,
+) -> Result<(Tensor<2>, LanguageModelState), GenerateError> {
+    let going = |row: &usize| !sequences[members[*row]].limit.ended;
+    let rows: Vec<usize> = (0..members.len()).filter(going).collect();
+    if rows.len() < members.len() {
+        before = before.select(&rows, device);
+        *members = rows.into_iter().map(|row| members[row]).collect();
+    }
+    check_positions(model, before.position + 1)?;
+    let last = |index: &usize| sequences[*index].last.unwrap_or_default() as i32;
+    let tokens: Vec<i32> = members.iter().map(last).collect();
+    let shape = [tokens.len()];
+    let tokens = TensorData::new::<i32, _>(tokens, shape);
+    let tokens = Tensor::<1, Int>::from_data(tokens, device);
+    Ok(model.step(tokens, before))
 }

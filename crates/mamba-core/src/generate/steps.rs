@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 #[cfg(feature = "cube")]
-use super::kernels::Kernels;
+use super::kernels::{Kernels, Row};
 use super::request::check_positions;
 use super::{Chooser, GenerateError};
 use crate::language_model::LanguageModel;
@@ -11,7 +11,7 @@ use crate::snapshot::Snapshot;
 
 /// Tokens of a prompt that are read at once: enough to keep any device busy, few enough that the memory for a prompt of any
 /// length is that of a short one.
-const AT_ONCE: usize = 4096;
+pub(super) const AT_ONCE: usize = 4096;
 
 /// What passes tokens through the model, one at a time.
 pub(super) enum Steps<'a> {
@@ -34,14 +34,17 @@ impl<'a> Steps<'a> {
         #[cfg(feature = "cube")]
         if after.is_none()
             && prompt.len() <= AT_ONCE
-            && let Some(kernels) = Kernels::read(model, prompt, chooser)
+            && let Some(kernels) = Kernels::read(model, &[prompt], &mut [&mut *chooser])
         {
             return Self::Kernels(Box::new(kernels));
         }
         let Snapshot { state, logits } = read(model, prompt, after, device);
         #[cfg(feature = "cube")]
-        if let Some(kernels) = Kernels::go_on(model, &state, logits.clone(), chooser) {
-            return Self::Kernels(Box::new(kernels));
+        {
+            let choosers = std::iter::once(&*chooser);
+            if let Some(kernels) = Kernels::go_on(model, &state, logits.clone(), choosers) {
+                return Self::Kernels(Box::new(kernels));
+            }
         }
         #[cfg(not(feature = "cube"))]
         let _ = chooser;
@@ -58,7 +61,7 @@ impl<'a> Steps<'a> {
         match self {
             Self::Modules(modules) => modules.next(chooser, last),
             #[cfg(feature = "cube")]
-            Self::Kernels(kernels) => kernels.next(chooser, last),
+            Self::Kernels(kernels) => Ok(kernels.next(&mut [row_of(chooser, last)])?[0]),
         }
     }
 
@@ -73,7 +76,7 @@ impl<'a> Steps<'a> {
         match self {
             Self::Modules(modules) => modules.read_last(last),
             #[cfg(feature = "cube")]
-            Self::Kernels(kernels) => kernels.read_last(chooser, last),
+            Self::Kernels(kernels) => kernels.read_last(&mut [row_of(chooser, last)]),
         }
     }
 
@@ -93,6 +96,15 @@ impl<'a> Steps<'a> {
         let _ = (model, device);
         snapshot.state.position = position;
         Ok(snapshot)
+    }
+}
+
+#[cfg(feature = "cube")]
+fn row_of(chooser: &mut Chooser, last: Option<u32>) -> Row<'_> {
+    Row {
+        chooser,
+        last,
+        going: true,
     }
 }
 

@@ -45,7 +45,7 @@ mod ssd;
 pub use attention::causal_attention;
 pub(crate) use attention::has_attention;
 #[cfg(feature = "cube")]
-pub(crate) use backends::decoder;
+pub(crate) use backends::{Behind, decoder};
 pub use causal_conv1d::{CausalConv1d, causal_conv1d};
 pub(crate) use decay::decay_rates;
 pub(crate) use embed::embed;

@@ -7,7 +7,7 @@ mod cube;
 mod flex;
 
 #[cfg(feature = "cube")]
-pub(crate) use cube::decoder;
+pub(crate) use cube::{Behind, decoder};
 
 // No kernels: the trait's portable bodies.
 #[cfg(feature = "ndarray")]

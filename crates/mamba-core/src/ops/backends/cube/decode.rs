@@ -20,13 +20,17 @@ use crate::mamba2::{Mamba2, NORM_EPSILON};
 use crate::norm::{Norm, NormKind};
 use crate::state::{LanguageModelState, LayerState as ModuleState};
 
-/// The model behind `state`, or behind nothing if there is none, where kernels decode it: RMS norms of one kind
-/// and layers of Mamba-1 and Mamba-2 without positions, on a CubeCL device, one sequence or few.
-pub(crate) fn decoder(
-    model: &LanguageModel,
-    state: Option<&LanguageModelState>,
-    choice: Choice,
-) -> Option<Decoder> {
+/// What sequences begin behind.
+pub(crate) enum Behind<'a> {
+    /// Nothing, so many of them.
+    Nothing(usize),
+    /// What has left this.
+    State(&'a LanguageModelState),
+}
+
+/// The model behind what is given, where kernels decode it: RMS norms of one kind and layers of Mamba-1 and Mamba-2
+/// without positions, on a CubeCL device, one sequence or few.
+pub(crate) fn decoder(model: &LanguageModel, behind: Behind, choice: Choice) -> Option<Decoder> {
     let epsilon = model.norm.epsilon;
     let alike = |norm: &Norm| norm.epsilon == epsilon && norm.output() == model.norm.output();
     let plain = model.positions.is_none() && !model.has_parallel_layers();
@@ -39,15 +43,15 @@ pub(crate) fn decoder(
         Mixer::Attention(_) | Mixer::Mlp(_) => None,
     });
     let layers = layers.collect::<Option<Vec<_>>>()?;
-    let before = match state {
-        Some(state) => Before::States(
+    let before = match behind {
+        Behind::State(state) => Before::States(
             state
                 .layers
                 .iter()
                 .map(layer_state)
                 .collect::<Option<Vec<_>>>()?,
         ),
-        None => Before::Nothing { batch: 1 },
+        Behind::Nothing(batch) => Before::Nothing { batch },
     };
     let embedding = resolve(model.embedding.val())?;
     let client = embedding.client.clone();

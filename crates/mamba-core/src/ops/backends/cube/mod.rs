@@ -26,7 +26,7 @@ use crate::ops::extension::{
 };
 use crate::ops::portable::{self, cast};
 
-pub(crate) use decode::decoder;
+pub(crate) use decode::{Behind, decoder};
 
 const _: () = assert!(SCAN_CHECKPOINT_INTERVAL == selective_scan::CHECKPOINT_INTERVAL);
 
