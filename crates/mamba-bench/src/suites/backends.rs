@@ -9,6 +9,7 @@ use super::sizes::fits_on;
 use crate::attempt::attempt;
 use crate::engines::model::Subject;
 use crate::engines::ours::Training;
+use crate::engines::read_some;
 use crate::measure::{Calls, clocked};
 use crate::plot::Bars;
 use crate::problems::{Model, Op, Size};
@@ -113,6 +114,7 @@ fn measure(
         run.in_time()?;
         let subject = Subject::new(model, run.options.precision, device);
         let tokens = subject.tokens(batch, length);
+        read_some(subject.forward(&tokens)?)?;
         pace.measure_one(clocked(|| subject.forward(&tokens).map(drop)))
     });
     let training = attempt(|| {

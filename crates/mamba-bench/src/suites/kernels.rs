@@ -8,6 +8,7 @@ use super::{op_peers, peers, proving};
 use crate::attempt::attempt;
 use crate::engines::launches;
 use crate::engines::op::OpEngine;
+use crate::engines::read_some;
 use crate::measure::{Calls, Measurement, clocked, queued};
 use crate::peaks::Peaks;
 use crate::plot::{Axis, Chart, Scale, Series, Style};
@@ -55,7 +56,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
         // Once to compile, once to count.
         let prepare = || {
             let engine = OpEngine::new(op, precision, device);
-            engine.run()?;
+            read_some(engine.run()?)?;
             let launches = launches::count(device, || engine.run().map(drop))?;
             Ok((engine, launches))
         };

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Int, Tensor, assert_shape};
 
 use super::extension::{MambaOps, SsdInputs, SsdOptions};
 use super::{
-    Strategy, float_primitive, optional_float, optional_int, primitive_of, reference,
+    Strategy, float_primitive, on_cube, optional_float, optional_int, primitive_of, reference,
     sequence_dtype,
 };
 
@@ -136,6 +136,10 @@ impl Ssd {
     /// The arguments as the seam takes them.
     pub(super) fn into_inputs(self) -> SsdInputs<Dispatch> {
         let dtype = sequence_dtype(&self.x);
+        let chunk_size = match on_cube(&self.x.device()) {
+            true => chunk_of_kernels(self.chunk_size),
+            false => self.chunk_size,
+        };
         SsdInputs {
             x: primitive_of(self.x, dtype),
             dt: primitive_of(self.dt, dtype),
@@ -152,12 +156,18 @@ impl Ssd {
             seq_idx: optional_int(self.seq_idx),
             options: SsdOptions {
                 ngroups: self.ngroups,
-                chunk_size: self.chunk_size,
+                chunk_size,
                 dt_softplus: self.dt_softplus,
                 dt_limit: self.dt_limit,
             },
         }
     }
+}
+
+/// The next size up that `mamba_kernels` computes with, or its largest. With any other, tensors would go through plain
+/// operations, whose products CUDA rounds to TF32.
+fn chunk_of_kernels(chunk_size: usize) -> usize {
+    chunk_size.min(256).next_multiple_of(16)
 }
 
 /// Runs the recurrence of [`Ssd`] and returns `y` and the state after the last position.

@@ -8,8 +8,10 @@ use curves::{Curves, conclude};
 use super::peers::{self, Peers, Task};
 use super::proving;
 use super::sizes::{fits, longest};
+use crate::attempt::attempt;
 use crate::engines::model::Subject;
 use crate::engines::model_peer::Work;
+use crate::engines::read_some;
 use crate::machine::available_memory;
 use crate::measure::{Measurement, clocked};
 use crate::problems::{Model, Size, flops};
@@ -97,6 +99,10 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 }
             };
             let tokens = subject.tokens(batch, length);
+            if let Err(reason) = attempt(|| read_some(subject.forward(&tokens)?)) {
+                run.miss(model.name, OURS, Some(length), &reason)?;
+                continue;
+            }
             let ours = clocked(|| subject.forward(&tokens).map(drop));
             let flops = flops::forward(&model.config, batch, length, 0);
             let task = Task {
