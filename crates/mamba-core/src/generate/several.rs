@@ -60,15 +60,18 @@ struct Group {
 
 /// Where logits come from, `[members, vocab_size]`.
 enum Source {
-    Modules {
-        /// Put back after every step.
-        state: Option<LanguageModelState>,
-        /// Until tokens are chosen by them.
-        logits: Option<Tensor<2>>,
-    },
+    Modules(Box<Modules>),
     /// The kernels that decode Mamba-1 and Mamba-2.
     #[cfg(feature = "cube")]
     Kernels(Box<Kernels>),
+}
+
+/// What Burn's modules have left behind.
+struct Modules {
+    /// Put back after every step.
+    state: Option<LanguageModelState>,
+    /// Until tokens are chosen by them.
+    logits: Option<Tensor<2>>,
 }
 
 impl LanguageModel {
@@ -239,10 +242,10 @@ impl Group {
         let _ = (model, sequences);
         Self {
             members,
-            source: Source::Modules {
+            source: Source::Modules(Box::new(Modules {
                 state: Some(state),
                 logits: Some(logits),
-            },
+            })),
         }
     }
 
@@ -254,7 +257,8 @@ impl Group {
         device: &Device,
     ) -> Result<Vec<u32>, GenerateError> {
         match &mut self.source {
-            Source::Modules { state, logits } => {
+            Source::Modules(modules) => {
+                let Modules { state, logits } = &mut **modules;
                 let logits = match logits.take() {
                     Some(logits) => logits,
                     None => {
