@@ -37,7 +37,7 @@ impl Workshop {
             .with_d_model(8)
             .with_n_layer(1);
         let model = config.init(&Device::flex());
-        checkpoint::save_ending_with(end, &model, &config, &self.path(name)).unwrap();
+        checkpoint::save_ending_with(end.as_slice(), &model, &config, &self.path(name)).unwrap();
         let gpt2 = Tokenizer::gpt2().unwrap().to_json().unwrap().unwrap();
         fs::write(self.path(name).join("tokenizer.json"), gpt2).unwrap();
     }

@@ -33,21 +33,25 @@ pub fn save(
     write(model, config, json, family, folder)
 }
 
-/// [`save`], with the token of the model's tokenizer that ends and begins a text, or that it has none. `transformers` takes one of
-/// its own choice where `config.json` says nothing.
+/// [`save`], with the tokens of the model's tokenizer that end a text, of which the first begins one, too, or that it has none.
+/// `transformers` takes one of its own choice where `config.json` says nothing.
 ///
 /// # Errors
 ///
 /// As [`save`].
 pub fn save_ending_with(
-    end: Option<u32>,
+    ends: &[u32],
     model: &LanguageModel,
     config: &LanguageModelConfig,
     folder: &Path,
 ) -> Result<(), CheckpointError> {
     let (mut json, family) = written(config)?;
-    json[config::BEGIN] = end.into();
-    json[config::END] = end.into();
+    json[config::BEGIN] = ends.first().copied().into();
+    json[config::END] = match ends {
+        [] => Value::Null,
+        [one] => (*one).into(),
+        several => several.into(),
+    };
     write(model, config, json, family, folder)
 }
 

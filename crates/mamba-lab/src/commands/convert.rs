@@ -52,9 +52,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let device = start_device(arguments.device.as_deref())?;
     let run = open(&arguments.run, arguments.tokenizer.as_deref(), &device)?;
-    let end = run.tokenizer.end_of_text();
     let json = run.tokenizer.to_json()?;
-    checkpoint::save_ending_with(end, &run.model, &run.experiment.model, folder)?;
+    checkpoint::save_ending_with(
+        run.tokenizer.ends(),
+        &run.model,
+        &run.experiment.model,
+        folder,
+    )?;
     let without = match json {
         Some(json) => {
             let tokenizer = folder.join(TOKENIZER);

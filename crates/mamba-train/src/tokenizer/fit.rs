@@ -165,6 +165,13 @@ mod tests {
         fs::write(file.path(), json).unwrap();
         let tokenizer = Tokenizer::from_file(file.path()).unwrap();
         assert_eq!(tokenizer.ends(), [1]);
-        assert_eq!(tokenizer.ending_with(&[2, 1]).ends(), [2, 1]);
+        let run = tempfile::tempdir().unwrap();
+        tokenizer.save(run.path()).unwrap();
+        assert_eq!(Tokenizer::load(run.path()).unwrap().ends(), [1]);
+        let ended = tokenizer.ending_with(&[2, 1]);
+        assert_eq!(ended.ends(), [2, 1]);
+        // A run that goes on from the model ends its texts alike.
+        ended.save(run.path()).unwrap();
+        assert_eq!(Tokenizer::load(run.path()).unwrap().ends(), [2, 1]);
     }
 }

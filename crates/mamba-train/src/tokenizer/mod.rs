@@ -20,6 +20,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use mamba_core::checkpoint;
+use serde_json::json;
 
 pub use corpus::Convention;
 pub use fit::Fit;
@@ -31,6 +33,8 @@ use crate::cache::{sha256_hex, write_atomic};
 const NAME_FILE: &str = "tokenizer.txt";
 /// The file in a run folder that is a whole tokenizer.
 const JSON_FILE: &str = "tokenizer.json";
+/// The file in a run folder that names what ends a text, where that is not what the vocabulary says.
+const ENDS_FILE: &str = "generation_config.json";
 /// What the end of a text is called, in the order tried.
 const END_OF_TEXT: [&str; 3] = ["<|endoftext|>", "</s>", "<eos>"];
 
@@ -136,7 +140,7 @@ impl Tokenizer {
         let ids = hub.inner.get_vocab(true);
         // Ids may have holes: what an embedding needs is the largest one.
         let vocab_size = ids.values().max().map_or(0, |&id| id as usize + 1);
-        let end = END_OF_TEXT.iter().find_map(|name| ids.get(*name).copied());
+        let ends = named_ends(&hub.inner);
         let cuts_at_spaces = corpus::cuts_at_spaces(&hub.inner);
         let kind = Kind::Hub(Box::new(hub));
         Self {
@@ -144,7 +148,7 @@ impl Tokenizer {
             name,
             fingerprint,
             vocab_size,
-            ends: end.into_iter().collect(),
+            ends,
             cuts_at_spaces,
         }
     }
@@ -165,7 +169,22 @@ impl Tokenizer {
         write_atomic(
             &dir.join(file),
             |out| Ok(out.write_all(content.as_bytes())?),
-        )
+        )?;
+        if !self.ends_as_named() {
+            let ends = json!({ "eos_token_id": self.ends }).to_string();
+            write_atomic(&dir.join(ENDS_FILE), |out| {
+                Ok(out.write_all(ends.as_bytes())?)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a text ends by what the vocabulary names, and nothing else.
+    fn ends_as_named(&self) -> bool {
+        match &self.kind {
+            Kind::Bytes => self.ends.is_empty(),
+            Kind::Hub(hub) => self.ends == named_ends(&hub.inner),
+        }
     }
 
     /// The tokenizer in the `tokenizer.json` format; none for bytes, which have no such form.
@@ -194,7 +213,11 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let json = dir.join(JSON_FILE);
         if json.is_file() {
-            return Self::from_file(&json);
+            let tokenizer = Self::from_file(&json)?;
+            return Ok(match dir.join(ENDS_FILE).is_file() {
+                true => tokenizer.ending_with(&checkpoint::read_end_tokens(dir)?),
+                false => tokenizer,
+            });
         }
         let path = dir.join(NAME_FILE);
         let name = fs::read_to_string(&path).with_context(|| {
@@ -302,6 +325,13 @@ impl Tokenizer {
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
+}
+
+/// What the vocabulary says ends a text, if anything.
+fn named_ends(inner: &tokenizers::Tokenizer) -> Vec<u32> {
+    let mut names = END_OF_TEXT.iter();
+    let end = names.find_map(|name| inner.token_to_id(name));
+    end.into_iter().collect()
 }
 
 impl fmt::Debug for Tokenizer {
