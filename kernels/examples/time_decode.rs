@@ -91,7 +91,9 @@ fn main() {
                 let tokens: Vec<u32> = (0..seq_len).map(|t| (t * 31 % vocab_size) as u32).collect();
                 let ms = sampled_ms(&client, || {
                     decoder.forget();
-                    decoder.read(&tokens).expect("the kernels cover it");
+                    decoder
+                        .read(&[&tokens], seq_len)
+                        .expect("the kernels cover it");
                     decoder.tokens().wait().expect("the device answers");
                 });
                 println!(

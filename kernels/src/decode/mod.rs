@@ -184,15 +184,17 @@ impl Decoder {
             .write(handle, cubecl::bytes::Bytes::from_bytes_vec(bytes.to_vec()));
     }
 
-    /// Reads a prompt of each sequence in one pass, all of one length, one after the other in `tokens`, and computes
-    /// the logits of what follows, and where the device chooses the next tokens. Returns before the device is done.
+    /// Reads a prompt of each sequence and computes the logits of what follows, and where the device chooses the next tokens.
+    /// Prompts of one length that stand side by side are read in one pass, of `at_once` tokens at most; a longer prompt in one of
+    /// its own. Returns before the device is done.
     ///
     /// # Errors
     ///
-    /// If the prompts are not of one length, or are none, or the kernels do not cover the model's sizes or biases:
+    /// If there are not as many prompts as sequences, one is empty, or the kernels do not cover the model's sizes or biases:
     /// nothing was read then. If the device lacks what a kernel needs: what was remembered is lost.
-    pub fn read(&mut self, tokens: &[u32]) -> Result<(), KernelError> {
-        self.model.read(&self.client, tokens, self.fresh)?;
+    pub fn read(&mut self, prompts: &[&[u32]], at_once: usize) -> Result<(), KernelError> {
+        let Self { model, client, .. } = self;
+        model.read(client, prompts, at_once, self.fresh)?;
         self.fresh = false;
         Ok(())
     }

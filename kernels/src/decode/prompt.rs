@@ -1,5 +1,7 @@
 //! A prompt in one pass, by the kernels of whole sequences, which leaves the states ready.
 
+use std::ops::Range;
+
 use cubecl::ir::{FloatKind, IntKind};
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
@@ -25,9 +27,11 @@ const INDEX: ElemType = ElemType::Int(IntKind::I32);
 /// Bytes that CUDA's vectors are aligned to.
 const CUDA_ALIGNMENT: usize = 16;
 
-/// How long the prompts are, and what they follow.
+/// Prompts of one length that stand side by side in the batch, and what they follow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prompt {
+    /// The first one's place in the batch.
+    pub first: usize,
     pub batch: usize,
     pub seq_len: usize,
     /// Whether nothing came before.
@@ -41,29 +45,66 @@ impl Prompt {
 }
 
 impl Model {
-    /// Reads a prompt of each sequence, all of one length, one after the other in `tokens`.
-    pub fn read(&self, client: &Client, tokens: &[u32], fresh: bool) -> Result<(), KernelError> {
-        let batch = self.batch();
-        let seq_len = tokens.len() / batch;
-        if seq_len * batch != tokens.len() {
+    /// Reads a prompt of each sequence. Those of one length that stand side by side go together, if they are not more than
+    /// `at_once` tokens.
+    pub fn read(
+        &self,
+        client: &Client,
+        prompts: &[&[u32]],
+        at_once: usize,
+        fresh: bool,
+    ) -> Result<(), KernelError> {
+        if prompts.len() != self.batch() {
             return Err(KernelError::Shape {
-                name: "tokens",
-                expected: vec![batch, seq_len],
-                got: vec![tokens.len()],
+                name: "prompts",
+                expected: vec![self.batch()],
+                got: vec![prompts.len()],
             });
         }
-        check_size("tokens of a prompt", "at least 1", seq_len, usize::MAX)?;
+        let shortest = prompts.iter().map(|it| it.len()).min().unwrap_or(0);
+        check_size("tokens of a prompt", "at least 1", shortest, usize::MAX)?;
         self.check_rows()?;
         for layer in &self.layers {
             if let Mixer::Mamba2(mixer) = &layer.mixer {
                 mixer.check_prompts()?;
             }
         }
-        let prompt = Prompt {
-            batch,
-            seq_len,
-            fresh,
-        };
+        let parts = parts(prompts, at_once);
+        if parts.len() > 1 {
+            self.check_apart(client)?;
+        }
+        for part in parts {
+            let prompt = Prompt {
+                first: part.start,
+                batch: part.len(),
+                seq_len: prompts[part.start].len(),
+                fresh,
+            };
+            self.read_part(client, &prompts[part].concat(), prompt)?;
+        }
+        self.conclude(client)
+    }
+
+    /// Kernels bind what is remembered of one sequence, and not what comes before it.
+    fn check_apart(&self, client: &Client) -> Result<(), KernelError> {
+        let remembered = self.layers.iter().flat_map(|it| [&it.window, &it.state]);
+        let row = |tensor: &TensorBinding| tensor.size() / self.batch() * size_of::<f32>();
+        let apart = |tensor| row(tensor).is_multiple_of(alignment(client));
+        match remembered.chain([&self.x]).all(apart) {
+            true => Ok(()),
+            false => Err(KernelError::NotCovered(
+                "prompts of several lengths with states of such sizes",
+            )),
+        }
+    }
+
+    /// Leaves the states behind prompts and their last vectors.
+    fn read_part(
+        &self,
+        client: &Client,
+        tokens: &[u32],
+        prompt: Prompt,
+    ) -> Result<(), KernelError> {
         // SAFETY: the handle holds a token a row.
         let tokens = unsafe {
             TensorBinding::from_raw_parts(
@@ -77,13 +118,14 @@ impl Model {
             let input = stream.normed(client, layer, self.sizes.epsilon)?;
             stream.add(layer.read(client, input, prompt)?);
         }
-        self.finish(client, stream, prompt)
+        self.finish(client, stream, prompt);
+        Ok(())
     }
 
-    /// The logits behind the last tokens, and the next ones if the device chooses.
-    fn finish(&self, client: &Client, stream: Stream, prompt: Prompt) -> Result<(), KernelError> {
+    /// The vectors behind the last tokens.
+    fn finish(&self, client: &Client, stream: Stream, prompt: Prompt) {
         let (x, update) = stream.ends();
-        let last = &self.x;
+        let last = rows_from(&self.x, prompt.first, &[prompt.batch, self.x.shape[1]]);
         let units = CubeDim::new_1d(UNITS);
         // SAFETY: every index lies inside its tensor.
         unsafe {
@@ -94,11 +136,10 @@ impl Model {
                 address_type([&x]),
                 x.into_tensor_arg(),
                 update.into_tensor_arg(),
-                last.clone().into_tensor_arg(),
+                last.into_tensor_arg(),
                 prompt.seq_len as u32,
             );
         }
-        self.conclude(client)
     }
 }
 
@@ -116,13 +157,14 @@ impl Layer {
         let sequence = [prompt.batch, prompt.seq_len, channels];
         let u = empty(client, &sequence, dtype);
         let window = [prompt.batch, self.conv_weight.shape[1] - 1, channels];
+        let window = rows_from(&self.window, prompt.first, &window);
         causal_conv1d(
             client,
             ConvInputs {
                 x: columns(client, &projected, self.split.first, sequence, dtype),
                 weight: self.conv_weight.clone(),
                 bias: self.conv_bias.clone(),
-                initial_state: before(client, &self.window, &window, prompt),
+                initial_state: before(client, &window, prompt),
                 seq_idx: None,
                 silu: true,
                 dtype,
@@ -130,7 +172,7 @@ impl Layer {
             },
             ConvOutputs {
                 y: u.clone(),
-                final_state: Some(shaped(&self.window, &window)),
+                final_state: Some(window),
             },
         )?;
         let inputs = Inputs {
@@ -180,6 +222,7 @@ impl Mamba1 {
         let states = [prompt.batch, prompt.seq_len, d_state];
         let y = empty(client, &sequence, dtype);
         let state = [prompt.batch, d_inner, d_state];
+        let state = rows_from(remembered, prompt.first, &state);
         selective_scan(
             client,
             ScanInputs {
@@ -191,7 +234,7 @@ impl Mamba1 {
                 d: Some(self.d.clone()),
                 z: Some(columns(client, xz, d_inner, sequence, dtype)),
                 delta_bias: self.dt_bias.clone(),
-                initial_state: before(client, remembered, &state, prompt),
+                initial_state: before(client, &state, prompt),
                 seq_idx: None,
                 delta_softplus: true,
                 dtype,
@@ -199,7 +242,7 @@ impl Mamba1 {
             },
             ScanOutputs {
                 y: y.clone(),
-                final_state: shaped(remembered, &state),
+                final_state: state,
                 checkpoints: None,
             },
             Strategy::Auto,
@@ -236,6 +279,7 @@ impl Mamba2 {
         let own = |first, width| columns(client, projected, first, sequence(width), dtype);
         let y = empty(client, &sequence(d_inner), dtype);
         let state = [prompt.batch, self.nheads, self.headdim, self.d_state];
+        let state = rows_from(remembered, prompt.first, &state);
         let skip = match self.d.size() == self.nheads {
             true => self.d.clone(),
             false => shaped(&self.d, &[self.nheads, self.headdim]),
@@ -250,7 +294,7 @@ impl Mamba2 {
                 c: group(d_inner + width),
                 d: Some(skip),
                 dt_bias: self.dt_bias.clone(),
-                initial_state: before(client, remembered, &state, prompt),
+                initial_state: before(client, &state, prompt),
                 seq_idx: None,
                 dt_softplus: true,
                 dt_limit: self.dt_limit,
@@ -260,7 +304,7 @@ impl Mamba2 {
             },
             SsdOutputs {
                 y: in_heads(y.clone(), self.nheads),
-                final_state: shaped(remembered, &state),
+                final_state: state,
                 checkpoints: None,
             },
         )?;
@@ -286,13 +330,46 @@ fn in_heads(sequence: TensorBinding, heads: usize) -> TensorBinding {
 }
 
 /// What was remembered before the prompt, out of the way of what is written behind it.
-fn before(
-    client: &Client,
-    state: &TensorBinding,
-    shape: &[usize],
-    prompt: Prompt,
-) -> Option<TensorBinding> {
-    (!prompt.fresh).then(|| shaped(&copy(client, state.clone(), 1), shape))
+fn before(client: &Client, state: &TensorBinding, prompt: Prompt) -> Option<TensorBinding> {
+    (!prompt.fresh).then(|| shaped(&copy(client, state.clone(), 1), &state.shape))
+}
+
+/// What a batch has of some of its sequences from `first` on, f32, where it lies.
+fn rows_from(batch: &TensorBinding, first: usize, shape: &[usize]) -> TensorBinding {
+    let row: usize = shape[1..].iter().product();
+    moved(shaped(batch, shape), first * row * size_of::<f32>())
+}
+
+/// The same tensor so many bytes further on in its buffer.
+fn moved(mut tensor: TensorBinding, bytes: usize) -> TensorBinding {
+    let begin = tensor.handle.offset_start.unwrap_or(0) + bytes as u64;
+    tensor.handle.offset_start = Some(begin);
+    tensor
+}
+
+/// Bytes at whose multiples kernels can begin to read a buffer.
+fn alignment(client: &Client) -> usize {
+    match client.name() {
+        "cuda" => CUDA_ALIGNMENT,
+        _ => client.properties().memory.alignment as usize,
+    }
+}
+
+/// Runs of prompts of one length, each of not more than so many tokens, but for a single one.
+fn parts(prompts: &[&[u32]], at_once: usize) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        match parts.last_mut() {
+            Some(part)
+                if prompts[part.start].len() == prompt.len()
+                    && (part.len() + 1) * prompt.len() <= at_once =>
+            {
+                part.end = index + 1;
+            }
+            _ => parts.push(index..index + 1),
+        }
+    }
+    parts
 }
 
 /// Columns of a matrix from `first` on as a sequence `[batch, seq_len, width]`: where they lie if the device can
@@ -305,16 +382,10 @@ fn columns(
     dtype: ElemType,
 ) -> TensorBinding {
     let offset = first * dtype.size();
-    let alignment = match client.name() {
-        "cuda" => CUDA_ALIGNMENT,
-        _ => client.properties().memory.alignment as usize,
-    };
-    if !offset.is_multiple_of(alignment) {
+    if !offset.is_multiple_of(alignment(client)) {
         return packed_columns(client, matrix, first, shape, dtype);
     }
-    let mut view = matrix.clone();
-    let begin = view.handle.offset_start.unwrap_or(0) + offset as u64;
-    view.handle.offset_start = Some(begin);
+    let mut view = moved(matrix.clone(), offset);
     let row = matrix.shape[1];
     view.shape = shape.into();
     view.strides = [shape[1] * row, row, 1].into_iter().collect();

@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use mamba_kernels::decode::{Choice, Decoder, Tokens};
 
+use super::steps::AT_ONCE;
 use super::{Chooser, GenerateError};
 use crate::language_model::LanguageModel;
 use crate::ops::{Behind, decoder};
@@ -39,7 +40,7 @@ pub(super) struct Row<'a> {
 }
 
 impl Kernels {
-    /// Reads prompts of one length, where the kernels cover that.
+    /// Reads prompts, where the kernels cover that; those of one length that stand side by side together.
     pub fn read(
         model: &LanguageModel,
         prompts: &[&[u32]],
@@ -49,7 +50,7 @@ impl Kernels {
         let mut kernels = Self::new(model, Behind::Nothing(prompts.len()), choice)?;
         let unread: Vec<Chooser> = choosers.iter().map(|it| (*it).clone()).collect();
         kernels.give_uniform(choosers.iter_mut().map(|it| Some(&mut **it)));
-        if let Err(error) = kernels.decoder.read(&prompts.concat()) {
+        if let Err(error) = kernels.decoder.read(prompts, AT_ONCE) {
             log::debug!("decoding: {error}; the prompt goes through the modules");
             for (chooser, unread) in choosers.iter_mut().zip(unread) {
                 **chooser = unread;

@@ -202,23 +202,35 @@ impl Iterator for Generations<'_> {
 }
 
 impl Group {
-    /// Reads prompts that begin anew and are equally long, few tokens in all, where kernels cover that.
+    /// Reads prompts that begin anew, none of them longer than what is read at once, where kernels cover that.
     #[cfg(feature = "cube")]
     fn read(
         model: &LanguageModel,
         requests: &[Request],
         sequences: &mut [Sequence],
     ) -> Option<Self> {
-        let prompts: Vec<&[u32]> = requests.iter().map(|it| &it.prompt[..]).collect();
-        let length = prompts.first()?.len();
-        let alike = |it: &Request| it.after.is_none() && it.prompt.len() == length;
-        if prompts.len() * length > steps::AT_ONCE || !requests.iter().all(alike) {
+        let fits = |it: &Request| it.after.is_none() && it.prompt.len() <= steps::AT_ONCE;
+        if requests.is_empty() || !requests.iter().all(fits) {
             return None;
         }
-        let choosers = sequences.iter_mut().map(|it| &mut it.chooser);
-        let kernels = Kernels::read(model, &prompts, &mut choosers.collect::<Vec<_>>())?;
+        // Those of one length are read together.
+        let mut members: Vec<usize> = (0..requests.len()).collect();
+        members.sort_by_key(|index| requests[*index].prompt.len());
+        let prompts = members.iter().map(|index| &requests[*index].prompt[..]);
+        let mut all: Vec<_> = sequences
+            .iter_mut()
+            .map(|it| Some(&mut it.chooser))
+            .collect();
+        let choosers = members
+            .iter()
+            .map(|index| all[*index].take().expect("one each"));
+        let kernels = Kernels::read(
+            model,
+            &prompts.collect::<Vec<_>>(),
+            &mut choosers.collect::<Vec<_>>(),
+        )?;
         Some(Self {
-            members: (0..requests.len()).collect(),
+            members,
             source: Source::Kernels(Box::new(kernels)),
         })
     }
