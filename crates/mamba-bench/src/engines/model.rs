@@ -1,5 +1,6 @@
 //! Language models of mamba-core, on any device.
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -111,6 +112,7 @@ impl Subject {
             first,
             state,
             by_steps: on_cpu || batch > 1 && !self.is_recurrent(),
+            first_token_ms: Cell::new(None),
         })
     }
 }
@@ -122,12 +124,19 @@ pub struct Decoding<'a> {
     first: Vec<i64>,
     state: LanguageModelState,
     by_steps: bool,
+    first_token_ms: Cell<Option<f64>>,
 }
 
 impl Decoding<'_> {
     /// What the model remembers of the prompts, in bytes.
     pub fn state_bytes(&self) -> usize {
         self.state.num_bytes()
+    }
+
+    /// Milliseconds from asking for the last continuation to its first token on the host, the prompts read in between; none where
+    /// continuations go on from prompts that were read before.
+    pub fn first_token_ms(&self) -> Option<f64> {
+        self.first_token_ms.get()
     }
 
     /// Milliseconds a step of `tokens` steps, each of which brings every sequence its next token to the host. A first step
@@ -161,6 +170,7 @@ impl Decoding<'_> {
             let sampler = Sampler::new(config.clone())?;
             Ok(Request::new(prompt, sampler))
         });
+        let start = Instant::now();
         let mut generations = model.generate_all(requests.collect::<Result<_>>()?, device)?;
         let mut next = || {
             generations
@@ -170,6 +180,8 @@ impl Decoding<'_> {
         };
         // The token behind the prompt, and the step that does not count.
         next()?;
+        self.first_token_ms
+            .set(Some(start.elapsed().as_secs_f64() * 1e3));
         next()?;
         let start = Instant::now();
         for _ in 0..tokens {

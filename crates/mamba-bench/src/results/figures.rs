@@ -20,13 +20,15 @@ const fn kind(name: &'static str, title: &'static str, decimals: usize) -> Figur
 }
 
 /// In the order of a table's columns.
-pub const FIGURES: [Figure; 19] = [
+pub const FIGURES: [Figure; 20] = [
     // Time of a call over its sequences.
     kind("ms_per_sequence", "ms/seq", 3),
     // Tokens read or written over time.
     kind("tokens_per_second", "tok/s", 0),
     // Tokens generated in a call.
     kind("tokens", "tokens", 0),
+    // From the call of `generate_all` to the first token of each sequence: the prompts are read, and what decodes is made ready.
+    kind("first_token_ms", "first ms", 2),
     // Multiplications and additions that the definition of the problem needs; an exponential counts as one.
     kind("gflop", "GFLOP", 2),
     // Those over time.

@@ -74,6 +74,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                             .with("launches", launches(run, &decoding)?)
                             .with("tokens", tokens as f64)
                             .with("tokens_per_second", rate)
+                            .with("first_token_ms", decoding.first_token_ms())
                             .with(
                                 "state_mib",
                                 decoding.state_bytes() as f64 / f64::from(1 << 20),
