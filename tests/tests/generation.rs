@@ -158,6 +158,39 @@ fn sequences_at_once_get_the_tokens_of_each_alone() {
     }
 }
 
+/// What decodes is kept from one generation to the next, whatever the one before left in it.
+#[test]
+fn a_prepared_model_generates_as_a_new_one_does() {
+    let device = device();
+    let all = text(60);
+    for config in configs() {
+        let model = model(&config, 9, &device);
+        let prepared = model.prepare(&device);
+        for (turn, batch) in [1, 1, 2, 1, 2, 2].into_iter().enumerate() {
+            let sampling = if turn == 3 { seeded(4) } else { plain(4) };
+            let requests: Vec<Request> = (0..batch)
+                .map(|index| request(&all[index..turn + 3 * index + 5], sampling.clone()))
+                .map(|it| it.with_max_tokens(4))
+                .collect();
+            let want = together(&model, requests.clone(), &device);
+            let mut got = vec![Vec::new(); batch];
+            for step in prepared.generate_all(requests.clone()).unwrap() {
+                for (tokens, generated) in got.iter_mut().zip(step.unwrap()) {
+                    tokens.extend(generated.map(|it| it.token));
+                }
+            }
+            assert_eq!(got, want, "{:?}, turn {turn}", config.pattern);
+            // One that is given up after a token, and one sequence alone.
+            let mut abandoned = prepared.generate_all(requests.clone()).unwrap();
+            abandoned.next().unwrap().unwrap();
+            drop(abandoned);
+            let one = prepared.generate_from(requests[0].clone()).unwrap();
+            let one: Vec<u32> = one.map(Result::unwrap).collect();
+            assert_eq!(one, alone(&model, requests[0].clone(), 9, &device));
+        }
+    }
+}
+
 /// Finer than the tokens, which a small error need not change.
 #[test]
 fn prompts_at_once_leave_the_log_probabilities_of_each_alone() {

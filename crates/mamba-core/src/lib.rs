@@ -75,8 +75,8 @@ pub mod transformer;
 
 pub use block::{Block, Mixer, MixerKind};
 pub use generate::{
-    Continuation, GenerateError, Generated, Generations, Generator, Logprobs, Request, Score,
-    StopFilter,
+    Continuation, GenerateError, Generated, Generations, Generator, Logprobs, Prepared, Request,
+    Score, StopFilter,
 };
 pub use language_model::{LanguageModel, LanguageModelConfig};
 pub use mamba1::{DtInit, Mamba1, Mamba1Config};

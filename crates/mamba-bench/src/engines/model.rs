@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Int, Tensor, s};
 use mamba_core::{
-    LanguageModel, LanguageModelState, MixerKind, Precision, Request, Sampler, SamplingConfig,
+    LanguageModel, LanguageModelState, MixerKind, Precision, Prepared, Request, Sampler,
+    SamplingConfig,
 };
 
 use crate::problems::Model;
@@ -112,6 +113,7 @@ impl Subject {
             first,
             state,
             by_steps: on_cpu || batch > 1 && !self.is_recurrent(),
+            prepared: self.model.prepare(&self.device),
             first_token_ms: Cell::new(None),
         })
     }
@@ -124,6 +126,7 @@ pub struct Decoding<'a> {
     first: Vec<i64>,
     state: LanguageModelState,
     by_steps: bool,
+    prepared: Prepared<'a>,
     first_token_ms: Cell<Option<f64>>,
 }
 
@@ -154,11 +157,7 @@ impl Decoding<'_> {
     }
 
     fn generate(&self, tokens: usize) -> Result<f64> {
-        let Subject {
-            problem,
-            model,
-            device,
-        } = self.subject;
+        let problem = &self.subject.problem;
         let batch = self.first.len();
         let ids = problem.token_values(batch, self.length);
         let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
@@ -171,7 +170,9 @@ impl Decoding<'_> {
             Ok(Request::new(prompt, sampler))
         });
         let start = Instant::now();
-        let mut generations = model.generate_all(requests.collect::<Result<_>>()?, device)?;
+        let mut generations = self
+            .prepared
+            .generate_all(requests.collect::<Result<_>>()?)?;
         let mut next = || {
             generations
                 .next()

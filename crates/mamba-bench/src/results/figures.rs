@@ -27,7 +27,7 @@ pub const FIGURES: [Figure; 20] = [
     kind("tokens_per_second", "tok/s", 0),
     // Tokens generated in a call.
     kind("tokens", "tokens", 0),
-    // From the call of `generate_all` to the first token of each sequence: the prompts are read, and what decodes is made ready.
+    // From the call of a prepared model's `generate_all` to the first token of each sequence: the prompts are read.
     kind("first_token_ms", "first ms", 2),
     // Multiplications and additions that the definition of the problem needs; an exponential counts as one.
     kind("gflop", "GFLOP", 2),

@@ -1,5 +1,8 @@
 //! Sequences through the kernels that decode Mamba-1 and Mamba-2.
 
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use burn::tensor::{Device, Tensor, TensorData};
 use mamba_kernels::decode::{Choice, Decoder, Tokens};
 
@@ -14,8 +17,11 @@ use crate::state::{LanguageModelState, LayerState, Mamba1State, Mamba2State};
 /// Sequences through the kernels that decode Mamba-1 and Mamba-2, a token of each at a time. Where no sampler filters and all have
 /// one temperature the device chooses, and computes tokens while those before them are on their way.
 pub(super) struct Kernels {
-    decoder: Decoder,
+    /// There until this is dropped.
+    decoder: Option<Decoder>,
     choice: Choice,
+    /// Where the decoder goes then, unless it failed.
+    spare: Option<Spare>,
     vocab_size: usize,
     /// What is computed and not taken. The decoder has read all that came before.
     pending: Option<Pending>,
@@ -28,6 +34,30 @@ enum Pending {
     Logits,
     /// The logits that the modules have left behind the prompts.
     Prompt(Box<Tensor<2>>),
+}
+
+/// A decoder that nobody uses, for whom the next one like it is made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spare(Arc<Mutex<Option<(Choice, Decoder)>>>);
+
+impl Spare {
+    fn take(&self, choice: Choice, batch: usize) -> Option<Decoder> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, mut decoder) = kept.take_if(|(kind, it)| *kind == choice && it.batch() == batch)?;
+        decoder.forget();
+        Some(decoder)
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        // Tokens on their way are read from the decoder's buffers.
+        self.pending = None;
+        if let (Some(spare), Some(decoder)) = (&self.spare, self.decoder.take()) {
+            let mut kept = spare.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *kept = Some((self.choice, decoder));
+        }
+    }
 }
 
 /// A sequence of the decoder's.
@@ -45,12 +75,16 @@ impl Kernels {
         model: &LanguageModel,
         prompts: &[&[u32]],
         choosers: &mut [&mut Chooser],
+        spare: &Spare,
     ) -> Option<Self> {
         let choice = choice(choosers.iter().map(|it| &**it));
-        let mut kernels = Self::new(model, Behind::Nothing(prompts.len()), choice)?;
+        let mut kernels = match spare.take(choice, prompts.len()) {
+            Some(decoder) => Self::of(decoder, model, choice),
+            None => Self::new(model, Behind::Nothing(prompts.len()), choice)?,
+        };
         let unread: Vec<Chooser> = choosers.iter().map(|it| (*it).clone()).collect();
         kernels.give_uniform(choosers.iter_mut().map(|it| Some(&mut **it)));
-        if let Err(error) = kernels.decoder.read(prompts, AT_ONCE) {
+        if let Err(error) = kernels.decoder().read(prompts, AT_ONCE) {
             log::debug!("decoding: {error}; the prompt goes through the modules");
             for (chooser, unread) in choosers.iter_mut().zip(unread) {
                 **chooser = unread;
@@ -58,9 +92,10 @@ impl Kernels {
             return None;
         }
         kernels.pending = Some(match kernels.choice {
-            Choice::Device { .. } => Pending::Tokens(kernels.decoder.tokens()),
+            Choice::Device { .. } => Pending::Tokens(kernels.decoder().tokens()),
             Choice::Caller => Pending::Logits,
         });
+        kernels.spare = Some(spare.clone());
         Some(kernels)
     }
 
@@ -77,11 +112,28 @@ impl Kernels {
     }
 
     fn new(model: &LanguageModel, behind: Behind, choice: Choice) -> Option<Self> {
-        Some(Self {
-            decoder: decoder(model, behind, choice)?,
+        Some(Self::of(decoder(model, behind, choice)?, model, choice))
+    }
+
+    fn of(decoder: Decoder, model: &LanguageModel, choice: Choice) -> Self {
+        Self {
+            decoder: Some(decoder),
             choice,
+            spare: None,
             vocab_size: model.vocab_size(),
             pending: None,
+        }
+    }
+
+    fn decoder(&mut self) -> &mut Decoder {
+        self.decoder.as_mut().expect("there until this is dropped")
+    }
+
+    /// What the device did, after which nobody uses the decoder again if it failed.
+    fn told<T>(&mut self, result: Result<T, impl Display>) -> Result<T, GenerateError> {
+        result.map_err(|error| {
+            self.spare = None;
+            GenerateError::Device(error.to_string())
         })
     }
 
@@ -94,11 +146,12 @@ impl Kernels {
                 return choose(&mut super::steps::to_host(*logits)?, rows);
             }
             Some(Pending::Logits) | None => {
-                return choose(&mut self.decoder.logits().map_err(device_failed)?, rows);
+                let logits = self.decoder().logits();
+                return choose(&mut self.told(logits)?, rows);
             }
         };
         self.pending = Some(Pending::Tokens(self.step(rows)?));
-        let tokens = chosen.wait().map_err(device_failed)?;
+        let tokens = self.told(chosen.wait())?;
         let tokens = tokens.into_iter().zip(rows).map(|(token, row)| {
             let none = SamplingError::NoChoice {
                 vocab_size: self.vocab_size,
@@ -120,10 +173,12 @@ impl Kernels {
             debug_assert!(row.last.is_some() || !row.going, "a token was chosen");
             row.last.unwrap_or_default()
         });
-        self.decoder.give_tokens(&last.collect::<Vec<_>>());
+        let last: Vec<u32> = last.collect();
+        self.decoder().give_tokens(&last);
         self.pending = Some(match self.choice {
             Choice::Caller => {
-                self.decoder.step().map_err(device_failed)?;
+                let done = self.decoder().step();
+                self.told(done)?;
                 Pending::Logits
             }
             Choice::Device { .. } => Pending::Tokens(self.step(rows)?),
@@ -137,14 +192,15 @@ impl Kernels {
         model: &LanguageModel,
         device: &Device,
     ) -> Result<Snapshot, GenerateError> {
+        let decoder = self.decoder.as_ref().expect("there until this is dropped");
         let logits = match &self.pending {
             Some(Pending::Prompt(logits)) => (**logits).clone(),
             _ => {
-                let logits = self.decoder.logits().map_err(device_failed)?;
+                let logits = decoder.logits().map_err(device_failed)?;
                 Tensor::from_data(TensorData::new(logits, [1, self.vocab_size]), device)
             }
         };
-        let states = self.decoder.states().map_err(device_failed)?;
+        let states = decoder.states().map_err(device_failed)?;
         let mut state = model.initial_state(1, device);
         let layers = state.layers.into_iter().zip(states);
         state.layers = layers
@@ -159,7 +215,8 @@ impl Kernels {
             && temperature > 0.0
         {
             let uniform = choosers.map(|it| it.map_or(0.0, |chooser| chooser.sampler.uniform()));
-            self.decoder.give_uniform(&uniform.collect::<Vec<_>>());
+            let uniform: Vec<f32> = uniform.collect();
+            self.decoder().give_uniform(&uniform);
         }
     }
 
@@ -169,8 +226,9 @@ impl Kernels {
             true => Some(&mut *row.chooser),
             false => None,
         }));
-        self.decoder.step().map_err(device_failed)?;
-        Ok(self.decoder.tokens())
+        let done = self.decoder().step();
+        self.told(done)?;
+        Ok(self.decoder().tokens())
     }
 }
 
@@ -216,6 +274,6 @@ fn filled(layer: LayerState, [conv, ssm]: [Vec<f32>; 2], device: &Device) -> Lay
     }
 }
 
-pub(super) fn device_failed(error: impl std::fmt::Display) -> GenerateError {
+fn device_failed(error: impl Display) -> GenerateError {
     GenerateError::Device(error.to_string())
 }

@@ -135,7 +135,41 @@ impl LanguageModel {
         request: Request,
         device: &Device,
     ) -> Result<Generator<'_>, GenerateError> {
-        request.check(self)?;
+        self.prepare(device).generate_from(request)
+    }
+
+    /// The model, to generate from it again and again.
+    pub fn prepare(&self, device: &Device) -> Prepared<'_> {
+        Prepared {
+            model: self,
+            device: device.clone(),
+            #[cfg(feature = "cube")]
+            spare: kernels::Spare::default(),
+        }
+    }
+}
+
+/// A model from which one generates again and again. Made by [`LanguageModel::prepare`].
+///
+/// On a GPU, kernels decode Mamba-1 and Mamba-2 from copies of the matrices and by launches that are recorded once. Here both are
+/// kept when a generation is dropped, for the next one that begins anew, with as many sequences and the same way to choose. That memory is held
+/// until this is dropped, too.
+#[derive(Clone, Debug)]
+pub struct Prepared<'a> {
+    model: &'a LanguageModel,
+    device: Device,
+    #[cfg(feature = "cube")]
+    spare: kernels::Spare,
+}
+
+impl<'a> Prepared<'a> {
+    /// [`LanguageModel::generate_from`] of the model that was prepared.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn generate_from(&self, request: Request) -> Result<Generator<'a>, GenerateError> {
+        request.check(self.model)?;
         let limit = Limit::new(&request);
         let Request {
             prompt,
@@ -146,10 +180,10 @@ impl LanguageModel {
         } = request;
         let position = after.as_ref().map_or(0, |it| it.state.position) + prompt.len();
         let mut chooser = Chooser::new(sampler, logprobs, &prompt);
-        let steps = Steps::read(self, &prompt, after, &mut chooser, device);
+        let steps = Steps::read(self, &prompt, after, &mut chooser);
         Ok(Generator {
-            model: self,
-            device: device.clone(),
+            model: self.model,
+            device: self.device.clone(),
             chooser,
             steps,
             last: prompt.last().copied(),

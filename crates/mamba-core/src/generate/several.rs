@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::kernels::{Kernels, Row};
 use super::request::check_positions;
 use super::steps::to_host;
-use super::{Chooser, GenerateError, Limit, Logprobs, Request, prefill, steps};
+use super::{Chooser, GenerateError, Limit, Logprobs, Prepared, Request, prefill, steps};
 use crate::language_model::LanguageModel;
 use crate::snapshot::Snapshot;
 use crate::state::LanguageModelState;
@@ -85,12 +85,24 @@ impl LanguageModel {
         requests: Vec<Request>,
         device: &Device,
     ) -> Result<Generations<'_>, GenerateError> {
+        self.prepare(device).generate_all(requests)
+    }
+}
+
+impl<'a> Prepared<'a> {
+    /// [`LanguageModel::generate_all`] of the model that was prepared.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn generate_all(&self, requests: Vec<Request>) -> Result<Generations<'a>, GenerateError> {
+        let Self { model, device, .. } = self;
         for request in &requests {
-            request.check(self)?;
+            request.check(model)?;
         }
         let sequences: Vec<Sequence> = requests.iter().map(Sequence::new).collect();
         let mut generations = Generations {
-            model: self,
+            model,
             device: device.clone(),
             sequences,
             groups: Vec::new(),
@@ -101,24 +113,24 @@ impl LanguageModel {
             return Ok(generations);
         }
         let mut groups: Vec<(Vec<usize>, Snapshot)> = Vec::new();
-        for members in alike(self, &requests) {
+        for members in alike(model, &requests) {
             let prompts: Vec<&[u32]> = members.iter().map(|it| &requests[*it].prompt[..]).collect();
-            let read = prefill::read(self, &prompts, device);
+            let read = prefill::read(model, &prompts, device);
             groups.push((members, read));
         }
         for (index, request) in requests.iter().enumerate() {
             if let Some(after) = &request.after {
-                let read = steps::read(self, &request.prompt, Some(after.clone()), device);
+                let read = steps::read(model, &request.prompt, Some(after.clone()), device);
                 groups.push((vec![index], read));
             }
         }
-        if prefill::packs(self) && !groups.is_empty() {
+        if prefill::packs(model) && !groups.is_empty() {
             let (members, read): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
             groups = vec![(members.concat(), prefill::cat(read))];
         }
         let groups = groups
             .into_iter()
-            .map(|(members, read)| Group::new(self, members, read, &generations.sequences));
+            .map(|(members, read)| Group::new(model, members, read, &generations.sequences));
         generations.groups = groups.collect();
         Ok(generations)
     }
@@ -204,11 +216,7 @@ impl Iterator for Generations<'_> {
 impl Group {
     /// Reads prompts that begin anew, none of them longer than what is read at once, where kernels cover that.
     #[cfg(feature = "cube")]
-    fn read(
-        model: &LanguageModel,
-        requests: &[Request],
-        sequences: &mut [Sequence],
-    ) -> Option<Self> {
+    fn read(prepared: &Prepared, requests: &[Request], sequences: &mut [Sequence]) -> Option<Self> {
         let fits = |it: &Request| it.after.is_none() && it.prompt.len() <= steps::AT_ONCE;
         if requests.is_empty() || !requests.iter().all(fits) {
             return None;
@@ -225,9 +233,10 @@ impl Group {
             .iter()
             .map(|index| all[*index].take().expect("one each"));
         let kernels = Kernels::read(
-            model,
+            prepared.model,
             &prompts.collect::<Vec<_>>(),
             &mut choosers.collect::<Vec<_>>(),
+            &prepared.spare,
         )?;
         Some(Self {
             members,

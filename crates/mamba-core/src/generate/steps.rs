@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 #[cfg(feature = "cube")]
 use super::kernels::{Kernels, Row};
 use super::request::check_positions;
-use super::{Chooser, GenerateError};
+use super::{Chooser, GenerateError, Prepared};
 use crate::language_model::LanguageModel;
 use crate::snapshot::Snapshot;
 
@@ -25,16 +25,17 @@ pub(super) enum Steps<'a> {
 impl<'a> Steps<'a> {
     /// Reads `prompt`, and goes on by kernels where there are some for the model.
     pub fn read(
-        model: &'a LanguageModel,
+        prepared: &Prepared<'a>,
         prompt: &[u32],
         after: Option<Snapshot>,
         chooser: &mut Chooser,
-        device: &Device,
     ) -> Self {
+        let Prepared { model, device, .. } = prepared;
         #[cfg(feature = "cube")]
         if after.is_none()
             && prompt.len() <= AT_ONCE
-            && let Some(kernels) = Kernels::read(model, &[prompt], &mut [&mut *chooser])
+            && let Some(kernels) =
+                Kernels::read(model, &[prompt], &mut [&mut *chooser], &prepared.spare)
         {
             return Self::Kernels(Box::new(kernels));
         }

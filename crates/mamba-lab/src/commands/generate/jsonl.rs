@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
-use mamba_core::{Generated, Logprobs, Request, Sampler, SamplingConfig, Snapshot};
+use mamba_core::{Generated, Logprobs, Prepared, Request, Sampler, SamplingConfig, Snapshot};
 use mamba_train::compiling;
 use mamba_train::load::LoadedRun;
 use mamba_train::tokenizer::Tokenizer;
@@ -97,6 +97,7 @@ pub fn run(
             Box::new(BufReader::new(file))
         }
     };
+    let prepared = run.model.prepare(device);
     let mut waiting = Vec::new();
     let mut any = false;
     for (number, line) in lines.lines().enumerate() {
@@ -113,7 +114,7 @@ pub fn run(
             Ok(job) => waiting.push(job),
             Err(error) => {
                 // What came before it is not lost.
-                answer(run, waiting, common, device, statistics, out)?;
+                answer(run, waiting, common, &prepared, statistics, out)?;
                 return Err(error.context(place()));
             }
         }
@@ -122,14 +123,14 @@ pub fn run(
                 run,
                 std::mem::take(&mut waiting),
                 common,
-                device,
+                &prepared,
                 statistics,
                 out,
             )?;
         }
     }
     ensure!(any, "{} holds no prompts", source.display());
-    answer(run, waiting, common, device, statistics, out)
+    answer(run, waiting, common, &prepared, statistics, out)
 }
 
 fn prepare(run: &LoadedRun, line: &str, common: &Common) -> Result<(Job, Request)> {
@@ -180,7 +181,7 @@ fn answer(
     run: &LoadedRun,
     jobs: Vec<(Job, Request)>,
     common: &Common,
-    device: &Device,
+    prepared: &Prepared,
     statistics: &mut Statistics,
     out: &mut impl Write,
 ) -> Result<()> {
@@ -190,7 +191,7 @@ fn answer(
     let (jobs, requests): (Vec<Job>, Vec<Request>) = jobs.into_iter().unzip();
     let stops: Vec<&[String]> = jobs.iter().map(|job| &job.stop[..]).collect();
     let read = jobs.iter().map(|job| job.prompt_tokens).sum();
-    let texts = generate(run, requests, &stops, read, device, statistics)?;
+    let texts = generate(run, requests, &stops, read, prepared, statistics)?;
     for (job, told) in jobs.iter().zip(texts) {
         let answer = Answer {
             id: &job.line.id,
@@ -222,12 +223,12 @@ pub fn generate(
     requests: Vec<Request>,
     stops: &[&[String]],
     prompt_tokens: usize,
-    device: &Device,
+    prepared: &Prepared,
     statistics: &mut Statistics,
 ) -> Result<Vec<Told>> {
     let mut pass = statistics.read(prompt_tokens);
     compiling::show();
-    let mut generations = run.model.generate_all(requests, device)?;
+    let mut generations = prepared.generate_all(requests)?;
     let mut streams: Vec<Text> = stops
         .iter()
         .map(|stop| Text::new(&run.tokenizer, stop))

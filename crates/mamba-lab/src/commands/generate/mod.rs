@@ -182,7 +182,8 @@ fn write(arguments: Arguments) -> Result<ExitCode> {
         let requests = requests.collect::<Result<Vec<_>>>()?;
         let read = tokens.len() * requests.len();
         let stops = vec![&arguments.stop[..]; requests.len()];
-        let texts = jsonl::generate(&run, requests, &stops, read, &device, &mut statistics)?;
+        let prepared = run.model.prepare(&device);
+        let texts = jsonl::generate(&run, requests, &stops, read, &prepared, &mut statistics)?;
         for (number, told) in texts.into_iter().enumerate() {
             writeln!(out, "=== {} of {} ===", number + 1, arguments.sequences)?;
             writeln!(out, "{prompt}{}", told.text)?;
