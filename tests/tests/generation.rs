@@ -7,8 +7,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use mamba_core::transformer::AttentionConfig;
 use mamba_core::{
-    GenerateError, LanguageModel, LanguageModelConfig, Mamba2Config, Mixer, MixerKind, Request,
-    Sampler, SamplingConfig, Snapshot, SnapshotError,
+    GenerateError, Generations, LanguageModel, LanguageModelConfig, Mamba2Config, Mixer, MixerKind,
+    Request, Sampler, SamplingConfig, Snapshot, SnapshotError,
 };
 use mamba_tests::devices::{self, device};
 use mamba_tests::tensors::values;
@@ -102,8 +102,12 @@ fn alone(model: &LanguageModel, request: Request, tokens: usize, device: &Device
 
 /// The tokens of each sequence.
 fn together(model: &LanguageModel, requests: Vec<Request>, device: &Device) -> Vec<Vec<u32>> {
-    let mut all = vec![Vec::new(); requests.len()];
-    for step in model.generate_all(requests, device).unwrap() {
+    collected(model.generate_all(requests, device).unwrap())
+}
+
+fn collected(generations: Generations) -> Vec<Vec<u32>> {
+    let mut all = vec![Vec::new(); generations.len()];
+    for step in generations {
         for (tokens, generated) in all.iter_mut().zip(step.unwrap()) {
             tokens.extend(generated.map(|it| it.token));
         }
@@ -173,12 +177,7 @@ fn a_prepared_model_generates_as_a_new_one_does() {
                 .map(|it| it.with_max_tokens(4))
                 .collect();
             let want = together(&model, requests.clone(), &device);
-            let mut got = vec![Vec::new(); batch];
-            for step in prepared.generate_all(requests.clone()).unwrap() {
-                for (tokens, generated) in got.iter_mut().zip(step.unwrap()) {
-                    tokens.extend(generated.map(|it| it.token));
-                }
-            }
+            let got = collected(prepared.generate_all(requests.clone()).unwrap());
             assert_eq!(got, want, "{:?}, turn {turn}", config.pattern);
             // One that is given up after a token, and one sequence alone.
             let mut abandoned = prepared.generate_all(requests.clone()).unwrap();

@@ -58,6 +58,17 @@ impl Workshop {
     }
 }
 
+/// Two bytes behind a text, from a folder whose texts are bytes.
+const GENERATE: [&str; 7] = [
+    "generate",
+    "bytes",
+    "the",
+    "--tokenizer",
+    "bytes",
+    "-n",
+    "2",
+];
+
 #[test]
 fn settings_are_blamed_on_where_they_come_from() {
     let workshop = Workshop::new();
@@ -208,15 +219,6 @@ fn a_state_is_tried_before_anything_is_generated() {
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
     let may_write = fs::write(closed.join("probe"), "").is_ok();
-    let generate = [
-        "generate",
-        "bytes",
-        "the",
-        "--tokenizer",
-        "bytes",
-        "-n",
-        "2",
-    ];
     fn to<'a>(generate: &[&'a str], file: &'a str) -> Vec<&'a str> {
         [generate, &["--device", "flex", "--state-out", file]].concat()
     }
@@ -224,11 +226,11 @@ fn a_state_is_tried_before_anything_is_generated() {
         eprintln!("SKIPPED: this user may write to a folder without permission");
     } else {
         workshop.refused(
-            &to(&generate, "closed/state"),
+            &to(&GENERATE, "closed/state"),
             "cannot save a state to closed/state",
         );
     }
-    workshop.command(&to(&generate, "state")).assert().success();
+    workshop.command(&to(&GENERATE, "state")).assert().success();
     let left = fs::read_dir(workshop.path(".")).unwrap().filter(|it| {
         it.as_ref()
             .unwrap()
@@ -309,17 +311,8 @@ fn a_software_adapter_is_not_the_default() {
         return;
     }
     assert!(told.contains("flex     ready, the default\n"), "{told}");
-    let generate = [
-        "generate",
-        "bytes",
-        "the",
-        "--tokenizer",
-        "bytes",
-        "-n",
-        "2",
-    ];
     let taken = contains("is a software adapter").and(contains("taking flex"));
-    workshop.command(&generate).assert().success().stderr(taken);
+    workshop.command(&GENERATE).assert().success().stderr(taken);
     // Nothing is computed, which that driver would compile for long.
     let wgpu = [
         "convert",

@@ -41,7 +41,7 @@ pub struct SsdInputs<B: Backend> {
 pub struct SsdOptions {
     /// Groups of heads that share `b` and `c`.
     pub ngroups: usize,
-    /// Positions that are computed as one product of matrices.
+    /// Positions that are computed as one product of matrices; on a CubeCL device a multiple of 16, of at most 256.
     pub chunk_size: usize,
     /// Whether `dt` goes through softplus.
     pub dt_softplus: bool,

@@ -55,11 +55,6 @@ impl Sizes {
         }
     }
 
-    /// Whether the kernels cut time into such chunks: others take the portable path.
-    fn fits(&self) -> bool {
-        (16..=256).contains(&self.chunk_size) && self.chunk_size.is_multiple_of(16)
-    }
-
     /// Heads and their channels as axes of their own.
     fn sequence(&self, tensor: TensorBinding) -> TensorBinding {
         with_heads(tensor, self.nheads, self.headdim)
@@ -104,33 +99,31 @@ pub(super) fn forward(
     save_checkpoints: bool,
 ) -> SsdOutputs<CubeBackend> {
     let sizes = Sizes::of(&inputs);
-    if sizes.fits() {
-        let Sizes {
-            batch,
-            seq_len,
-            nheads,
-            headdim,
-            d_state,
-            ..
-        } = sizes;
-        let chunks = seq_len.div_ceil(sizes.chunk_size);
-        let saved = [batch, chunks, nheads, headdim, d_state];
-        let y = empty_like(&inputs.x);
-        let final_state = empty(&inputs.x, [batch, nheads, headdim, d_state].into());
-        let checkpoints = save_checkpoints.then(|| empty(&inputs.x, saved.into()));
-        let outputs = ssd::SsdOutputs {
-            y: sizes.sequence(y.clone().binding()),
-            final_state: final_state.clone().binding(),
-            checkpoints: optional_binding(&checkpoints),
+    let Sizes {
+        batch,
+        seq_len,
+        nheads,
+        headdim,
+        d_state,
+        ..
+    } = sizes;
+    let chunks = seq_len.div_ceil(sizes.chunk_size);
+    let saved = [batch, chunks, nheads, headdim, d_state];
+    let y = empty_like(&inputs.x);
+    let final_state = empty(&inputs.x, [batch, nheads, headdim, d_state].into());
+    let checkpoints = save_checkpoints.then(|| empty(&inputs.x, saved.into()));
+    let outputs = ssd::SsdOutputs {
+        y: sizes.sequence(y.clone().binding()),
+        final_state: final_state.clone().binding(),
+        checkpoints: optional_binding(&checkpoints),
+    };
+    let result = ssd(&inputs.x.client, sizes.bindings(&inputs), outputs);
+    if launched("ssd", result) {
+        return SsdOutputs {
+            y,
+            final_state,
+            checkpoints: checkpoints.into(),
         };
-        let result = ssd(&inputs.x.client, sizes.bindings(&inputs), outputs);
-        if launched("ssd", result) {
-            return SsdOutputs {
-                y,
-                final_state,
-                checkpoints: checkpoints.into(),
-            };
-        }
     }
     let dtype = inputs.x.dtype.into();
     let outputs = portable::ssd::forward::<CubeBackend>(single(inputs), save_checkpoints);
@@ -147,40 +140,37 @@ pub(super) fn backward(
     grad_final_state: OptionalFloat<CubeBackend>,
 ) -> SsdGrads<CubeBackend> {
     let sizes = Sizes::of(&inputs);
-    if sizes.fits() {
-        let [x, dt, a, b, c] =
-            [&inputs.x, &inputs.dt, &inputs.a, &inputs.b, &inputs.c].map(empty_like);
-        let [d, dt_bias, initial_state] =
-            [&inputs.d, &inputs.dt_bias, &inputs.initial_state].map(optional_like);
-        let gradients = ssd::SsdGradients {
-            x: sizes.sequence(x.clone().binding()),
-            dt: dt.clone().binding(),
-            a: a.clone().binding(),
-            b: sizes.projection(b.clone().binding()),
-            c: sizes.projection(c.clone().binding()),
-            d: optional_binding(&d),
-            dt_bias: optional_binding(&dt_bias),
-            initial_state: optional_binding(&initial_state),
+    let [x, dt, a, b, c] = [&inputs.x, &inputs.dt, &inputs.a, &inputs.b, &inputs.c].map(empty_like);
+    let [d, dt_bias, initial_state] =
+        [&inputs.d, &inputs.dt_bias, &inputs.initial_state].map(optional_like);
+    let gradients = ssd::SsdGradients {
+        x: sizes.sequence(x.clone().binding()),
+        dt: dt.clone().binding(),
+        a: a.clone().binding(),
+        b: sizes.projection(b.clone().binding()),
+        c: sizes.projection(c.clone().binding()),
+        d: optional_binding(&d),
+        dt_bias: optional_binding(&dt_bias),
+        initial_state: optional_binding(&initial_state),
+    };
+    let upstream = ssd::SsdUpstream {
+        checkpoints: whole(checkpoints.clone()),
+        y: sizes.sequence(rows(grad_y.clone())),
+        final_state: optional(&grad_final_state, whole),
+    };
+    let (client, inputs_given) = (&inputs.x.client, sizes.bindings(&inputs));
+    let result = ssd_backward(client, inputs_given, upstream, gradients);
+    if launched("ssd backward", result) {
+        return SsdGrads {
+            x,
+            dt,
+            a,
+            b,
+            c,
+            d: d.into(),
+            dt_bias: dt_bias.into(),
+            initial_state: initial_state.into(),
         };
-        let upstream = ssd::SsdUpstream {
-            checkpoints: whole(checkpoints.clone()),
-            y: sizes.sequence(rows(grad_y.clone())),
-            final_state: optional(&grad_final_state, whole),
-        };
-        let (client, inputs_given) = (&inputs.x.client, sizes.bindings(&inputs));
-        let result = ssd_backward(client, inputs_given, upstream, gradients);
-        if launched("ssd backward", result) {
-            return SsdGrads {
-                x,
-                dt,
-                a,
-                b,
-                c,
-                d: d.into(),
-                dt_bias: dt_bias.into(),
-                initial_state: initial_state.into(),
-            };
-        }
     }
     let dtype = inputs.x.dtype.into();
     let grads = portable::ssd::backward::<CubeBackend>(
