@@ -7,6 +7,7 @@ use cubecl::zspace::Shape;
 use super::choose::{Chooser, MAX_VOCABULARY, choose, embed, tiles};
 use super::layer::{Ends, Layer, LayerWeights, Scale, Vectors, launch_product};
 use super::pack::{Packed, copy, pack, zeros};
+use super::rows::Products;
 use super::team::lanes;
 use super::{Before, Choice, MAX_BATCH};
 use crate::KernelError;
@@ -62,6 +63,7 @@ pub(super) struct Model {
     pub x: TensorBinding,
     /// What is between the launches of layers, once for those of the same widths.
     vectors: Vec<Vectors>,
+    pub products: Products,
     chooser: Option<Chooser>,
 }
 
@@ -111,9 +113,16 @@ impl Model {
             epsilon: weights.epsilon,
             ptx: takes_ptx(client),
         };
+        // A matrix of a wrong rank is refused by its layer.
+        let inner = weights.layers.iter();
+        let inner = inner.filter_map(|it| it.out_proj.shape.first().copied());
+        let columns = inner.chain([d_model]);
+        let products = Products::new(client, batch, dtype, columns);
         let layers = weights.layers.into_iter().zip(states);
         let layers = layers
-            .map(|(weights, state)| Layer::new(client, weights, state, [batch, d_model], dtype))
+            .map(|(weights, state)| {
+                Layer::new(client, weights, state, [batch, d_model], dtype, products)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let lanes = lanes(dtype.size(), &client.properties().hardware);
         let mut vectors: Vec<Vectors> = Vec::new();
@@ -146,6 +155,7 @@ impl Model {
             head: pack(client, head, dtype),
             x: zeros(client, batch, d_model.next_multiple_of(lanes)),
             vectors,
+            products,
             chooser,
         };
         if model.in_rows() {
@@ -181,6 +191,7 @@ impl Model {
             self.embedding.clone(),
             self.tokens(),
             self.x.clone(),
+            None,
         );
         for layer in &self.layers {
             layer.launch(client, &self.x, self.vectors(layer), self.sizes)?;
@@ -224,7 +235,7 @@ impl Model {
 
     /// Whether there are more sequences than a team of units takes.
     fn in_rows(&self) -> bool {
-        self.sizes.batch > MAX_TEAM_BATCH
+        self.products != Products::Teams
     }
 
     fn tokens(&self) -> TensorBinding {

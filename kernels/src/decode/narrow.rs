@@ -1,5 +1,6 @@
 //! Products of a packed matrix with some rows on tensor cores: few enough that cubes over them alone would leave the
-//! device idle, so the planes of a cube share the inner axis.
+//! device idle, so the planes of a cube share the inner axis. On request they normalise the rows on the way, since
+//! `W (x r gamma) = r (W gamma) x`, and add to the residual stream.
 
 use cubecl::cmma::MmaDefinition;
 use cubecl::features::MmaConfig;
@@ -7,9 +8,10 @@ use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 
 use super::pack::Packed;
+use super::team::lanes;
 use crate::bits::round_to;
 use crate::pointwise::takes_ptx;
-use crate::tensors::{address_type, processors};
+use crate::tensors::{address_type, present, processors};
 
 /// Rows and columns of a fragment.
 pub(super) const EDGE: usize = 16;
@@ -42,6 +44,8 @@ struct Tile {
     plane: usize,
     /// Of the matrix.
     columns: usize,
+    /// Whether the rows are normalised.
+    normed: bool,
 }
 
 impl Tile {
@@ -61,36 +65,48 @@ impl Tile {
     }
 }
 
-/// Computes `y = x matrix'` if the device and the sizes allow it: `x` is `[rows, columns]`, of the matrix' type, with
-/// memory up to a multiple of [`WHOLE_ROWS`].
-pub(super) fn narrow_product(
-    client: &Client,
-    x: &TensorBinding,
-    matrix: &Packed,
-    y: &TensorBinding,
-    out: ElemType,
-) -> bool {
-    let rows = x.shape[0];
+/// What a product does besides.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extras {
+    /// Each row is divided by the root of its mean square and this; the scale of the norm is part of the matrix.
+    pub epsilon: Option<f32>,
+    /// The product is added to this, f32 and shaped as `y`, and `y` gets the sum.
+    pub stream: Option<TensorBinding>,
+}
+
+/// Whether the device and the sizes allow products of so many rows with a matrix of type `dtype` and so many columns.
+pub(super) fn covers(client: &Client, rows: usize, columns: usize, dtype: ElemType) -> bool {
     let properties = client.properties();
     let fragment = MmaConfig {
-        a_type: matrix.dtype,
-        b_type: matrix.dtype,
+        a_type: dtype,
+        b_type: dtype,
         cd_type: ElemType::Float(FloatKind::F32),
         m: 16,
         n: 8,
         k: 16,
     };
     // Which units form a plane is known of CUDA alone.
-    if !takes_ptx(client)
-        || rows > MANY_ROWS
-        || matrix.lanes != VECTOR
-        || !matrix.columns.is_multiple_of(VECTOR)
-        || !properties.features.matmul.mma.contains(&fragment)
-    {
-        return false;
-    }
+    takes_ptx(client)
+        && rows <= MANY_ROWS
+        && lanes(dtype.size(), &properties.hardware) == VECTOR
+        && columns.is_multiple_of(VECTOR)
+        && properties.features.matmul.mma.contains(&fragment)
+}
+
+/// Computes `y = x matrix'`, where that is covered: `x` is `[rows, columns]`, of the matrix' type, with memory up to a multiple
+/// of [`WHOLE_ROWS`].
+pub(super) fn narrow_product(
+    client: &Client,
+    x: &TensorBinding,
+    matrix: &Packed,
+    y: &TensorBinding,
+    out: ElemType,
+    extras: Extras,
+) {
+    let rows = x.shape[0];
+    let hardware = &client.properties().hardware;
     // Few fragments a cube read the matrix often, many leave the device idle.
-    let processors = processors(&properties.hardware);
+    let processors = processors(hardware);
     let cubes = |fragments| matrix.rows.div_ceil(EDGE) * rows.div_ceil(EDGE * fragments);
     let fragments = [MOST_FRAGMENTS, 2].into_iter();
     let fragments = fragments
@@ -100,11 +116,13 @@ pub(super) fn narrow_product(
     let tile = Tile {
         fragments,
         planes: divisor(matrix.columns.div_ceil(BLOCK), MOST_PLANES),
-        plane: properties.hardware.plane_size_max as usize,
+        plane: hardware.plane_size_max as usize,
         columns: matrix.columns,
+        normed: extras.epsilon.is_some(),
     };
     let across = matrix.rows.div_ceil(EDGE) as u32;
     let down = rows.div_ceil(EDGE * tile.fragments) as u32;
+    let given = present([extras.stream.is_some()]);
     // SAFETY: fragments past the last row of either factor lie in their padding; what is stored was checked.
     unsafe {
         narrow_kernel::launch_unchecked(
@@ -115,12 +133,14 @@ pub(super) fn narrow_product(
             VECTOR,
             x.clone().into_tensor_arg(),
             matrix.values.clone().into_tensor_arg(),
+            extras.stream.map(|it| it.into_tensor_arg()).into(),
             y.clone().into_tensor_arg(),
+            extras.epsilon.unwrap_or_default(),
             tile,
+            given,
             [matrix.dtype, out],
         );
     }
-    true
 }
 
 /// The largest divisor up to `most`.
@@ -141,8 +161,11 @@ fn divisor(value: usize, most: usize) -> usize {
 fn narrow_kernel<F: Float, O: Float, V: Size>(
     x: &Tensor<Vector<F, V>>,      // [rows, columns], memory for whole fragments
     matrix: &Tensor<Vector<F, V>>, // [columns of y, columns], memory for whole fragments
+    mut stream: ComptimeOption<OwnedTensor<f32>>, // [rows, columns of y]
     y: &mut Tensor<O>,             // [rows, columns of y]
+    epsilon: f32,
     #[comptime] tile: Tile,
+    #[comptime] _present: u32,
     #[define(F, O)] _dtypes: [ElemType; 2],
 ) {
     let vectors = comptime!(tile.columns / VECTOR);
@@ -160,6 +183,12 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
     #[unroll]
     for i in 0..comptime!(4 * tile.fragments) {
         sums[i] = Vector::new(0.0f32);
+    }
+    // Of the unit's share of each of its rows.
+    let mut squares = Array::<f32>::new(comptime!(2 * tile.fragments));
+    #[unroll]
+    for i in 0..comptime!(2 * tile.fragments) {
+        squares[i] = 0.0f32;
     }
     #[unroll(comptime!(tile.steps() <= 16))]
     for round in 0..comptime!(tile.steps() / tile.ahead()) {
@@ -186,11 +215,23 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
             #[unroll]
             for i in 0..comptime!(2 * tile.fragments) {
                 let row = first + comptime!(i * 8) + group;
-                left[comptime!(ahead * 2 * fragments + i)] = x[row * vectors + at];
+                let values = x[row * vectors + at];
+                left[comptime!(ahead * 2 * fragments + i)] =
+                    if comptime!(tile.is_whole() || !tile.normed) {
+                        values
+                    } else {
+                        select(inside, values, Vector::<F, V>::new(F::new(0.0)))
+                    };
             }
         }
         #[unroll]
         for ahead in 0..comptime!(tile.ahead()) {
+            if comptime!(tile.normed) {
+                #[unroll]
+                for i in 0..comptime!(2 * tile.fragments) {
+                    squares[i] += square::<F, V>(left[comptime!(ahead * 2 * fragments + i)]);
+                }
+            }
             #[unroll]
             for half in 0..2usize {
                 #[unroll]
@@ -225,6 +266,24 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
             }
         }
     }
+    let height = comptime!(EDGE * tile.fragments);
+    let mut means = Shared::<[f32]>::new_slice(comptime!(match tile.normed {
+        true => height * tile.planes,
+        false => 1,
+    }));
+    if comptime!(tile.normed) {
+        #[unroll]
+        for i in 0..comptime!(2 * tile.fragments) {
+            // The four units of a row are neighbours.
+            let mut sum = squares[i];
+            sum += plane_shuffle_xor(sum, 1u32);
+            sum += plane_shuffle_xor(sum, 2u32);
+            if turn == 0 {
+                means[plane * height + comptime!(i * 8) + group] =
+                    sum * comptime!(1.0 / tile.columns as f32);
+            }
+        }
+    }
     sync_cube();
     let width = y.shape(1);
     let mut place = UNIT_POS as usize;
@@ -234,10 +293,24 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
         for other in 1..planes {
             sum += shared[comptime!(other * area) + place];
         }
+        if comptime!(tile.normed) {
+            let mut mean = means[place / EDGE];
+            #[unroll]
+            for other in 1..planes {
+                mean += means[comptime!(other * height) + place / EDGE];
+            }
+            sum *= 1.0f32 / (mean + epsilon).sqrt();
+        }
         let row = first + place / EDGE;
         let column = wide + place % EDGE;
         if row < rows && column < width {
-            y[row * width + column] = round_to::<O>(sum);
+            let at = row * width + column;
+            #[comptime]
+            if let ComptimeOption::Some(stream) = &mut stream {
+                sum += stream[at];
+                stream[at] = sum;
+            }
+            y[at] = round_to::<O>(sum);
         }
         place += comptime!(tile.plane * tile.planes);
     }
@@ -271,6 +344,18 @@ fn multiply<F: Float, V: Size>(
         sums[at] = sum[0];
         sums[comptime!(at + 1)] = sum[1];
     }
+}
+
+/// The sum of the squares of a vector's values.
+#[cube]
+fn square<F: Float, V: Size>(values: Vector<F, V>) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for j in 0..VECTOR {
+        let value = f32::cast_from(values.extract(j));
+        sum += value * value;
+    }
+    sum
 }
 
 #[cube]

@@ -1,13 +1,13 @@
 //! Copies as the kernels read them: a row of the result is a row in memory, in whole vectors.
 
-use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
+use super::layer::argument;
 use super::narrow::EDGE;
 use super::team::lanes;
 use crate::bits::round_to;
-use crate::tensors::address_type;
+use crate::tensors::{address_type, present};
 
 const UNITS: u32 = 256;
 
@@ -25,11 +25,27 @@ pub(super) struct Packed {
 
 /// Copies an f32 matrix of any strides.
 pub(super) fn pack(client: &Client, source: TensorBinding, dtype: ElemType) -> Packed {
+    pack_scaled(client, source, None, dtype)
+}
+
+/// The same, each column times its entry of `scale`, `[columns or more]`.
+pub(super) fn pack_scaled(
+    client: &Client,
+    source: TensorBinding,
+    scale: Option<TensorBinding>,
+    dtype: ElemType,
+) -> Packed {
     let [rows, columns] = [source.shape[0], source.shape[1]];
     let lanes = lanes(dtype.size(), &client.properties().hardware);
     Packed {
         // Narrow products load whole cubes, and nobody uses what the last rows give.
-        values: padded(client, source, dtype, lanes, rows.next_multiple_of(EDGE)),
+        values: padded(
+            client,
+            source,
+            scale,
+            dtype,
+            [lanes, rows.next_multiple_of(EDGE)],
+        ),
         rows,
         columns,
         dtype,
@@ -48,7 +64,16 @@ pub(super) fn transposed(matrix: TensorBinding) -> TensorBinding {
 pub(super) fn copy(client: &Client, source: TensorBinding, lanes: usize) -> TensorBinding {
     let len = source.size();
     let row = view(source, [1, len], [len, 1]);
-    padded(client, row, ElemType::Float(FloatKind::F32), lanes, 1)
+    padded(client, row, None, f32::elem_type_native(), [lanes, 1])
+}
+
+/// An f32 vector of ones, as one row padded with ones to a multiple of `lanes`.
+pub(super) fn ones(client: &Client, len: usize, lanes: usize) -> TensorBinding {
+    let len = len.next_multiple_of(lanes);
+    let handle = client.create_from_slice(f32::as_bytes(&vec![1.0; len]));
+    let strides = [len, 1].into_iter().collect();
+    // SAFETY: the handle holds that many values.
+    unsafe { TensorBinding::from_raw_parts(handle, strides, Shape::from([1, len])) }
 }
 
 /// An f32 matrix of zeros.
@@ -90,13 +115,13 @@ fn view(mut tensor: TensorBinding, shape: [usize; 2], strides: [usize; 2]) -> Te
     tensor
 }
 
-/// Rows of whole vectors, in memory for `whole` rows.
+/// Rows of whole vectors, in memory for `whole` rows, each column times its scale.
 fn padded(
     client: &Client,
     source: TensorBinding,
+    scale: Option<TensorBinding>,
     dtype: ElemType,
-    lanes: usize,
-    whole: usize,
+    [lanes, whole]: [usize; 2],
 ) -> TensorBinding {
     let [rows, columns] = [source.shape[0], source.shape[1]];
     let padded = columns.next_multiple_of(lanes);
@@ -114,7 +139,9 @@ fn padded(
             units,
             address_type([&source, &values]),
             source.into_tensor_arg(),
+            argument(scale.as_ref()).into(),
             values.clone().into_tensor_arg(),
+            present([scale.is_some()]),
             dtype,
         );
     }
@@ -123,8 +150,10 @@ fn padded(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn pack_kernel<W: Float>(
-    source: &Tensor<f32>,   // [rows, columns]
-    values: &mut Tensor<W>, // [rows, columns or more]
+    source: &Tensor<f32>,                // [rows, columns]
+    scale: ComptimeOption<&Tensor<f32>>, // [columns or more]
+    values: &mut Tensor<W>,              // [rows, columns or more]
+    #[comptime] _present: u32,
     #[define(W)] _dtype: ElemType,
 ) {
     if ABSOLUTE_POS >= values.len() {
@@ -136,6 +165,10 @@ fn pack_kernel<W: Float>(
     let mut value = 0.0f32;
     if column < source.shape(1) {
         value = source[row * source.stride(0) + column * source.stride(1)];
+        #[comptime]
+        if let ComptimeOption::Some(scale) = scale {
+            value *= scale[column];
+        }
     }
     values[ABSOLUTE_POS] = round_to::<W>(value);
 }

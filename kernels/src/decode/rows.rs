@@ -6,8 +6,8 @@ use cubecl::zspace::Shape;
 
 use super::choose::embed;
 use super::layer::{Layer, Mamba1, Mamba2, Mixer, ScanBuffers, one_position};
-use super::model::{Model, Sizes};
-use super::narrow::{WHOLE_ROWS, narrow_product};
+use super::model::{MAX_TEAM_BATCH, Model, Sizes};
+use super::narrow::{self, Extras, WHOLE_ROWS, narrow_product};
 use super::pack::{Packed, transposed};
 use super::product::{Split, gated};
 use crate::KernelError;
@@ -22,18 +22,67 @@ const UNITS: u32 = 128;
 /// Rows from which on tiles of the head's product read it less often than fragments do.
 const MANY_ROWS: usize = 32;
 
+/// How the products of a step are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Products {
+    /// By teams of units that share a row of the matrix. Norms come along.
+    Teams,
+    /// Of whole matrices. Norms are launches of their own.
+    Whole,
+    /// Of whole matrices by [`narrow_product`]. Norms come along, their scales are part of the matrices.
+    Narrow,
+}
+
+impl Products {
+    /// Those of so many sequences with matrices of type `dtype`, of which the ones behind norms have so many columns.
+    pub fn new(
+        client: &Client,
+        batch: usize,
+        dtype: ElemType,
+        mut columns: impl Iterator<Item = usize>,
+    ) -> Self {
+        if batch <= MAX_TEAM_BATCH {
+            return Self::Teams;
+        }
+        // What is not normalised yet may be more than f16 holds.
+        let wide = dtype == ElemType::Float(FloatKind::BF16);
+        match wide && columns.all(|columns| narrow::covers(client, batch, columns, dtype)) {
+            true => Self::Narrow,
+            false => Self::Whole,
+        }
+    }
+}
+
 /// Vectors of the residual stream, `[rows, d_model]`, f32, and what the layer before adds to them.
 pub(super) struct Stream {
     x: TensorBinding,
+    /// `x` in the type of the matrices, for products that normalise.
+    copy: Option<TensorBinding>,
     update: Option<TensorBinding>,
 }
 
 impl Stream {
     /// The embeddings of `tokens`, `[rows]`.
     pub fn new(client: &Client, model: &Model, tokens: TensorBinding) -> Self {
-        let x = empty(client, &[tokens.size(), model.d_model()], single());
-        embed(client, model.embedding.clone(), tokens, x.clone());
-        Self { x, update: None }
+        Self::with_copy(client, model, tokens, None)
+    }
+
+    fn with_copy(
+        client: &Client,
+        model: &Model,
+        tokens: TensorBinding,
+        dtype: Option<ElemType>,
+    ) -> Self {
+        let shape = [tokens.size(), model.d_model()];
+        let x = empty(client, &shape, single());
+        let copy = dtype.map(|dtype| empty(client, &shape, dtype));
+        let typed = copy.clone().zip(dtype);
+        embed(client, model.embedding.clone(), tokens, x.clone(), typed);
+        Self {
+            x,
+            copy,
+            update: None,
+        }
     }
 
     /// Adds what is to be added, and normalises it for a layer.
@@ -90,10 +139,10 @@ impl Stream {
 impl Model {
     /// A step of more sequences than a team of units takes.
     pub fn launch_rows(&self, client: &Client, tokens: TensorBinding) -> Result<(), KernelError> {
-        let mut stream = Stream::new(client, self, tokens);
+        let copied = (self.products == Products::Narrow).then_some(self.head.dtype);
+        let mut stream = Stream::with_copy(client, self, tokens, copied);
         for layer in &self.layers {
-            let input = stream.normed(client, layer, self.sizes.epsilon)?;
-            stream.add(layer.launch_rows(client, input, self.sizes)?);
+            layer.launch_rows(client, &mut stream, self.sizes)?;
         }
         self.conclude_rows(client, stream)
     }
@@ -110,6 +159,7 @@ impl Model {
         let shape = [self.batch(), self.d_model()];
         Stream {
             x: shaped(&self.x, &shape),
+            copy: None,
             update: None,
         }
     }
@@ -135,15 +185,27 @@ impl Model {
 }
 
 impl Layer {
-    /// What the layer adds to the residual stream, `[batch, d_model]`, f32.
+    /// Reads the residual stream and adds to it.
     fn launch_rows(
         &self,
         client: &Client,
-        input: TensorBinding,
+        stream: &mut Stream,
         sizes: Sizes,
-    ) -> Result<TensorBinding, KernelError> {
+    ) -> Result<(), KernelError> {
         let dtype = self.in_proj.dtype;
-        let projected = times(client, input, &self.in_proj, dtype)?;
+        let projected = match &stream.copy {
+            Some(copy) => {
+                let extras = Extras {
+                    epsilon: Some(sizes.epsilon),
+                    stream: None,
+                };
+                narrow_times(client, copy, &self.in_proj, extras)
+            }
+            None => {
+                let input = stream.normed(client, self, sizes.epsilon)?;
+                times(client, input, &self.in_proj, dtype)?
+            }
+        };
         let vectors = |width| empty(client, &[sizes.batch, width], dtype);
         let u = vectors(self.split.before_gate());
         let gate = vectors(self.split.gate);
@@ -173,11 +235,23 @@ impl Layer {
             gate: &gate,
             y: &y,
         };
-        let y = match &self.mixer {
-            Mixer::Mamba1(mixer) => mixer.step_rows(client, &self.state, buffers, sizes, dtype)?,
+        let (y, epsilon) = match &self.mixer {
+            Mixer::Mamba1(mixer) => {
+                let y = mixer.step_rows(client, &self.state, buffers, sizes, dtype)?;
+                (y, None)
+            }
             Mixer::Mamba2(mixer) => mixer.step_rows(client, &self.state, buffers, sizes, dtype)?,
         };
-        times(client, y, &self.out_proj, single())
+        if stream.copy.is_some() {
+            let extras = Extras {
+                epsilon,
+                stream: Some(stream.x.clone()),
+            };
+            stream.copy = Some(narrow_times(client, &y, &self.out_proj, extras));
+        } else {
+            stream.add(times(client, y, &self.out_proj, single())?);
+        }
+        Ok(())
     }
 }
 
@@ -199,7 +273,7 @@ impl Mamba1 {
 }
 
 impl Mamba2 {
-    /// From `u` and `gate` to what the output projection reads.
+    /// From `u` and `gate` to what the output projection reads, and what the norm that it does adds to the mean square.
     fn step_rows(
         &self,
         client: &Client,
@@ -207,17 +281,17 @@ impl Mamba2 {
         buffers: ScanBuffers,
         sizes: Sizes,
         dtype: ElemType,
-    ) -> Result<TensorBinding, KernelError> {
+    ) -> Result<(TensorBinding, Option<f32>), KernelError> {
         self.step(client, state, &buffers, sizes, dtype);
-        let Some(norm) = &self.norm else {
-            return Ok(buffers.y.clone());
+        let Some(norm) = self.own_norm() else {
+            return Ok((buffers.y.clone(), self.norm.as_ref().map(|it| it.epsilon)));
         };
         let shape = [sizes.batch, self.d_inner()];
         let normed = empty(client, &shape, dtype);
         let [y, gate, out] =
             [buffers.y, buffers.gate, &normed].map(|it| one_position(it, shape[1]));
         norm.apply(client, y, gate, out, dtype)?;
-        Ok(normed)
+        Ok((normed, None))
     }
 }
 
@@ -294,7 +368,8 @@ fn product(
     let wide = matrix.dtype.size() == 2
         && rows.shape[0] >= MANY_ROWS
         && fills_warpgroups(client, &rows, &turned);
-    if !wide && narrow_product(client, &rows, matrix, &result, out) {
+    if !wide && narrow::covers(client, rows.shape[0], matrix.columns, matrix.dtype) {
+        narrow_product(client, &rows, matrix, &result, out, Extras::default());
         return Ok(());
     }
     let elements = Elements {
@@ -302,6 +377,18 @@ fn product(
         out,
     };
     matmul(client, rows, turned, result, elements)
+}
+
+/// The same by [`narrow_product`], of the matrix' type.
+fn narrow_times(
+    client: &Client,
+    rows: &TensorBinding,
+    matrix: &Packed,
+    extras: Extras,
+) -> TensorBinding {
+    let result = empty(client, &[rows.shape[0], matrix.rows], matrix.dtype);
+    narrow_product(client, rows, matrix, &result, matrix.dtype, extras);
+    result
 }
 
 fn single() -> ElemType {

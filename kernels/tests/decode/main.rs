@@ -108,6 +108,21 @@ fn check_within(case: Case, tolerance: f64) {
     assert!(decoder.is_recorded(), "the last steps are replays");
 }
 
+/// In the types of two bytes that the device has.
+fn check_halves(case: Case) {
+    for (dtype, tolerance) in [(FloatKind::F16, 3e-3), (FloatKind::BF16, 2e-2)] {
+        let case = Case {
+            dtype,
+            dt_rank: 8,
+            ..case
+        };
+        match has_type(&client(), ElemType::Float(dtype)) {
+            true => check_within(case, tolerance),
+            false => println!("not tested: the device has no {dtype:?}"),
+        }
+    }
+}
+
 #[test]
 fn logits_of_steps_with_everything_and_sizes_that_divide_nothing() {
     check(ODD);
@@ -159,18 +174,17 @@ fn logits_of_many_sequences_of_mamba2() {
         },
         ..GROUPS
     });
-    for (dtype, tolerance) in [(FloatKind::F16, 3e-3), (FloatKind::BF16, 2e-2)] {
-        match has_type(&client(), ElemType::Float(dtype)) {
-            true => check_within(
-                Case {
-                    dtype,
-                    dt_rank: 8,
-                    ..many
-                },
-                tolerance,
-            ),
-            false => println!("not tested: the device has no {dtype:?}"),
-        }
+    check_halves(many);
+    for norm_before_gate in [None, Some(false), Some(true)] {
+        let heads = Heads {
+            norm_before_gate,
+            ..GROUPS.heads
+        };
+        check_halves(Case {
+            batch: 9,
+            heads,
+            ..GROUPS
+        });
     }
 }
 
@@ -183,19 +197,14 @@ fn logits_of_many_sequences() {
         ..PLAIN
     };
     check(many);
-    for (dtype, tolerance) in [(FloatKind::F16, 3e-3), (FloatKind::BF16, 2e-2)] {
-        match has_type(&client(), ElemType::Float(dtype)) {
-            true => check_within(
-                Case {
-                    dtype,
-                    dt_rank: 8,
-                    ..many
-                },
-                tolerance,
-            ),
-            false => println!("not tested: the device has no {dtype:?}"),
-        }
-    }
+    check_halves(many);
+    // Sizes that leave a block of the inner axis unfilled.
+    check_halves(Case {
+        d_model: 72,
+        d_inner: 136,
+        layers: 2,
+        ..many
+    });
 }
 
 /// Cubes that are cut off at the last row and the last column, of the sizes that many columns get.
@@ -358,11 +367,26 @@ fn two_runs_agree_to_the_bit() {
         kinds: BOTH,
         ..PLAIN
     };
+    check_repeats(both);
+    let bf16 = FloatKind::BF16;
+    let dtype = match has_type(&client(), ElemType::Float(bf16)) {
+        true => bf16,
+        false => FloatKind::F32,
+    };
+    check_repeats(Case {
+        batch: 67,
+        dt_rank: 8,
+        dtype,
+        ..both
+    });
+}
+
+fn check_repeats(case: Case) {
     let run = || {
-        let numbers = Numbers::new(both);
+        let numbers = Numbers::new(case);
         let mut decoder = numbers.decoder(&client(), Choice::Caller).expect("it fits");
         let steps = (0..3).map(|step| {
-            decoder.give_tokens(&tokens(&both, step));
+            decoder.give_tokens(&tokens(&case, step));
             decoder.step().expect("it launches");
             decoder.logits().expect("the kernels ran")
         });

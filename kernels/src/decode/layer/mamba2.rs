@@ -6,8 +6,9 @@ use cubecl::prelude::*;
 use super::{Mixer, Scale, ScanBuffers, Vectors, argument};
 use crate::KernelError;
 use crate::decode::model::Sizes;
-use crate::decode::pack::copy;
+use crate::decode::pack::{copy, ones};
 use crate::decode::product::Split;
+use crate::decode::rows::Products;
 use crate::decode::ssd_step::{SsdStep, ssd_step_kernel};
 use crate::decode::team::lanes;
 use crate::gated_rms_norm::{GatedNormInputs, MAX_GROUP, gated_rms_norm};
@@ -63,9 +64,9 @@ pub(in crate::decode) struct GatedNorm {
     gamma: TensorBinding,
     /// Channels that are normalised together.
     group_size: usize,
-    epsilon: f32,
+    pub epsilon: f32,
     before_gate: bool,
-    /// Whether the output projection of a team does it.
+    /// Whether the output projection does it.
     folded: bool,
 }
 
@@ -76,7 +77,7 @@ impl Mamba2Weights {
         client: &Client,
         channels: usize,
         dtype: ElemType,
-        in_rows: bool,
+        products: Products,
     ) -> Result<(Mixer, Split, Vec<usize>), KernelError> {
         let (headdim, ngroups) = (self.headdim, self.ngroups);
         let nheads = self.a.size();
@@ -110,7 +111,7 @@ impl Mamba2Weights {
         let norm = match self.norm {
             Some(norm) => {
                 check_whole("gamma", &norm.gamma, &[d_inner])?;
-                let folded = !in_rows && ngroups == 1 && !norm.norm_before_gate;
+                let folded = products != Products::Whole && ngroups == 1 && !norm.norm_before_gate;
                 // The norm's own kernel writes rows without padding.
                 if !folded && !d_inner.is_multiple_of(lanes) {
                     return Err(KernelError::NotCovered(
@@ -168,8 +169,18 @@ impl Mamba2 {
         }
     }
 
+    /// The scale of the norm that the output projection does, which scales by ones from here on.
+    pub(super) fn give_scale(&mut self, client: &Client, lanes: usize) -> Option<TensorBinding> {
+        let d_inner = self.d_inner();
+        let norm = self.norm.as_mut().filter(|norm| norm.folded)?;
+        Some(std::mem::replace(
+            &mut norm.gamma,
+            ones(client, d_inner, lanes),
+        ))
+    }
+
     /// The norm, where it is a launch of its own.
-    fn own_norm(&self) -> Option<&GatedNorm> {
+    pub(in crate::decode) fn own_norm(&self) -> Option<&GatedNorm> {
         self.norm.as_ref().filter(|norm| !norm.folded)
     }
 

@@ -5,9 +5,10 @@ mod mamba2;
 
 use cubecl::prelude::*;
 
-use super::model::{MAX_TEAM_BATCH, Sizes};
-use super::pack::{Packed, copy, fill_with_zeros, pack, transposed, zeros};
+use super::model::Sizes;
+use super::pack::{Packed, copy, fill_with_zeros, ones, pack_scaled, transposed, zeros};
 use super::product::{Split, convolve_kernel, product_kernel};
+use super::rows::Products;
 use super::team::{Team, lanes};
 use crate::KernelError;
 use crate::tensors::{
@@ -85,6 +86,16 @@ pub(super) enum Mixer {
     Mamba2(Mamba2),
 }
 
+impl Mixer {
+    /// The scale of the norm that the output projection does, which scales by ones from here on.
+    fn give_scale(&mut self, client: &Client, lanes: usize) -> Option<TensorBinding> {
+        match self {
+            Self::Mamba1(_) => None,
+            Self::Mamba2(mixer) => mixer.give_scale(client, lanes),
+        }
+    }
+}
+
 /// The vectors between the launches of a layer, a row a sequence, padded with zeros.
 #[derive(Clone, Debug)]
 pub(super) struct Vectors {
@@ -122,6 +133,7 @@ impl Layer {
         state: Option<LayerState>,
         [batch, d_model]: [usize; 2],
         dtype: ElemType,
+        products: Products,
     ) -> Result<Self, KernelError> {
         let conv = &weights.conv_weight.shape;
         if conv.len() != 2 {
@@ -139,10 +151,9 @@ impl Layer {
             width.saturating_sub(1),
             MAX_WIDTH - 1,
         )?;
-        let in_rows = batch > MAX_TEAM_BATCH;
-        let (mixer, split, shape) = match weights.mixer {
+        let (mut mixer, split, shape) = match weights.mixer {
             MixerWeights::Mamba1(mixer) => mixer.pack(client, channels, dtype)?,
-            MixerWeights::Mamba2(mixer) => mixer.pack(client, channels, dtype, in_rows)?,
+            MixerWeights::Mamba2(mixer) => mixer.pack(client, channels, dtype, products)?,
         };
         check_whole("norm", &weights.norm, &[d_model])?;
         check_shape("in_proj", &weights.in_proj, &[d_model, split.rows()])?;
@@ -163,16 +174,24 @@ impl Layer {
                 .map(|len| scratch(client, &[1, len])),
         };
         let lanes = lanes(dtype.size(), &client.properties().hardware);
-        let columns = |matrix| pack(client, transposed(matrix), dtype);
+        let columns = |matrix, scale| pack_scaled(client, transposed(matrix), scale, dtype);
+        let mut norm = copy(client, weights.norm, lanes);
+        let (mut in_scale, mut out_scale) = (None, None);
+        if products == Products::Narrow {
+            // Whoever normalises apart, as prompts are read, scales by ones.
+            let instead = ones(client, d_model, lanes);
+            in_scale = Some(std::mem::replace(&mut norm, instead));
+            out_scale = mixer.give_scale(client, lanes);
+        }
         Ok(Self {
-            norm: copy(client, weights.norm, lanes),
-            in_proj: columns(weights.in_proj),
+            norm,
+            in_proj: columns(weights.in_proj, in_scale),
             in_bias: weights.in_bias,
             split,
             conv_weight: weights.conv_weight,
             conv_bias: weights.conv_bias,
             mixer,
-            out_proj: columns(weights.out_proj),
+            out_proj: columns(weights.out_proj, out_scale),
             out_bias: weights.out_bias,
             window,
             state,
