@@ -13,12 +13,13 @@ mod timing;
 
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
+use cubecl::prelude::TensorBinding;
 use mamba_kernels::selective_scan::{
     CHECKPOINT_INTERVAL, ScanGradients, ScanInputs, ScanOutputs, ScanUpstream, Strategy,
     selective_scan, selective_scan_backward,
 };
 use support::scan::{Case, Numbers, Options, SHAPES};
-use timing::{Peer, against, empty, filled, sampled_ms, spread};
+use timing::{Peer, Reserved, against, empty, filled, sampled_ms, spread};
 
 const KINDS: [FloatKind; 2] = [FloatKind::F32, FloatKind::BF16];
 
@@ -75,13 +76,16 @@ fn main() {
         }
     }
 
-    println!("B x D x L x N, dtype: forward ms (peer, GB/s); with backward ms (peer)");
+    println!(
+        "B x D x L x N, dtype: forward ms (peer, GB/s); with backward ms (peer); memory beside inputs"
+    );
     for (dims, peer) in shapes {
         for (kind, peer) in KINDS.into_iter().zip(peer) {
             if !has(&client, kind) {
                 println!("{dims:?} {kind:?}: not on this device");
                 continue;
             }
+            let reserved = Reserved::new(&client);
             let problem = Problem::new(&client, dims, kind);
             let forward = sampled_ms(&client, || problem.forward(&client, strategy, false));
             let both = sampled_ms(&client, || {
@@ -93,11 +97,12 @@ fn main() {
             let bytes = values * ElemType::Float(kind).size();
             let gb_per_s = bytes as f64 / forward[1] / 1e6;
             println!(
-                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s); {} ({})",
+                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s); {} ({}); {:.0} MiB",
                 spread(forward),
                 against(forward, peer[0]),
                 spread(both),
-                against(both, peer[1])
+                against(both, peer[1]),
+                reserved.beside(&client, problem.inputs(kind)),
             );
         }
     }
@@ -190,6 +195,18 @@ impl Problem {
                 initial_state: None,
             },
         }
+    }
+
+    /// What is there before, the gradient of y included.
+    fn inputs(&self, kind: FloatKind) -> Vec<(&TensorBinding, FloatKind)> {
+        let ScanInputs { u, delta, b, c, .. } = &self.inputs;
+        let z = self.inputs.z.as_ref().expect("there is a gate");
+        let sequences = [u, delta, b, c, z, &self.upstream.y];
+        let sequences = sequences.map(|tensor| (tensor, kind));
+        sequences
+            .into_iter()
+            .chain([(&self.inputs.a, FloatKind::F32)])
+            .collect()
     }
 
     fn forward(&self, client: &Client, strategy: Strategy, save: bool) {

@@ -13,12 +13,13 @@ mod timing;
 
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
+use cubecl::prelude::TensorBinding;
 use mamba_kernels::ssd::{
     SsdGradients, SsdInputs, SsdOutputs, SsdUpstream, Strategy, ssd_as, ssd_backward_as,
 };
 use support::ssd::{Case, Numbers, Options, SHAPES, Skip};
 use support::ssd_gradients::{Upstream, gradient_tolerance};
-use timing::{Peer, against, empty, filled, sampled_ms, spread};
+use timing::{Peer, Reserved, against, empty, filled, sampled_ms, spread};
 
 /// The official chunk.
 const CHUNK_SIZE: usize = 256;
@@ -87,7 +88,9 @@ fn main() {
         }
     }
 
-    println!("B x L x H x P x N, dtype: forward ms (peer, GB/s); with backward ms (peer)");
+    println!(
+        "B x L x H x P x N, dtype: forward ms (peer, GB/s); with backward ms (peer); memory beside inputs"
+    );
     for (dims, peer) in shapes {
         for &kind in &kinds {
             let peer = match kind {
@@ -95,6 +98,7 @@ fn main() {
                 FloatKind::BF16 => peer[1],
                 _ => [None, None],
             };
+            let reserved = Reserved::new(&client);
             let problem = Problem::new(&client, dims, kind);
             let forward = sampled_ms(&client, || problem.forward(&client, strategy, false));
             let both = sampled_ms(&client, || {
@@ -106,11 +110,12 @@ fn main() {
             let bytes = values * ElemType::Float(kind).size();
             let gb_per_s = bytes as f64 / forward[1] / 1e6;
             println!(
-                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s); {} ({})",
+                "{dims:?} {kind:?}: {} ({}, {gb_per_s:.0} GB/s); {} ({}); {:.0} MiB",
                 spread(forward),
                 against(forward, peer[0]),
                 spread(both),
                 against(both, peer[1]),
+                reserved.beside(&client, problem.inputs(kind)),
             );
         }
     }
@@ -209,6 +214,13 @@ impl Problem {
                 initial_state: None,
             },
         }
+    }
+
+    /// What is there before, the gradient of y included.
+    fn inputs(&self, kind: FloatKind) -> Vec<(&TensorBinding, FloatKind)> {
+        let SsdInputs { x, dt, b, c, .. } = &self.inputs;
+        let sequences = [x, dt, b, c, &self.upstream.y];
+        sequences.map(|tensor| (tensor, kind)).to_vec()
     }
 
     fn forward(&self, client: &Client, strategy: Strategy, save: bool) {

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use cubecl::MemoryScope;
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
@@ -93,6 +94,41 @@ pub fn sampled_ms(client: &Client, mut call: impl FnMut()) -> [f64; 3] {
     let mut samples: Vec<f64> = (0..SAMPLES).map(|_| sample(calls)).collect();
     samples.sort_by(f64::total_cmp);
     [samples[0], samples[SAMPLES / 2], samples[SAMPLES - 1]]
+}
+
+/// What the pools have to reserve beside some tensors.
+pub struct Reserved {
+    before: u64,
+}
+
+impl Reserved {
+    /// Before anything of a problem is there; what is free by now is given back.
+    pub fn new(client: &Client) -> Self {
+        sync(client);
+        client.memory_cleanup().expect("the device answers");
+        Self {
+            before: reserved(client),
+        }
+    }
+
+    /// MiB reserved since then, whole pages, without those of `inputs`, each with the type of its values.
+    pub fn beside<'a>(
+        &self,
+        client: &Client,
+        inputs: impl IntoIterator<Item = (&'a TensorBinding, FloatKind)>,
+    ) -> f64 {
+        let sizes = inputs.into_iter();
+        let sizes = sizes.map(|(tensor, kind)| tensor.size() * ElemType::Float(kind).size());
+        let held = reserved(client) - self.before;
+        (held as f64 - sizes.sum::<usize>() as f64) / f64::from(1 << 20)
+    }
+}
+
+fn reserved(client: &Client) -> u64 {
+    client
+        .memory_report(MemoryScope::CurrentStream)
+        .usage()
+        .bytes_reserved
 }
 
 pub fn spread([fastest, median, slowest]: [f64; 3]) -> String {
