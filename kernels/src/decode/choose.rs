@@ -2,8 +2,7 @@
 
 use cubecl::prelude::*;
 
-use crate::bits::round_to;
-use crate::tensors::{cubes, present};
+use crate::tensors::cubes;
 
 /// Units of a cube.
 const UNITS: usize = 128;
@@ -27,16 +26,13 @@ pub(super) fn tiles(vocab_size: usize) -> usize {
     vocab_size.div_ceil(TILE)
 }
 
-/// Writes the rows of an embedding into vectors that may be padded, and into such vectors of another type, if there are any.
+/// Writes the rows of an embedding into vectors that may be padded.
 pub(super) fn embed(
     client: &Client,
     table: TensorBinding,
     tokens: TensorBinding,
     x: TensorBinding,
-    copy: Option<(TensorBinding, ElemType)>,
 ) {
-    let given = present([copy.is_some()]);
-    let (copy, dtype) = copy.unzip();
     let units = CubeDim::new_1d(UNITS as u32);
     // SAFETY: every index lies inside its tensor, whatever the tokens are.
     unsafe {
@@ -48,21 +44,15 @@ pub(super) fn embed(
             table.into_tensor_arg(),
             tokens.into_tensor_arg(),
             x.into_tensor_arg(),
-            copy.map(|it| it.into_tensor_arg()).into(),
-            given,
-            dtype.unwrap_or(f32::elem_type_native()),
         );
     }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn embed_kernel<F: Float>(
-    table: &Tensor<f32>,                      // [vocabulary, d_model]
-    tokens: &Tensor<u32>,                     // [batch]
-    x: &mut Tensor<f32>,                      // [batch, d_model or more]
-    mut copy: ComptimeOption<OwnedTensor<F>>, // [batch, d_model or more]
-    #[comptime] _present: u32,
-    #[define(F)] _dtype: ElemType,
+fn embed_kernel(
+    table: &Tensor<f32>,  // [vocabulary, d_model]
+    tokens: &Tensor<u32>, // [batch]
+    x: &mut Tensor<f32>,  // [batch, d_model or more]
 ) {
     if ABSOLUTE_POS >= x.len() {
         terminate!();
@@ -78,10 +68,6 @@ fn embed_kernel<F: Float>(
         value = table[token * table.shape(1) + column];
     }
     x[ABSOLUTE_POS] = value;
-    #[comptime]
-    if let ComptimeOption::Some(copy) = &mut copy {
-        copy[ABSOLUTE_POS] = round_to::<F>(value);
-    }
 }
 
 /// Scratch of the choice, and what it reads besides the logits.

@@ -17,7 +17,7 @@ use crate::tensors::{check_bindings, check_shape, check_size, check_whole, scrat
 /// Buffers of the largest kernel, and one for shapes and scalars.
 const BINDINGS: usize = 10;
 
-/// Most sequences of which a unit keeps a sum each; with more, products are those of whole matrices.
+/// Most sequences of which a unit keeps a sum each.
 pub(super) const MAX_TEAM_BATCH: usize = 8;
 
 /// The parameters of a model: f32.
@@ -104,6 +104,7 @@ impl Model {
         let rows = weights.embedding.shape[0];
         check_whole("embedding", &weights.embedding, &[rows, d_model])?;
         check_whole("norm", &weights.norm, &[d_model])?;
+        let products = Products::new(client, &weights, batch, dtype);
         let mut head = weights.head.unwrap_or_else(|| weights.embedding.clone());
         check_table("head", &head, vocab_size, d_model)?;
         head.shape = [vocab_size, d_model].into();
@@ -113,11 +114,6 @@ impl Model {
             epsilon: weights.epsilon,
             ptx: takes_ptx(client),
         };
-        // A matrix of a wrong rank is refused by its layer.
-        let inner = weights.layers.iter();
-        let inner = inner.filter_map(|it| it.out_proj.shape.first().copied());
-        let columns = inner.chain([d_model]);
-        let products = Products::new(client, batch, dtype, columns);
         let layers = weights.layers.into_iter().zip(states);
         let layers = layers
             .map(|(weights, state)| {
@@ -127,7 +123,7 @@ impl Model {
         let lanes = lanes(dtype.size(), &client.properties().hardware);
         let mut vectors: Vec<Vectors> = Vec::new();
         // More sequences have their tensors for each launch.
-        for layer in layers.iter().filter(|_| batch <= MAX_TEAM_BATCH) {
+        for layer in layers.iter().filter(|_| products == Products::Teams) {
             let widths = layer.widths();
             if vectors.iter().all(|it| it.widths != widths) {
                 vectors.push(Vectors::new(client, batch, widths, lanes));
@@ -191,7 +187,6 @@ impl Model {
             self.embedding.clone(),
             self.tokens(),
             self.x.clone(),
-            None,
         );
         for layer in &self.layers {
             layer.launch(client, &self.x, self.vectors(layer), self.sizes)?;

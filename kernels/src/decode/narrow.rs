@@ -1,6 +1,7 @@
 //! Products of a packed matrix with some rows on tensor cores: few enough that cubes over them alone would leave the
 //! device idle, so the planes of a cube share the inner axis. On request they normalise the rows on the way, since
-//! `W (x r gamma) = r (W gamma) x`, and add to the residual stream.
+//! `W (x r gamma) = r (W gamma) x`, by sums of squares that whoever made the rows left behind, and add to the residual stream,
+//! of whose rows they leave such sums behind themselves.
 
 use cubecl::cmma::MmaDefinition;
 use cubecl::features::MmaConfig;
@@ -44,8 +45,8 @@ struct Tile {
     plane: usize,
     /// Of the matrix.
     columns: usize,
-    /// Whether the rows are normalised.
-    normed: bool,
+    /// Parts of a row of which there is a sum of squares; none if rows are taken as they are.
+    parts: usize,
 }
 
 impl Tile {
@@ -63,15 +64,66 @@ impl Tile {
     fn ahead(&self) -> usize {
         divisor(self.steps(), MOST_AHEAD)
     }
+
+    /// Rows of a cube.
+    fn height(&self) -> usize {
+        EDGE * self.fragments
+    }
+
+    fn units(&self) -> usize {
+        self.plane * self.planes
+    }
+
+    /// Places of `y` that a unit stores, at most.
+    fn places(&self) -> usize {
+        (self.height() * EDGE).div_ceil(self.units())
+    }
+
+    /// Units that add up a row's sums of squares: neighbours within a plane.
+    fn share(&self) -> usize {
+        let share = (self.units() / self.height()).max(1).ilog2();
+        (1 << share).min(self.plane)
+    }
+
+    /// Times that a unit does so.
+    fn rounds(&self) -> usize {
+        (self.height() * self.share()).div_ceil(self.units())
+    }
+
+    /// Whether every unit has a sum to take each time.
+    fn shares_evenly(&self) -> bool {
+        let slots = self.height() * self.share();
+        self.parts.is_multiple_of(self.share()) && slots.is_multiple_of(self.units())
+    }
+
+    /// Sums that it takes each time.
+    fn own_parts(&self) -> usize {
+        self.parts.div_ceil(self.share())
+    }
 }
 
 /// What a product does besides.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Extras {
-    /// Each row is divided by the root of its mean square and this; the scale of the norm is part of the matrix.
-    pub epsilon: Option<f32>,
-    /// The product is added to this, f32 and shaped as `y`, and `y` gets the sum.
-    pub stream: Option<TensorBinding>,
+    pub norm: Option<RowNorm>,
+    pub stream: Option<Addition>,
+}
+
+/// Each row is divided by its root mean square. The scale of the norm is part of the matrix.
+#[derive(Clone, Debug)]
+pub(super) struct RowNorm {
+    /// Sums over parts of a row, `[rows, parts]`, f32, with memory up to a multiple of [`WHOLE_ROWS`].
+    pub squares: TensorBinding,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
+/// What the product is added to, f32 and shaped as `y`, which gets the sum, too.
+#[derive(Clone, Debug)]
+pub(super) struct Addition {
+    pub stream: TensorBinding,
+    /// Gets the sums of squares over [`EDGE`] columns each, `[rows, columns / EDGE]`, rounded up, f32.
+    pub squares: TensorBinding,
 }
 
 /// Whether the device and the sizes allow products of so many rows with a matrix of type `dtype` and so many columns.
@@ -118,11 +170,17 @@ pub(super) fn narrow_product(
         planes: divisor(matrix.columns.div_ceil(BLOCK), MOST_PLANES),
         plane: hardware.plane_size_max as usize,
         columns: matrix.columns,
-        normed: extras.epsilon.is_some(),
+        parts: extras.norm.as_ref().map_or(0, |it| it.squares.shape[1]),
     };
     let across = matrix.rows.div_ceil(EDGE) as u32;
     let down = rows.div_ceil(EDGE * tile.fragments) as u32;
-    let given = present([extras.stream.is_some()]);
+    let given = present([extras.norm.is_some(), extras.stream.is_some()]);
+    let epsilon = extras.norm.as_ref().map_or(0.0, |it| it.epsilon);
+    let norm = extras.norm.map(|it| it.squares.into_tensor_arg());
+    let (stream, squares) = extras
+        .stream
+        .map(|it| (it.stream.into_tensor_arg(), it.squares.into_tensor_arg()))
+        .unzip();
     // SAFETY: fragments past the last row of either factor lie in their padding; what is stored was checked.
     unsafe {
         narrow_kernel::launch_unchecked(
@@ -133,9 +191,11 @@ pub(super) fn narrow_product(
             VECTOR,
             x.clone().into_tensor_arg(),
             matrix.values.clone().into_tensor_arg(),
-            extras.stream.map(|it| it.into_tensor_arg()).into(),
+            norm.into(),
+            stream.into(),
+            squares.into(),
             y.clone().into_tensor_arg(),
-            extras.epsilon.unwrap_or_default(),
+            epsilon,
             tile,
             given,
             [matrix.dtype, out],
@@ -161,7 +221,9 @@ fn divisor(value: usize, most: usize) -> usize {
 fn narrow_kernel<F: Float, O: Float, V: Size>(
     x: &Tensor<Vector<F, V>>,      // [rows, columns], memory for whole fragments
     matrix: &Tensor<Vector<F, V>>, // [columns of y, columns], memory for whole fragments
+    norm: ComptimeOption<&Tensor<f32>>, // [rows, parts], memory for whole fragments
     mut stream: ComptimeOption<OwnedTensor<f32>>, // [rows, columns of y]
+    mut squares: ComptimeOption<OwnedTensor<f32>>, // [rows, fragments of y's columns]
     y: &mut Tensor<O>,             // [rows, columns of y]
     epsilon: f32,
     #[comptime] tile: Tile,
@@ -172,23 +234,52 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
     let fragments = comptime!(tile.fragments);
     let planes = comptime!(tile.planes);
     let wide = CUBE_POS_X as usize * EDGE;
-    let first = CUBE_POS_Y as usize * comptime!(EDGE * tile.fragments);
+    let first = CUBE_POS_Y as usize * comptime!(tile.height());
     let rows = y.shape(0);
+    let width = y.shape(1);
     let plane = UNIT_POS_Y as usize;
     let group = UNIT_POS_X as usize / 4;
     let turn = UNIT_POS_X as usize % 4;
+    let unit = UNIT_POS as usize;
+
+    // What is needed behind the products is on its way while they are computed.
+    let mut before = Array::<f32>::new(comptime!(tile.places()));
+    #[comptime]
+    if let ComptimeOption::Some(stream) = &stream {
+        #[unroll]
+        for k in 0..comptime!(tile.places()) {
+            let (row, column) = place_of(unit + comptime!(k * tile.units()), first, wide);
+            let inside = row < rows && column < width;
+            before[k] = stream[select(inside, row * width + column, 0)];
+        }
+    }
+    let mut parts = Array::<f32>::new(comptime!((tile.rounds() * tile.own_parts()).max(1)));
+    #[comptime]
+    if let ComptimeOption::Some(norm) = norm {
+        #[unroll]
+        for round in 0..comptime!(tile.rounds()) {
+            let slot = unit + comptime!(round * tile.units());
+            let row = slot / comptime!(tile.share());
+            #[unroll]
+            for k in 0..comptime!(tile.own_parts()) {
+                let part = slot % comptime!(tile.share()) + comptime!(k * tile.share());
+                let own = comptime!(round * tile.own_parts() + k);
+                let at = (first + row) * comptime!(tile.parts) + part;
+                parts[own] = if comptime!(tile.shares_evenly()) {
+                    norm[at]
+                } else {
+                    let inside = row < comptime!(tile.height()) && part < comptime!(tile.parts);
+                    select(inside, norm[select(inside, at, 0)], 0.0f32)
+                };
+            }
+        }
+    }
 
     // Of each fragment two halves of eight columns, of each half the rows `group` and `group + 8`.
     let mut sums = Array::<Vector<f32, Const<2>>>::new(comptime!(4 * tile.fragments));
     #[unroll]
     for i in 0..comptime!(4 * tile.fragments) {
         sums[i] = Vector::new(0.0f32);
-    }
-    // Of the unit's share of each of its rows.
-    let mut squares = Array::<f32>::new(comptime!(2 * tile.fragments));
-    #[unroll]
-    for i in 0..comptime!(2 * tile.fragments) {
-        squares[i] = 0.0f32;
     }
     #[unroll(comptime!(tile.steps() <= 16))]
     for round in 0..comptime!(tile.steps() / tile.ahead()) {
@@ -215,23 +306,11 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
             #[unroll]
             for i in 0..comptime!(2 * tile.fragments) {
                 let row = first + comptime!(i * 8) + group;
-                let values = x[row * vectors + at];
-                left[comptime!(ahead * 2 * fragments + i)] =
-                    if comptime!(tile.is_whole() || !tile.normed) {
-                        values
-                    } else {
-                        select(inside, values, Vector::<F, V>::new(F::new(0.0)))
-                    };
+                left[comptime!(ahead * 2 * fragments + i)] = x[row * vectors + at];
             }
         }
         #[unroll]
         for ahead in 0..comptime!(tile.ahead()) {
-            if comptime!(tile.normed) {
-                #[unroll]
-                for i in 0..comptime!(2 * tile.fragments) {
-                    squares[i] += square::<F, V>(left[comptime!(ahead * 2 * fragments + i)]);
-                }
-            }
             #[unroll]
             for half in 0..2usize {
                 #[unroll]
@@ -250,7 +329,7 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
         }
     }
 
-    let area = comptime!(EDGE * EDGE * tile.fragments);
+    let area = comptime!(EDGE * tile.height());
     let mut shared = Shared::<[f32]>::new_slice(comptime!(area * tile.planes));
     let begin = plane * area + group * EDGE + 2 * turn;
     #[unroll]
@@ -266,53 +345,83 @@ fn narrow_kernel<F: Float, O: Float, V: Size>(
             }
         }
     }
-    let height = comptime!(EDGE * tile.fragments);
-    let mut means = Shared::<[f32]>::new_slice(comptime!(match tile.normed {
-        true => height * tile.planes,
-        false => 1,
-    }));
-    if comptime!(tile.normed) {
-        #[unroll]
-        for i in 0..comptime!(2 * tile.fragments) {
-            // The four units of a row are neighbours.
-            let mut sum = squares[i];
-            sum += plane_shuffle_xor(sum, 1u32);
-            sum += plane_shuffle_xor(sum, 2u32);
-            if turn == 0 {
-                means[plane * height + comptime!(i * 8) + group] =
-                    sum * comptime!(1.0 / tile.columns as f32);
+    let mut scales = Shared::<[f32]>::new_slice(comptime!(tile.height()));
+    if comptime!(tile.parts > 0) {
+        store_scales(&parts, &mut scales, epsilon, tile);
+    }
+    sync_cube();
+    #[unroll]
+    for k in 0..comptime!(tile.places()) {
+        let place = unit + comptime!(k * tile.units());
+        // All of a plane or none.
+        if place < area {
+            let mut sum = shared[place];
+            #[unroll]
+            for other in 1..planes {
+                sum += shared[comptime!(other * area) + place];
+            }
+            if comptime!(tile.parts > 0) {
+                sum *= scales[place / EDGE];
+            }
+            let (row, column) = place_of(place, first, wide);
+            let inside = row < rows && column < width;
+            #[comptime]
+            if let ComptimeOption::Some(stream) = &mut stream {
+                sum += before[k];
+                if inside {
+                    stream[row * width + column] = sum;
+                }
+            }
+            if inside {
+                y[row * width + column] = round_to::<O>(sum);
+            }
+            #[comptime]
+            if let ComptimeOption::Some(squares) = &mut squares {
+                // The columns of a row are neighbours within a plane.
+                let mut square = select(inside, sum * sum, 0.0f32);
+                #[unroll]
+                for level in 0..comptime!(EDGE.ilog2()) {
+                    square += plane_shuffle_xor(square, comptime!(1u32 << level));
+                }
+                if row < rows && place.is_multiple_of(EDGE) {
+                    squares[row * width.div_ceil(EDGE) + CUBE_POS_X as usize] = square;
+                }
             }
         }
     }
-    sync_cube();
-    let width = y.shape(1);
-    let mut place = UNIT_POS as usize;
-    while place < area {
-        let mut sum = shared[place];
+}
+
+/// Row and column of a cube's place.
+#[cube]
+fn place_of(place: usize, first: usize, wide: usize) -> (usize, usize) {
+    (first + place / EDGE, wide + place % EDGE)
+}
+
+/// What each row of the cube is divided by, inverted, from the units' shares of its sums of squares.
+#[cube]
+fn store_scales(
+    parts: &Array<f32>,
+    scales: &mut Shared<[f32]>,
+    epsilon: f32,
+    #[comptime] tile: Tile,
+) {
+    let share = comptime!(tile.share());
+    #[unroll]
+    for round in 0..comptime!(tile.rounds()) {
+        let slot = UNIT_POS as usize + comptime!(round * tile.units());
+        let mut sum = parts[comptime!(round * tile.own_parts())];
         #[unroll]
-        for other in 1..planes {
-            sum += shared[comptime!(other * area) + place];
+        for k in 1..comptime!(tile.own_parts()) {
+            sum += parts[comptime!(round * tile.own_parts() + k)];
         }
-        if comptime!(tile.normed) {
-            let mut mean = means[place / EDGE];
-            #[unroll]
-            for other in 1..planes {
-                mean += means[comptime!(other * height) + place / EDGE];
-            }
-            sum *= 1.0f32 / (mean + epsilon).sqrt();
+        #[unroll]
+        for level in 0..comptime!(tile.share().ilog2()) {
+            sum += plane_shuffle_xor(sum, comptime!(1u32 << level));
         }
-        let row = first + place / EDGE;
-        let column = wide + place % EDGE;
-        if row < rows && column < width {
-            let at = row * width + column;
-            #[comptime]
-            if let ComptimeOption::Some(stream) = &mut stream {
-                sum += stream[at];
-                stream[at] = sum;
-            }
-            y[at] = round_to::<O>(sum);
+        if slot % share == 0 && slot / share < comptime!(tile.height()) {
+            let mean = sum * comptime!(1.0 / tile.columns as f32);
+            scales[slot / share] = 1.0f32 / (mean + epsilon).sqrt();
         }
-        place += comptime!(tile.plane * tile.planes);
     }
 }
 
@@ -344,18 +453,6 @@ fn multiply<F: Float, V: Size>(
         sums[at] = sum[0];
         sums[comptime!(at + 1)] = sum[1];
     }
-}
-
-/// The sum of the squares of a vector's values.
-#[cube]
-fn square<F: Float, V: Size>(values: Vector<F, V>) -> f32 {
-    let mut sum = 0.0f32;
-    #[unroll]
-    for j in 0..VECTOR {
-        let value = f32::cast_from(values.extract(j));
-        sum += value * value;
-    }
-    sum
 }
 
 #[cube]

@@ -5,9 +5,11 @@ use cubecl::prelude::*;
 use cubecl::zspace::Shape;
 
 use super::choose::embed;
-use super::layer::{Layer, Mamba1, Mamba2, Mixer, ScanBuffers, one_position};
-use super::model::{MAX_TEAM_BATCH, Model, Sizes};
-use super::narrow::{self, Extras, WHOLE_ROWS, narrow_product};
+use super::layer::{
+    Layer, LayerWeights, Mamba1, Mamba2, Mixer, MixerWeights, ScanBuffers, one_position,
+};
+use super::model::{MAX_TEAM_BATCH, Model, Sizes, Weights};
+use super::narrow::{self, Addition, EDGE, Extras, RowNorm, WHOLE_ROWS, narrow_product};
 use super::pack::{Packed, transposed};
 use super::product::{Split, gated};
 use crate::KernelError;
@@ -18,6 +20,9 @@ use crate::rms_norm::{NormInputs, Update, add_rms_norm};
 use crate::tensors::address_type;
 
 const UNITS: u32 = 128;
+
+/// Sequences that teams of units serve as fast as products of whole matrices do.
+const FEW: usize = 4;
 
 /// Rows from which on tiles of the head's product read it less often than fragments do.
 const MANY_ROWS: usize = 32;
@@ -34,53 +39,59 @@ pub(super) enum Products {
 }
 
 impl Products {
-    /// Those of so many sequences with matrices of type `dtype`, of which the ones behind norms have so many columns.
-    pub fn new(
-        client: &Client,
-        batch: usize,
-        dtype: ElemType,
-        mut columns: impl Iterator<Item = usize>,
-    ) -> Self {
-        if batch <= MAX_TEAM_BATCH {
-            return Self::Teams;
-        }
+    /// Those of so many sequences with matrices of type `dtype`.
+    pub fn new(client: &Client, weights: &Weights, batch: usize, dtype: ElemType) -> Self {
         // What is not normalised yet may be more than f16 holds.
-        let wide = dtype == ElemType::Float(FloatKind::BF16);
-        match wide && columns.all(|columns| narrow::covers(client, batch, columns, dtype)) {
-            true => Self::Narrow,
-            false => Self::Whole,
+        let narrow = dtype == ElemType::Float(FloatKind::BF16)
+            && weights.layers.iter().all(|layer| {
+                let biased = layer.in_bias.is_some() || layer.out_bias.is_some();
+                let mut columns = layer.inner_axes();
+                !biased && columns.all(|columns| narrow::covers(client, batch, columns, dtype))
+            });
+        match batch {
+            ..=FEW => Self::Teams,
+            _ if narrow => Self::Narrow,
+            ..=MAX_TEAM_BATCH => Self::Teams,
+            _ => Self::Whole,
         }
+    }
+}
+
+impl LayerWeights {
+    /// Over what the products with its matrices add up. A matrix of a wrong rank is refused elsewhere.
+    fn inner_axes(&self) -> impl Iterator<Item = usize> {
+        let mut matrices = vec![&self.in_proj, &self.out_proj];
+        if let MixerWeights::Mamba1(mixer) = &self.mixer {
+            matrices.extend([&mixer.x_proj, &mixer.dt_proj]);
+        }
+        matrices
+            .into_iter()
+            .filter_map(|it| it.shape.first().copied())
     }
 }
 
 /// Vectors of the residual stream, `[rows, d_model]`, f32, and what the layer before adds to them.
 pub(super) struct Stream {
     x: TensorBinding,
-    /// `x` in the type of the matrices, for products that normalise.
-    copy: Option<TensorBinding>,
+    /// For products that normalise.
+    copy: Option<Copy>,
     update: Option<TensorBinding>,
+}
+
+/// The vectors in the type of the matrices, and sums of the squares of parts of them.
+struct Copy {
+    x: TensorBinding,
+    squares: TensorBinding,
 }
 
 impl Stream {
     /// The embeddings of `tokens`, `[rows]`.
     pub fn new(client: &Client, model: &Model, tokens: TensorBinding) -> Self {
-        Self::with_copy(client, model, tokens, None)
-    }
-
-    fn with_copy(
-        client: &Client,
-        model: &Model,
-        tokens: TensorBinding,
-        dtype: Option<ElemType>,
-    ) -> Self {
-        let shape = [tokens.size(), model.d_model()];
-        let x = empty(client, &shape, single());
-        let copy = dtype.map(|dtype| empty(client, &shape, dtype));
-        let typed = copy.clone().zip(dtype);
-        embed(client, model.embedding.clone(), tokens, x.clone(), typed);
+        let x = empty(client, &[tokens.size(), model.d_model()], single());
+        embed(client, model.embedding.clone(), tokens, x.clone());
         Self {
             x,
-            copy,
+            copy: None,
             update: None,
         }
     }
@@ -122,6 +133,29 @@ impl Stream {
         Ok(normed)
     }
 
+    /// Adds a product, whose rows may be normalised on the way, and keeps what the next one needs for that.
+    fn add_product(
+        &mut self,
+        client: &Client,
+        rows: &TensorBinding,
+        matrix: &Packed,
+        norm: Option<RowNorm>,
+    ) {
+        let shape = [rows.shape[0], matrix.rows];
+        let parts = [rows.shape[0], matrix.rows.div_ceil(EDGE)];
+        let copy = Copy {
+            x: empty(client, &shape, matrix.dtype),
+            squares: empty(client, &parts, single()),
+        };
+        let stream = Some(Addition {
+            stream: self.x.clone(),
+            squares: copy.squares.clone(),
+        });
+        let extras = Extras { norm, stream };
+        narrow_product(client, rows, matrix, &copy.x, matrix.dtype, extras);
+        self.copy = Some(copy);
+    }
+
     /// Leaves an addition to whoever reads next.
     pub fn add(&mut self, update: TensorBinding) {
         self.update = Some(update);
@@ -139,10 +173,9 @@ impl Stream {
 impl Model {
     /// A step of more sequences than a team of units takes.
     pub fn launch_rows(&self, client: &Client, tokens: TensorBinding) -> Result<(), KernelError> {
-        let copied = (self.products == Products::Narrow).then_some(self.head.dtype);
-        let mut stream = Stream::with_copy(client, self, tokens, copied);
+        let mut stream = Stream::new(client, self, tokens);
         for layer in &self.layers {
-            layer.launch_rows(client, &mut stream, self.sizes)?;
+            layer.launch_rows(client, &mut stream, self.sizes, self.products)?;
         }
         self.conclude_rows(client, stream)
     }
@@ -191,15 +224,19 @@ impl Layer {
         client: &Client,
         stream: &mut Stream,
         sizes: Sizes,
+        products: Products,
     ) -> Result<(), KernelError> {
         let dtype = self.in_proj.dtype;
-        let projected = match &stream.copy {
-            Some(copy) => {
-                let extras = Extras {
-                    epsilon: Some(sizes.epsilon),
-                    stream: None,
-                };
-                narrow_times(client, copy, &self.in_proj, extras)
+        let projected = match stream.copy.take() {
+            Some(Copy { x, squares }) => {
+                let norm = Some(RowNorm {
+                    squares,
+                    epsilon: sizes.epsilon,
+                });
+                let projected = empty(client, &[sizes.batch, self.in_proj.rows], dtype);
+                let extras = Extras { norm, stream: None };
+                narrow_product(client, &x, &self.in_proj, &projected, dtype, extras);
+                projected
             }
             None => {
                 let input = stream.normed(client, self, sizes.epsilon)?;
@@ -235,21 +272,16 @@ impl Layer {
             gate: &gate,
             y: &y,
         };
-        let (y, epsilon) = match &self.mixer {
+        let (y, norm) = match &self.mixer {
             Mixer::Mamba1(mixer) => {
                 let y = mixer.step_rows(client, &self.state, buffers, sizes, dtype)?;
                 (y, None)
             }
             Mixer::Mamba2(mixer) => mixer.step_rows(client, &self.state, buffers, sizes, dtype)?,
         };
-        if stream.copy.is_some() {
-            let extras = Extras {
-                epsilon,
-                stream: Some(stream.x.clone()),
-            };
-            stream.copy = Some(narrow_times(client, &y, &self.out_proj, extras));
-        } else {
-            stream.add(times(client, y, &self.out_proj, single())?);
+        match products {
+            Products::Narrow => stream.add_product(client, &y, &self.out_proj, norm),
+            _ => stream.add(times(client, y, &self.out_proj, single())?),
         }
         Ok(())
     }
@@ -273,7 +305,7 @@ impl Mamba1 {
 }
 
 impl Mamba2 {
-    /// From `u` and `gate` to what the output projection reads, and what the norm that it does adds to the mean square.
+    /// From `u` and `gate` to what the output projection reads, and the norm that it does.
     fn step_rows(
         &self,
         client: &Client,
@@ -281,11 +313,21 @@ impl Mamba2 {
         buffers: ScanBuffers,
         sizes: Sizes,
         dtype: ElemType,
-    ) -> Result<(TensorBinding, Option<f32>), KernelError> {
-        self.step(client, state, &buffers, sizes, dtype);
+    ) -> Result<(TensorBinding, Option<RowNorm>), KernelError> {
         let Some(norm) = self.own_norm() else {
-            return Ok((buffers.y.clone(), self.norm.as_ref().map(|it| it.epsilon)));
+            let norm = self.norm.as_ref().map(|norm| RowNorm {
+                squares: empty(
+                    client,
+                    &[sizes.batch, self.squares(client, sizes)],
+                    single(),
+                ),
+                epsilon: norm.epsilon,
+            });
+            let squares = norm.as_ref().map(|it| &it.squares);
+            self.step(client, state, &buffers, squares, sizes, dtype);
+            return Ok((buffers.y.clone(), norm));
         };
+        self.step(client, state, &buffers, None, sizes, dtype);
         let shape = [sizes.batch, self.d_inner()];
         let normed = empty(client, &shape, dtype);
         let [y, gate, out] =
@@ -377,18 +419,6 @@ fn product(
         out,
     };
     matmul(client, rows, turned, result, elements)
-}
-
-/// The same by [`narrow_product`], of the matrix' type.
-fn narrow_times(
-    client: &Client,
-    rows: &TensorBinding,
-    matrix: &Packed,
-    extras: Extras,
-) -> TensorBinding {
-    let result = empty(client, &[rows.shape[0], matrix.rows], matrix.dtype);
-    narrow_product(client, rows, matrix, &result, matrix.dtype, extras);
-    result
 }
 
 fn single() -> ElemType {

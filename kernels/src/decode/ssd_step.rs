@@ -120,6 +120,11 @@ impl SsdStep {
         self.headdim.div_ceil(self.rows * self.turns)
     }
 
+    /// Cubes of a sequence: each gives a sum of squares.
+    pub fn parts_of_y(&self) -> usize {
+        self.nheads * self.cubes_a_head()
+    }
+
     fn d_inner(&self) -> usize {
         self.nheads * self.headdim
     }
@@ -153,6 +158,7 @@ pub(super) fn ssd_step_kernel<F: Float, S: Size>(
     skip: &Tensor<f32>, // [nheads] or [d_inner]
     state: &mut Tensor<Vector<f32, S>>, // [batch, nheads, headdim, d_state]
     y: &mut Tensor<F>, // [batch, d_inner or more]
+    mut squares: ComptimeOption<OwnedTensor<f32>>, // [batch, cubes of a sequence]
     least: f32,
     most: f32,
     #[comptime] step: SsdStep,
@@ -255,6 +261,7 @@ pub(super) fn ssd_step_kernel<F: Float, S: Size>(
     }
 
     add_up(&mut sums, step);
+    let mut own_squares = Shared::<[f32]>::new_slice(comptime!(step.rows * step.turns));
     #[unroll]
     for turn in 0..turns {
         let own = begin + comptime!(turn * step.rows);
@@ -271,6 +278,25 @@ pub(super) fn ssd_step_kernel<F: Float, S: Size>(
             }
             let at = sequence * y.shape(1) + channel + own;
             y[at] = round_to::<F>(total);
+            if comptime!(squares.is_some()) {
+                own_squares[comptime!(turn * step.rows) + UNIT_POS_Y as usize] = total * total;
+            }
+        }
+    }
+    #[comptime]
+    if let ComptimeOption::Some(squares) = &mut squares {
+        sync_cube();
+        if UNIT_POS == 0 {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for row in 0..comptime!(step.rows * step.turns) {
+                if CUBE_POS % cubes * comptime!(step.rows * step.turns) + row
+                    < comptime!(step.headdim)
+                {
+                    sum += own_squares[row];
+                }
+            }
+            squares[CUBE_POS] = sum;
         }
     }
 }

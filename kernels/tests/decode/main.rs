@@ -175,6 +175,7 @@ fn logits_of_many_sequences_of_mamba2() {
         ..GROUPS
     });
     check_halves(many);
+    check_halves(Case { batch: 8, ..many });
     for norm_before_gate in [None, Some(false), Some(true)] {
         let heads = Heads {
             norm_before_gate,
@@ -198,6 +199,8 @@ fn logits_of_many_sequences() {
     };
     check(many);
     check_halves(many);
+    // Few enough for teams, and where tensor cores do not care.
+    check_halves(Case { batch: 5, ..many });
     // Sizes that leave a block of the inner axis unfilled.
     check_halves(Case {
         d_model: 72,

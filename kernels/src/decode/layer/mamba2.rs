@@ -198,7 +198,7 @@ impl Mamba2 {
             y: &vectors.y,
         };
         let single = ElemType::Float(FloatKind::F32);
-        self.step(client, state, &buffers, sizes, single);
+        self.step(client, state, &buffers, None, sizes, single);
         if let Some(norm) = self.own_norm() {
             let [y, gate, normed] = [&vectors.y, &vectors.gate, &vectors.extra]
                 .map(|it| one_position(it, self.d_inner()));
@@ -212,12 +212,19 @@ impl Mamba2 {
         Ok((&vectors.y, norm))
     }
 
-    /// One step of the recurrence, over vectors of type `dtype`, gated where no norm of its own comes behind it.
+    /// Parts of a sequence's `y` of which [`step`](Self::step) gives sums of squares.
+    pub fn squares(&self, client: &Client, sizes: Sizes) -> usize {
+        SsdStep::new(client, self, sizes).parts_of_y()
+    }
+
+    /// One step of the recurrence, over vectors of type `dtype`, gated where no norm of its own comes behind it. The sums of
+    /// squares over parts of a sequence's `y` go to `squares`, `[batch, parts]`, f32, if somebody wants them.
     pub fn step(
         &self,
         client: &Client,
         state: &TensorBinding,
         buffers: &ScanBuffers,
+        squares: Option<&TensorBinding>,
         sizes: Sizes,
         dtype: ElemType,
     ) {
@@ -243,11 +250,12 @@ impl Mamba2 {
                 self.d.clone().into_tensor_arg(),
                 state.clone().into_tensor_arg(),
                 buffers.y.clone().into_tensor_arg(),
+                argument(squares).into(),
                 least,
                 // WGSL has no infinity.
                 most.min(f32::MAX),
                 step,
-                present([gate.is_some(), self.dt_bias.is_some()]),
+                present([gate.is_some(), self.dt_bias.is_some(), squares.is_some()]),
                 dtype,
             );
         }
