@@ -54,7 +54,7 @@ pub struct Reading {
     pub peak: Option<u64>,
     /// What the model remembers of a prompt.
     pub state: Option<u64>,
-    /// Seconds that the work took, with all that a first call does.
+    /// Seconds that the work took: of a prompt on a GPU, of reading it again, since kernels are compiled the first time.
     pub seconds: f64,
 }
 
@@ -88,15 +88,22 @@ impl Probe {
         memory::give_back();
         let loaded = meter.held();
         let countable = meter.restart();
-        let start = Instant::now();
-        let state = match self.work {
+        let mut start = Instant::now();
+        let (state, peak) = match self.work {
             Work::Prefill => {
-                let (_, state) = subject.prefill(&subject.tokens(self.batch, self.length))?;
-                Some(state.num_bytes() as u64)
+                let tokens = subject.tokens(self.batch, self.length);
+                let read = || -> Result<_> { Ok(subject.prefill(&tokens)?.1.num_bytes() as u64) };
+                let state = read()?;
+                let peak = meter.peak();
+                if !is_cpu(&self.device) {
+                    start = Instant::now();
+                    read()?;
+                }
+                (Some(state), peak)
             }
             Work::Train => {
                 self.train(subject, &device)?;
-                None
+                (None, meter.peak())
             }
         };
         Ok(Reading {
@@ -104,7 +111,7 @@ impl Probe {
                 .zip(before)
                 .map(|(loaded, before)| loaded.saturating_sub(before)),
             before: loaded,
-            peak: meter.peak().filter(|_| countable),
+            peak: peak.filter(|_| countable),
             state,
             seconds: start.elapsed().as_secs_f64(),
         })

@@ -116,8 +116,11 @@ impl ModuleVisitor for SquaredNorm<'_> {
         let Some(grad) = self.grads.get::<D>(param.id) else {
             return;
         };
-        // Squares of half-precision gradients overflow or vanish.
-        let squares = grad.cast(DType::F32).square().sum();
+        // Squares of half-precision gradients overflow or vanish. Sums of axes are added in one order on every device; those of
+        // whole tensors, on GPUs, in whatever order their parts end.
+        let width = grad.dims().last().copied().unwrap_or(1) as i32;
+        let rows: Tensor<2> = grad.cast(DType::F32).reshape([-1, width]);
+        let squares = rows.square().sum_dim(1).squeeze_dim::<1>(1).sum_dim(0);
         self.total = Some(match self.total.take() {
             Some(total) => total + squares,
             None => squares,

@@ -14,7 +14,7 @@ use crate::run::{OURS, Run};
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// A prompt is read once here, and its first reading compiles kernels: its call may take so many times longer than others.
+/// A prompt is read once or twice here, and not in rounds: its call may take so many times longer than others.
 const ONCE: f64 = 4.0;
 
 pub(super) fn run(run: &mut Run) -> Result<()> {

@@ -142,7 +142,7 @@ impl Stepper<'_> {
         }
         self.learner.lr_step();
         self.learner.optimizer_step(accumulator.grads());
-        let loss = Tensor::cat(losses, 0).mean();
+        let loss = Tensor::cat(losses, 0).mean_dim(0);
         self.pending.push(loss.clone());
         self.state.step += 1;
         let log = self.state.step.is_multiple_of(self.training.log_every);

@@ -73,9 +73,9 @@ pub(super) fn token_losses(
     CubeBackend::float_cat(losses.collect(), 0)
 }
 
-/// The mean of the losses, `[1]`.
+/// The mean of the losses, `[1]`. Burn's sum of a whole tensor adds in whatever order its cubes end; that of an axis does not.
 fn mean(losses: CubeTensor, scale: CubeTensor) -> CubeTensor {
-    CubeBackend::float_mul(CubeBackend::float_sum(losses), scale)
+    CubeBackend::float_mul(CubeBackend::float_sum_dim(losses, 0), scale)
 }
 
 pub(super) fn loss(
