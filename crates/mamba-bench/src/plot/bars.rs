@@ -1,4 +1,5 @@
 use super::axis::{Ruler, Scale, number};
+use super::chart::LETTER;
 use super::svg::{COLORS, Svg};
 
 const WIDTH: f64 = 820.0;
@@ -22,11 +23,13 @@ pub struct Bars {
 impl Bars {
     /// As SVG.
     pub fn svg(&self) -> String {
-        let [left, top, right, bottom] = ROOM;
+        let [least, top, right, bottom] = ROOM;
+        let names = self.bars.iter().map(|bar| bar.0.chars().count());
+        let left = least.max(LETTER * names.max().unwrap_or(0) as f64 + 20.0);
         let height = BAR * self.bars.len().max(1) as f64;
-        let width = WIDTH - left - right;
+        let width = WIDTH - least - right;
         let ruler = Ruler::new(Scale::Linear, self.bars.iter().map(|bar| bar.1));
-        let mut svg = Svg::new(WIDTH, top + height + bottom);
+        let mut svg = Svg::new(left + width + right, top + height + bottom);
         svg.text("title", (20.0, 26.0), "start", &self.title);
         svg.text("soft", (20.0, 47.0), "start", &self.subtitle);
         for tick in ruler.ticks() {

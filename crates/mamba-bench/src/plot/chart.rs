@@ -9,7 +9,7 @@ const ROOM: [f64; 4] = [74.0, 64.0, 196.0, 56.0];
 const TO_NAMES: f64 = 44.0;
 
 /// A letter of such a name, as wide as DejaVu Sans has them.
-const LETTER: f64 = 8.0;
+pub(super) const LETTER: f64 = 8.0;
 
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,12 @@ impl Chart {
     pub fn svg(&self) -> String {
         let [left, top, right, bottom] = ROOM;
         let (width, height) = (SIZE.0 - left - right, SIZE.1 - top - bottom);
-        let names = self.series.iter().map(|it| it.name.chars().count());
+        let shown = |point: &&(f64, f64)| point.0.is_finite() && point.1.is_finite();
+        let series = || {
+            let all = self.series.iter().enumerate();
+            all.filter(|(_, series)| series.points.iter().any(|point| shown(&point)))
+        };
+        let names = series().map(|(_, series)| series.name.chars().count());
         let legend = TO_NAMES + LETTER * names.max().unwrap_or(0) as f64;
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Ruler::new(self.x.scale, points().map(|point| point.0));
@@ -115,16 +120,15 @@ impl Chart {
             );
         }
 
-        for (index, series) in self.series.iter().enumerate() {
+        for (place, (index, series)) in series().enumerate() {
             let color = series.color.unwrap_or(index) % COLORS.len();
-            let shown = |point: &&(f64, f64)| point.0.is_finite() && point.1.is_finite();
             let places: Vec<_> = series
                 .points
                 .iter()
                 .filter(shown)
                 .map(|&(x, y)| (across(x), down(y)))
                 .collect();
-            let legend = (left + width + 16.0, top + 12.0 + 20.0 * index as f64);
+            let legend = (left + width + 16.0, top + 12.0 + 20.0 * place as f64);
             let dash = [legend, (legend.0 + 22.0, legend.1)];
             match series.style {
                 Style::Dashed => {
@@ -137,7 +141,8 @@ impl Chart {
                 }
                 Style::Dots => svg.dot(&format!("f{color}"), (legend.0 + 11.0, legend.1), 5.0),
             }
-            if series.style != Style::Dashed {
+            // Of one point there is no line.
+            if series.style != Style::Dashed || places.len() == 1 {
                 let radius = if series.style == Style::Dots {
                     5.0
                 } else {
@@ -190,6 +195,20 @@ mod tests {
                 label: "crossing".into(),
             }],
         }
+    }
+
+    #[test]
+    fn one_point_is_seen_and_none_have_no_name() {
+        let mut chart = chart(vec![(64.0, 1.0)]);
+        chart.series[0].style = Style::Dashed;
+        chart.series.push(Series {
+            name: "gpt2".into(),
+            points: vec![(128.0, f64::INFINITY)],
+            ..chart.series[0].clone()
+        });
+        let svg = chart.svg();
+        assert_eq!(svg.matches("<circle").count(), 1);
+        assert!(svg.contains("mamba1") && !svg.contains("gpt2"));
     }
 
     #[test]

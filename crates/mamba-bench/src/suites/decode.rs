@@ -80,7 +80,11 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                                 decoding.state_bytes() as f64 / f64::from(1 << 20),
                             );
                         run.emit(Entry::Row(Box::new(row)))?;
-                        peers::emit(run, &key, &ours, theirs, batch)?;
+                        let theirs = peers::emit(run, &key, &ours, theirs, batch)?;
+                        bars.extend(theirs.into_iter().map(|(name, ms)| {
+                            let rate = batch as f64 / ms * 1e3;
+                            (format!("{}, {name}", model.name), rate, color)
+                        }));
                     }
                     Err(reason) => run.miss(model.name, OURS, Some(length), &reason)?,
                 }

@@ -170,25 +170,29 @@ fn make_ready(
     )
 }
 
-/// Writes the peers' rows, or why there are none. `key` is that of ours; `tokens` are those of a call.
+/// Writes the peers' rows, or why there are none, and returns who took how many milliseconds. `key` is that of ours; `tokens` are
+/// those of a call.
 pub(super) fn emit(
     run: &mut Run,
     key: &Key,
     ours: &Measurement,
     theirs: Theirs,
     tokens: usize,
-) -> Result<()> {
+) -> Result<Vec<(String, f64)>> {
+    let mut measured = Vec::new();
     for (name, theirs) in theirs {
         match theirs {
             Err(reason) => run.miss(&key.problem, &name, Some(key.length), &reason)?,
             Ok(theirs) => {
-                let rate = tokens as f64 / theirs.ms.median() * 1e3;
+                let ms = theirs.ms.median();
+                let rate = tokens as f64 / ms * 1e3;
                 let row = beside(key, &name, theirs, ours).with("tokens_per_second", rate);
                 run.emit(Entry::Row(Box::new(row)))?;
+                measured.push((name, ms));
             }
         }
     }
-    Ok(())
+    Ok(measured)
 }
 
 /// The row of `engine` with its ratio to ours, whose key is `key`.

@@ -1,5 +1,7 @@
 //! The time from a prompt to the first token behind it.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 
 use super::peers::{self, Peers, Task};
@@ -44,6 +46,7 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
 
     let mut peers = Peers::default();
     let mut series = Vec::new();
+    let mut curves = 0;
     for model in &models {
         if let Err(reason) = run.in_limit() {
             run.miss(model.name, OURS, None, &reason)?;
@@ -58,8 +61,9 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 points: vec![],
                 spread: vec![],
                 style: Style::Line,
-                color: None,
+                color: Some(curves),
             };
+            let mut beside = BTreeMap::<String, Series>::new();
             for &length in &lengths {
                 let what = format!("{}, {batch} x {length}", model.name);
                 let flops = work(model, batch, length);
@@ -98,12 +102,24 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                             .with("tokens_per_second", (batch * length) as f64 / ms * 1e3)
                             .with("gflop_per_second", flops * 1e-9 / ms * 1e3);
                         run.emit(Entry::Row(Box::new(row)))?;
-                        peers::emit(run, &key, &ours, theirs, batch * length)?;
+                        for (name, ms) in peers::emit(run, &key, &ours, theirs, batch * length)? {
+                            let new = || Series {
+                                name: format!("{}, {name}", curve.name),
+                                points: vec![],
+                                spread: vec![],
+                                style: Style::Dashed,
+                                color: Some(curves),
+                            };
+                            let theirs = beside.entry(name.clone()).or_insert_with(new);
+                            theirs.points.push((length as f64, ms));
+                        }
                     }
                     Err(reason) => run.miss(model.name, OURS, Some(length), &reason)?,
                 }
             }
             series.push(curve);
+            series.extend(beside.into_values());
+            curves += 1;
         }
         peers.forget(run, &subject);
     }

@@ -115,7 +115,11 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                 )?,
             }
             run.emit(Entry::Row(Box::new(row)))?;
-            peers::emit(run, &key, &ours, theirs, batch * length)?;
+            let theirs = peers::emit(run, &key, &ours, theirs, batch * length)?;
+            bars.extend(theirs.into_iter().map(|(name, ms)| {
+                let rate = (batch * length) as f64 / ms * 1e3;
+                (format!("{}, {name}", model.name), rate, color)
+            }));
         }
     }
     let chart = Bars {

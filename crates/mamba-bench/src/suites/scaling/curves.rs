@@ -22,6 +22,8 @@ pub(super) struct Curves {
     by_model: BTreeMap<String, Vec<(f64, f64)>>,
     errors: BTreeMap<String, Vec<f64>>,
     spread: BTreeMap<String, Vec<(f64, f64)>>,
+    /// Milliseconds a sequence of peers, by the model that they computed and their names.
+    peers: BTreeMap<(String, String), Vec<(f64, f64)>>,
 }
 
 impl Curves {
@@ -51,6 +53,12 @@ impl Curves {
             .push((a_sequence(q1_ms), a_sequence(q3_ms)));
     }
 
+    /// A point of a peer's: length, milliseconds a sequence.
+    pub fn add_peer(&mut self, model: &str, peer: String, point: (f64, f64)) {
+        let key = (model.to_string(), peer);
+        self.peers.entry(key).or_default().push(point);
+    }
+
     /// How fast a model is beside another, at every length at which both were measured.
     fn ratios(&self, model: &str, other: &str) -> Vec<Ratio> {
         let points = |name: &str| {
@@ -78,7 +86,7 @@ impl Curves {
 /// Exponents, crossings and the plot.
 pub(super) fn conclude(run: &mut Run, curves: &Curves) -> Result<()> {
     let mut series = Vec::new();
-    for (name, points) in &curves.by_model {
+    for (color, (name, points)) in curves.by_model.iter().enumerate() {
         let long: Vec<_> = points
             .iter()
             .copied()
@@ -91,8 +99,16 @@ pub(super) fn conclude(run: &mut Run, curves: &Curves) -> Result<()> {
             points: points.clone(),
             spread: curves.spread[name].clone(),
             style: Style::Line,
-            color: None,
+            color: Some(color),
         });
+        let theirs = curves.peers.iter().filter(|((model, _), _)| model == name);
+        series.extend(theirs.map(|((_, peer), points)| Series {
+            name: format!("{name}, {peer}"),
+            points: points.clone(),
+            spread: vec![],
+            style: Style::Dashed,
+            color: Some(color),
+        }));
         if let (Some(law), Some(first), Some(last)) = (law, long.first(), long.last()) {
             let growth = Growth {
                 problem: name.clone(),

@@ -119,7 +119,9 @@ pub(super) fn run(run: &mut Run) -> Result<()> {
                     let key = row.key.clone();
                     curves.add(&row);
                     run.emit(Entry::Row(Box::new(row)))?;
-                    peers::emit(run, &key, &ours, theirs, batch * length)?;
+                    for (name, ms) in peers::emit(run, &key, &ours, theirs, batch * length)? {
+                        curves.add_peer(model.name, name, (length as f64, ms / batch as f64));
+                    }
                 }
                 Err(reason) => run.miss(model.name, OURS, Some(length), &reason)?,
             }
