@@ -11,7 +11,7 @@
 #
 #   part     seconds  what
 #   bf16     380      kernels, prompts and decoding beside peers
-#   long     ?        training beside peers, a million tokens, memory
+#   long     310      training beside peers, a million tokens, memory
 #   f32      ?        kernels, scaling (120 for both), training, the backends of the build
 #   vulkan   40       kernels, a prompt, decoding
 #
