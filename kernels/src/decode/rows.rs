@@ -48,11 +48,12 @@ impl Products {
                 let mut columns = layer.inner_axes();
                 !biased && columns.all(|columns| narrow::covers(client, batch, columns, dtype))
             });
-        match batch {
-            ..=FEW => Self::Teams,
-            _ if narrow => Self::Narrow,
-            ..=MAX_TEAM_BATCH => Self::Teams,
-            _ => Self::Whole,
+        if narrow && batch > FEW {
+            Self::Narrow
+        } else if batch <= MAX_TEAM_BATCH {
+            Self::Teams
+        } else {
+            Self::Whole
         }
     }
 }
