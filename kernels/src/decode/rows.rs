@@ -75,12 +75,12 @@ impl LayerWeights {
 pub(super) struct Stream {
     x: TensorBinding,
     /// For products that normalise.
-    copy: Option<Copy>,
+    rounded: Option<Rounded>,
     update: Option<TensorBinding>,
 }
 
 /// The vectors in the type of the matrices, and sums of the squares of parts of them.
-struct Copy {
+struct Rounded {
     x: TensorBinding,
     squares: TensorBinding,
 }
@@ -92,7 +92,7 @@ impl Stream {
         embed(client, model.embedding.clone(), tokens, x.clone());
         Self {
             x,
-            copy: None,
+            rounded: None,
             update: None,
         }
     }
@@ -144,17 +144,17 @@ impl Stream {
     ) {
         let shape = [rows.shape[0], matrix.rows];
         let parts = [rows.shape[0], matrix.rows.div_ceil(EDGE)];
-        let copy = Copy {
+        let rounded = Rounded {
             x: empty(client, &shape, matrix.dtype),
             squares: empty(client, &parts, single()),
         };
         let stream = Some(Addition {
             stream: self.x.clone(),
-            squares: copy.squares.clone(),
+            squares: rounded.squares.clone(),
         });
         let extras = Extras { norm, stream };
-        narrow_product(client, rows, matrix, &copy.x, matrix.dtype, extras);
-        self.copy = Some(copy);
+        narrow_product(client, rows, matrix, &rounded.x, matrix.dtype, extras);
+        self.rounded = Some(rounded);
     }
 
     /// Leaves an addition to whoever reads next.
@@ -193,7 +193,7 @@ impl Model {
         let shape = [self.batch(), self.d_model()];
         Stream {
             x: shaped(&self.x, &shape),
-            copy: None,
+            rounded: None,
             update: None,
         }
     }
@@ -228,8 +228,8 @@ impl Layer {
         products: Products,
     ) -> Result<(), KernelError> {
         let dtype = self.in_proj.dtype;
-        let projected = match stream.copy.take() {
-            Some(Copy { x, squares }) => {
+        let projected = match stream.rounded.take() {
+            Some(Rounded { x, squares }) => {
                 let norm = Some(RowNorm {
                     squares,
                     epsilon: sizes.epsilon,

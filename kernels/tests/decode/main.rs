@@ -176,6 +176,18 @@ fn logits_of_many_sequences_of_mamba2() {
     });
     check_halves(many);
     check_halves(Case { batch: 8, ..many });
+    // So many heads that a unit of the output projection has more sums of squares than registers for them.
+    check_halves(Case {
+        batch: 5,
+        layers: 1,
+        d_inner: 2048,
+        kinds: DUAL,
+        heads: Heads {
+            headdim: 16,
+            ..HEADS
+        },
+        ..PLAIN
+    });
     for norm_before_gate in [None, Some(false), Some(true)] {
         let heads = Heads {
             norm_before_gate,

@@ -48,7 +48,7 @@ pub(super) fn narrow_kernel<F: Float, O: Float, V: Size>(
             before[k] = stream[select(inside, row * width + column, 0)];
         }
     }
-    let mut parts = Array::<f32>::new(comptime!((tile.rounds() * tile.own_parts()).max(1)));
+    let mut parts = Array::<f32>::new(comptime!((tile.rounds() * tile.kept_parts()).max(1)));
     #[comptime]
     if let ComptimeOption::Some(norm) = norm {
         load_parts(norm, &mut parts, first, tile);
@@ -186,13 +186,18 @@ fn load_parts(norm: &Tensor<f32>, parts: &mut Array<f32>, first: usize, #[compti
         #[unroll]
         for k in 0..comptime!(tile.own_parts()) {
             let part = slot % comptime!(tile.share()) + comptime!(k * tile.share());
-            let own = comptime!(round * tile.own_parts() + k);
+            let own = comptime!(round * tile.kept_parts() + k % tile.kept_parts());
             let at = (first + row) * comptime!(tile.parts) + part;
-            parts[own] = if comptime!(tile.shares_evenly()) {
+            let value = if comptime!(tile.shares_evenly()) {
                 norm[at]
             } else {
                 let inside = row < comptime!(tile.height()) && part < comptime!(tile.parts);
                 select(inside, norm[select(inside, at, 0)], 0.0f32)
+            };
+            parts[own] = if comptime!(k < tile.kept_parts()) {
+                value
+            } else {
+                parts[own] + value
             };
         }
     }
@@ -210,10 +215,10 @@ fn store_scales(
     #[unroll]
     for round in 0..comptime!(tile.rounds()) {
         let slot = UNIT_POS as usize + comptime!(round * tile.units());
-        let mut sum = parts[comptime!(round * tile.own_parts())];
+        let mut sum = parts[comptime!(round * tile.kept_parts())];
         #[unroll]
-        for k in 1..comptime!(tile.own_parts()) {
-            sum += parts[comptime!(round * tile.own_parts() + k)];
+        for k in 1..comptime!(tile.kept_parts()) {
+            sum += parts[comptime!(round * tile.kept_parts() + k)];
         }
         #[unroll]
         for level in 0..comptime!(tile.share().ilog2()) {

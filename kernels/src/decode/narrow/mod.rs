@@ -34,6 +34,9 @@ const MOST_PLANES: usize = 8;
 /// Blocks of the inner axis whose loads are in flight at once: 120 registers.
 const MOST_AHEAD: usize = 3;
 
+/// Sums of squares that a unit keeps in registers at most.
+const MOST_PARTS: usize = 16;
+
 /// Rows from which on other routines fill the device.
 const MANY_ROWS: usize = 256;
 
@@ -100,6 +103,11 @@ impl Tile {
     /// Sums that it takes each time.
     fn own_parts(&self) -> usize {
         self.parts.div_ceil(self.share())
+    }
+
+    /// Of which so many are on their way at once.
+    fn kept_parts(&self) -> usize {
+        self.own_parts().min(MOST_PARTS)
     }
 }
 
