@@ -26,16 +26,6 @@ const SHAPES: [([usize; 4], ()); 4] = [
     ([64, 24, 768, 50_280], ()),
 ];
 
-/// Of the official models of Mamba-2.
-const HEADS: Heads = Heads {
-    headdim: 64,
-    ngroups: 1,
-    d_state: 128,
-    norm_before_gate: Some(false),
-    skips_channels: false,
-    dt_limit: (0.0, f32::INFINITY),
-};
-
 const USAGE: &str = "\
 Times a model of Mamba-1 or Mamba-2 layers: prompts of one sequence, from the tokens to the next one; steps of some sequences, replayed one
 behind the other, and with each token read as it comes.
@@ -82,7 +72,7 @@ fn main() {
             head: false,
             dtype,
             kinds,
-            heads: HEADS,
+            heads: Heads::OFFICIAL,
         });
         let greedy = Choice::Device { temperature: 0.0 };
         let mut decoder = numbers.decoder(&client, greedy).expect("it fits");

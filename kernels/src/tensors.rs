@@ -1,5 +1,6 @@
-//! What all launchers need: checks, scratch tensors, the size of the device.
+//! What all launchers need: checks, scratch tensors, the size of the device and what it multiplies.
 
+use cubecl::features::MmaConfig;
 use cubecl::ir::HardwareProperties;
 use cubecl::prelude::*;
 use cubecl::zspace::Shape;
@@ -8,6 +9,20 @@ use crate::KernelError;
 
 /// Assumed where a device does not tell how many multiprocessors it has.
 const DEFAULT_PROCESSORS: usize = 64;
+
+/// Whether planes multiply fragments of 16 x 16 by 16 x 8 values of `dtype` and add up in f32.
+pub(crate) fn multiplies_fragments(client: &Client, dtype: ElemType) -> bool {
+    let fragment = MmaConfig {
+        a_type: dtype,
+        b_type: dtype,
+        cd_type: f32::elem_type_native(),
+        m: 16,
+        n: 8,
+        k: 16,
+    };
+    let features = &client.properties().features;
+    features.matmul.mma.contains(&fragment)
+}
 
 /// The multiprocessors of a device.
 pub(crate) fn processors(hardware: &HardwareProperties) -> usize {

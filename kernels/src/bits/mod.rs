@@ -119,7 +119,7 @@ pub(crate) fn flaw(value: f32) -> f32 {
     if comptime!(may_ignore_nan(&device)) {
         flaw_by_bits(value)
     } else {
-        #[allow(clippy::eq_op)]
+        #[allow(clippy::eq_op)] // not zero where the value is not finite
         let flaw = value - value;
         flaw
     }

@@ -1,5 +1,5 @@
 //! Decoding with a model of Mamba-1 and Mamba-2 layers: one token of few sequences in four or three launches a
-//! layer, recorded once and replayed.
+//! layer, of many in four to six, recorded once and replayed.
 //!
 //! ```text
 //! x        = embedding[token]
@@ -209,7 +209,7 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// If the device lacks what products of more than eight sequences need.
+    /// If the device lacks what products of whole matrices need.
     pub fn step(&mut self) -> Result<(), KernelError> {
         let Self {
             client,

@@ -12,11 +12,10 @@
 
 use cubecl::client::Client;
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
-use cubecl::features::MmaConfig;
-use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 
 use crate::bits::{round_all, round_to};
+use crate::tensors::multiplies_fragments;
 
 /// Units of a plane, on the devices whose tensor cores are used.
 pub(super) const PLANE: usize = 32;
@@ -36,19 +35,11 @@ pub(super) const EDGE: usize = 16;
 /// Whether products of `dtype` run on tensor cores whose fragments are laid out as here.
 pub(super) fn has_tensor_cores(client: &Client, dtype: ElemType) -> bool {
     let properties = client.properties();
-    let fragment = MmaConfig {
-        a_type: dtype,
-        b_type: dtype,
-        cd_type: ElemType::Float(FloatKind::F32),
-        m: 16,
-        n: 8,
-        k: 16,
-    };
     let hardware = &properties.hardware;
     // The layout and the order of units in planes are known of CUDA alone.
     client.name() == "cuda"
         && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
-        && properties.features.matmul.mma.contains(&fragment)
+        && multiplies_fragments(client, dtype)
         && properties.features.matmul.ldmatrix.contains(&dtype)
         && properties.features.copy_async
 }

@@ -10,16 +10,6 @@ use mamba_kernels::decode::{Choice, Decoder};
 use support::decode::{Case, Heads, Kind, Numbers};
 use support::{assert_close, client, has_type, uniform};
 
-/// Those of the official models, but for their number.
-const HEADS: Heads = Heads {
-    headdim: 64,
-    ngroups: 1,
-    d_state: 128,
-    norm_before_gate: Some(false),
-    skips_channels: false,
-    dt_limit: (0.0, f32::INFINITY),
-};
-
 const ODD: Case = Case {
     batch: 3,
     layers: 2,
@@ -40,7 +30,7 @@ const ODD: Case = Case {
         d_state: 5,
         skips_channels: true,
         dt_limit: (0.05, 0.4),
-        ..HEADS
+        ..Heads::OFFICIAL
     },
 };
 
@@ -59,7 +49,7 @@ const PLAIN: Case = Case {
     head: false,
     dtype: FloatKind::F32,
     kinds: &[Kind::Mamba1],
-    heads: HEADS,
+    heads: Heads::OFFICIAL,
 };
 
 /// Layers of Mamba-2 alone, and beside layers of Mamba-1.
@@ -75,7 +65,7 @@ const GROUPS: Case = Case {
         ngroups: 2,
         d_state: 20,
         norm_before_gate: Some(true),
-        ..HEADS
+        ..Heads::OFFICIAL
     },
     ..PLAIN
 };
@@ -184,7 +174,7 @@ fn logits_of_many_sequences_of_mamba2() {
         kinds: DUAL,
         heads: Heads {
             headdim: 16,
-            ..HEADS
+            ..Heads::OFFICIAL
         },
         ..PLAIN
     });

@@ -5,14 +5,12 @@
 
 mod kernel;
 
-use cubecl::features::MmaConfig;
-use cubecl::ir::FloatKind;
 use cubecl::prelude::*;
 
 use super::pack::Packed;
 use super::team::lanes;
 use crate::pointwise::takes_ptx;
-use crate::tensors::{address_type, present, processors};
+use crate::tensors::{address_type, multiplies_fragments, present, processors};
 use kernel::narrow_kernel;
 
 /// Rows and columns of a fragment.
@@ -137,21 +135,12 @@ pub(super) struct Addition {
 
 /// Whether the device and the sizes allow products of so many rows with a matrix of type `dtype` and so many columns.
 pub(super) fn covers(client: &Client, rows: usize, columns: usize, dtype: ElemType) -> bool {
-    let properties = client.properties();
-    let fragment = MmaConfig {
-        a_type: dtype,
-        b_type: dtype,
-        cd_type: ElemType::Float(FloatKind::F32),
-        m: 16,
-        n: 8,
-        k: 16,
-    };
     // Which units form a plane is known of CUDA alone.
     takes_ptx(client)
         && rows <= MANY_ROWS
-        && lanes(dtype.size(), &properties.hardware) == VECTOR
+        && lanes(dtype.size(), &client.properties().hardware) == VECTOR
         && columns.is_multiple_of(VECTOR)
-        && properties.features.matmul.mma.contains(&fragment)
+        && multiplies_fragments(client, dtype)
 }
 
 /// Computes `y = x matrix'`, where that is covered: `x` is `[rows, columns]`, of the matrix' type, with memory up to a multiple

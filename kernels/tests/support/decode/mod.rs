@@ -63,6 +63,18 @@ pub struct Heads {
     pub dt_limit: (f32, f32),
 }
 
+impl Heads {
+    /// Those of the official models, but for their number.
+    pub const OFFICIAL: Self = Self {
+        headdim: 64,
+        ngroups: 1,
+        d_state: 128,
+        norm_before_gate: Some(false),
+        skips_channels: false,
+        dt_limit: (0.0, f32::INFINITY),
+    };
+}
+
 impl Case {
     fn kind(&self, layer: usize) -> Kind {
         self.kinds[layer % self.kinds.len()]
